@@ -1,0 +1,17 @@
+"""Names for the types that the whole library shares."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array  # a typed PRNG key, made by jax.random.key
+PyTree: TypeAlias = Any
+Params: TypeAlias = Any
+Norm: TypeAlias = Literal["linf", "l2", "l1"]
+
+LogitsFn: TypeAlias = Callable[[Array], Array]  # images (B, H, W, C) -> logits (B, K)
+LossFn: TypeAlias = Callable[[Array, Array], Array]  # logits (B, K), labels (B,) -> losses (B,)
+
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")

@@ -1,0 +1,29 @@
+"""Strict mode for every test: warnings are errors, no silent broadcasting, no key used twice."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_legacy_prng_key", "error")
+
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def golden() -> pathlib.Path:
+    return GOLDEN
+
+
+@pytest.fixture
+def x64():
+    """Float64 inside the test, float32 again afterwards."""
+    with jax.enable_x64(True):
+        yield
