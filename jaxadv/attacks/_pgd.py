@@ -1,0 +1,371 @@
+r"""Projected gradient descent (PGD) and the fast gradient sign method (FGSM).
+
+.. math::
+    x'_0 \in C(x), \qquad x'_{t+1} = \Pi_C\big(x'_t + v_t\big), \qquad
+    v_t = \arg\max_{\|v\|_p \le \eta_P} v^T \nabla_x l(x'_t, \theta)
+
+with the geometry of :mod:`jaxadv.balls`. The result is a constant for differentiation
+(Danskin): training differentiates the loss at it, not through it.
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxadv import attacks
+    >>> weights = jax.random.normal(jax.random.key(0), (16, 3))
+    >>> logits_fn = lambda images: images.reshape(images.shape[0], -1) @ weights
+    >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([0, 1])
+    >>> adversarial = attacks.pgd(
+    ...     jax.random.key(1), logits_fn, images, labels,
+    ...     norm="linf", eps=8 / 255, step_size=2 / 255, num_steps=10,
+    ... )
+    >>> bool((jnp.abs(adversarial - images) <= 8 / 255 + 1e-6).all())
+    True
+
+References:
+    Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018;
+    Goodfellow et al., "Explaining and harnessing adversarial examples", 2015;
+    Kanai et al. (arXiv 2103.01400), section 2; Wu et al. (AWP code) for starts and defaults.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .. import balls, losses
+from .._checks import (
+    check_choice,
+    check_count,
+    check_eps,
+    check_images,
+    check_labels,
+    check_norm,
+    check_step,
+    is_concrete,
+)
+from .._types import Array, Key, LogitsFn, LossFn, Norm, PyTree
+
+INITS = ("uniform", "zero")
+
+# images (B, H, W, C) and a carried value -> logits (B, K) and the new carried value
+StatefulLogitsFn = Callable[[Array, PyTree], tuple[Array, PyTree]]
+
+
+class _Point(NamedTuple):
+    """The iterate of one restart, and the best point so far of every example."""
+
+    images: Array
+    best_images: Array
+    best_losses: Array
+    carry: Any
+
+
+def pgd(
+    key: Key,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    norm: Norm,
+    eps,
+    step_size,
+    num_steps: int,
+    num_restarts: int = 1,
+    loss: LossFn = losses.cross_entropy,
+    init: str | Array = "uniform",
+    keep_best: bool = False,
+    early_stop: bool = False,
+    indices: Array | None = None,
+) -> Array:
+    r"""Adversarial images by projected gradient ascent on the loss, in one compiled program.
+
+    .. math:: x'_{t+1} = \Pi_{C(x)}\big(x'_t + v_t\big),\; t = 0, \dots, \text{num\_steps} - 1
+
+    Every example is attacked on its own: its random start depends on ``key``, the restart and its
+    index only, and the loss is summed, so neighbours in the batch do not matter.
+
+    Args:
+        key: typed PRNG key of the random starts.
+        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K). Compiled once for
+            each function object: pass the same object again to reuse the program.
+        images: clean images x of shape (B, H, W, C), floats in [0, 1].
+        labels: integers of shape (B,).
+        norm: "linf", "l2" or "l1".
+        eps: radius of the ball, in the units of the images (``8 / 255``).
+        step_size: :math:`\eta_P`, same units.
+        num_steps: number of gradient steps, >= 0.
+        num_restarts: independent starts; each example keeps the one with the largest loss. With
+            ``init="zero"`` the first start is x itself and the others are random.
+        loss: maximised; from logits and labels to losses of shape (B,).
+        init: "uniform" (:func:`jaxadv.balls.sample`), "zero" (the clean image) or an array of start
+            images, projected into the ball and the box; with restarts it is the first start.
+        keep_best: return the iterate with the largest loss instead of the last; costs one more
+            forward pass a restart.
+        early_stop: freeze an example once it is misclassified.
+        indices: integers of shape (B,), default 0 to B - 1: the place of each image in the data
+            set. Pass it when the data set is cut into batches, and the result does not depend on
+            how it was cut.
+
+    Returns:
+        Adversarial images of the shape and dtype of ``images``, inside the ball and the box, with
+        gradients stopped. An example whose gradient vanishes stays where it is.
+
+    Raises:
+        ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range, an
+            unknown norm or init, a radius or step that is negative, not finite or larger than the
+            box, num_steps < 0 or num_restarts < 1.
+
+    Example:
+        >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
+        >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+        >>> x_adv = pgd(jax.random.key(0), logits_fn, x, y,
+        ...             norm="l2", eps=0.2, step_size=0.1, num_steps=5)
+        >>> round(float(jnp.linalg.norm(x_adv - x)), 4)
+        0.2
+    """
+    _check_attack(logits_fn, images, labels, norm, eps, indices)
+    check_step(step_size)
+    check_count("num_steps", num_steps, 0)
+    check_count("num_restarts", num_restarts, 1)
+    if isinstance(init, str):
+        check_choice("init", init, INITS)
+    elif init.shape != images.shape:
+        raise ValueError(f"init has shape {init.shape}; start images must have {images.shape}")
+    if indices is None:
+        indices = jnp.arange(images.shape[0])
+    start = None if isinstance(init, str) else init
+    run = _pgd_compiled if _all_concrete(images, labels, indices, start) else _pgd_stateless
+    return run(
+        key,
+        images,
+        labels,
+        indices,
+        start,
+        eps,
+        step_size,
+        logits_fn=logits_fn,
+        norm=norm,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+        loss=loss,
+        random_start=init == "uniform" if isinstance(init, str) else False,
+        keep_best=keep_best,
+        early_stop=early_stop,
+    )
+
+
+def fgsm(
+    key: Key,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    norm: Norm,
+    eps,
+    step_size=None,
+    loss: LossFn = losses.cross_entropy,
+    init: str | Array = "zero",
+    indices: Array | None = None,
+) -> Array:
+    r"""One gradient step: :math:`\Pi_C(x_0 + v)`, by default of length eps from the clean image.
+
+    With ``init="uniform"`` and ``step_size=1.25 * eps`` this is the attack of fast adversarial
+    training (Wong et al. 2020).
+
+    Args:
+        key: typed PRNG key, used with ``init="uniform"`` only.
+        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K).
+        images: clean images of shape (B, H, W, C), floats in [0, 1].
+        labels: integers of shape (B,).
+        norm: "linf" (the sign method), "l2" or "l1".
+        eps: radius of the ball, in the units of the images.
+        step_size: length of the step, default ``eps``.
+        loss: maximised; from logits and labels to losses of shape (B,).
+        init: as in :func:`pgd`.
+        indices: as in :func:`pgd`.
+
+    Returns:
+        Adversarial images, as :func:`pgd` with ``num_steps=1``.
+
+    Raises:
+        ValueError: as :func:`pgd`.
+
+    Example:
+        >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
+        >>> x_adv = fgsm(jax.random.key(0), logits_fn, jnp.full((1, 2, 2, 1), 0.5), jnp.array([0]),
+        ...              norm="linf", eps=0.25)
+        >>> x_adv.ravel().tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
+    return pgd(
+        key,
+        logits_fn,
+        images,
+        labels,
+        norm=norm,
+        eps=eps,
+        step_size=eps if step_size is None else step_size,
+        num_steps=1,
+        loss=loss,
+        init=init,
+        indices=indices,
+    )
+
+
+def pgd_stateful(
+    key: Key,
+    forward: StatefulLogitsFn,
+    carry: PyTree,
+    images: Array,
+    labels: Array,
+    indices: Array,
+    start: Array | None,
+    eps,
+    step_size,
+    *,
+    norm: Norm,
+    num_steps: int,
+    num_restarts: int = 1,
+    loss: LossFn = losses.cross_entropy,
+    random_start: bool = True,
+    keep_best: bool = False,
+    early_stop: bool = False,
+) -> tuple[Array, PyTree]:
+    """PGD around a model that changes with every forward pass; for use inside a compiled program.
+
+    Training attacks the network in train mode, where each forward pass moves the running statistics
+    of BatchNorm; ``forward`` returns them beside the logits and the next pass receives them.
+
+    Args:
+        key: typed PRNG key of the random starts.
+        forward: from images and the carried value to logits and the new carried value.
+        carry: the first carried value, a pytree.
+        images: clean images of shape (B, H, W, C).
+        labels: of shape (B,), or whatever ``loss`` takes as its second argument.
+        indices: integers of shape (B,) that the random starts are derived from.
+        start: start images of the first restart, or None.
+        eps: radius.
+        step_size: step.
+        norm: as in :func:`pgd`, like all the arguments below.
+        num_steps: number of steps.
+        num_restarts: number of restarts.
+        loss: maximised.
+        random_start: whether the first restart starts at random when ``start`` is None.
+        keep_best: return the best iterate.
+        early_stop: freeze misclassified examples.
+
+    Returns:
+        The adversarial images and the final carried value.
+    """
+    compare = keep_best or num_restarts > 1
+
+    def evaluate(points, carry):
+        logits, carry = forward(points, carry)
+        return loss(logits, labels), logits, carry
+
+    def total(points, carry):
+        values, logits, carry = evaluate(points, carry)
+        return values.sum(), (values, logits, carry)
+
+    def step(_, point):
+        (_, (values, logits, carry)), gradients = jax.value_and_grad(total, has_aux=True)(
+            point.images, point.carry
+        )
+        move = balls.ascent_step(gradients, point.images, norm=norm, step_size=step_size)
+        moved = balls.project(point.images + move, images, norm=norm, eps=eps)
+        if early_stop:
+            frozen = logits.argmax(axis=1) != labels
+            moved = _where(frozen, point.images, moved)
+        if keep_best:
+            point = _keep(point, point.images, values)
+        return point._replace(images=moved, carry=carry)
+
+    def restart(number, point):
+        drawn = balls.sample(
+            jax.random.fold_in(key, number), images, norm=norm, eps=eps, indices=indices
+        )
+        if start is not None:
+            first = balls.project(start, images, norm=norm, eps=eps)
+        else:
+            first = drawn if random_start else images
+        point = point._replace(images=jnp.where(number == 0, first, drawn))
+        point = jax.lax.fori_loop(0, num_steps, step, point)
+        if compare:
+            values, _, carry = evaluate(point.images, point.carry)
+            point = _keep(point._replace(carry=carry), point.images, values)
+        return point
+
+    lowest = jnp.full(images.shape[:1], -jnp.inf, images.dtype)
+    point = _Point(images, images, lowest, carry)
+    if num_restarts == 1:
+        point = restart(0, point)
+    else:
+        point = jax.lax.fori_loop(0, num_restarts, restart, point)
+    result = point.best_images if compare else point.images
+    return jax.lax.stop_gradient((result, point.carry))
+
+
+def _pgd_stateless(
+    key, images, labels, indices, start, eps, step_size, *, logits_fn, **options
+) -> Array:
+    adversarial, _ = pgd_stateful(
+        key,
+        lambda points, _: (logits_fn(points), ()),
+        (),
+        images,
+        labels,
+        indices,
+        start,
+        eps,
+        step_size,
+        **options,
+    )
+    return adversarial
+
+
+_pgd_compiled = functools.partial(
+    jax.jit,
+    static_argnames=(
+        "logits_fn",
+        "norm",
+        "num_steps",
+        "num_restarts",
+        "loss",
+        "random_start",
+        "keep_best",
+        "early_stop",
+    ),
+)(_pgd_stateless)
+
+
+def _where(mask: Array, yes: Array, no: Array) -> Array:
+    return jnp.where(mask.reshape((-1,) + (1,) * (yes.ndim - 1)), yes, no)
+
+
+def _keep(point: _Point, images: Array, values: Array) -> _Point:
+    better = values > point.best_losses
+    return point._replace(
+        best_images=_where(better, images, point.best_images),
+        best_losses=jnp.where(better, values, point.best_losses).astype(point.best_losses.dtype),
+    )
+
+
+def _all_concrete(*arrays) -> bool:
+    return all(array is None or is_concrete(array) for array in arrays)
+
+
+def _check_attack(logits_fn, images, labels, norm, eps, indices) -> None:
+    check_norm(norm)
+    check_images(images)
+    check_eps(eps, norm, images[0].size)
+    check_labels(labels, images.shape[0])
+    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape, images.dtype))
+    if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+        raise ValueError(
+            f"logits_fn returns shape {logits.shape} for images of shape {images.shape}; "
+            "expected logits of shape (B, K)"
+        )
+    check_labels(labels, images.shape[0], logits.shape[1])
+    if indices is not None and indices.shape != images.shape[:1]:
+        raise ValueError(f"indices has shape {indices.shape}; expected {images.shape[:1]}")
