@@ -1,0 +1,1 @@
+"""Experiments: everything that touches the outside - data, configs, runs, tables, figures."""

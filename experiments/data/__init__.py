@@ -1,0 +1,16 @@
+"""Data sets as verified arrays in memory.
+
+`load` reads what is on this machine and never downloads; `python -m experiments.data NAME` gets
+what is missing. Images are uint8 NHWC, labels int32.
+"""
+
+from ._archives import extract as extract
+from ._checks import check_images as check_images
+from ._checks import check_labels as check_labels
+from ._dataset import DataError as DataError
+from ._dataset import DataMissingError as DataMissingError
+from ._dataset import Dataset as Dataset
+from ._dataset import Split as Split
+from ._dataset import split as split
+from ._registry import NAMES as NAMES
+from ._registry import load as load

