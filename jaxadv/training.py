@@ -1,0 +1,414 @@
+"""Compiled training and evaluation: minibatches go in as counters, parameters come out.
+
+The training set lies on the device as uint8. Shuffling, augmentation, the attack and the update
+all happen inside one compiled program; a call runs many minibatches and nothing returns to the host
+but a handful of sums. Minibatch ``t`` (counted over the whole run) is a pure function of
+``(key, t)``: its images, augmentation and attack start derive from ``fold_in(key, t)``, and the
+permutation of its epoch from ``fold_in(key, t // batches)``. A run that was cut into other calls,
+or killed and resumed, therefore computes the same numbers.
+
+The last minibatch of an epoch is filled up from the start of the epoch's permutation, so that all
+minibatches have one shape (CIFAR-10 at batch 128: 48 of 50,000 images are seen twice an epoch).
+
+Example: one epoch of adversarial training of a linear model.
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from jaxadv import objectives, training
+    >>> def apply_fn(params, batch_stats, images, train):
+    ...     return images.reshape(images.shape[0], -1) @ params, batch_stats
+    >>> images = jnp.arange(64, dtype=jnp.uint8).reshape(16, 2, 2, 1)
+    >>> data = training.DeviceData(images, jnp.arange(16) % 3)
+    >>> objective = objectives.adversarial_cross_entropy(apply_fn, eps=0.1, step_size=0.05)
+    >>> program = training.Program(apply_fn, objective, batch_size=4)
+    >>> tx = training.sgd(0.1)
+    >>> state = training.TrainState.create(jnp.zeros((4, 3)), {}, tx)
+    >>> state, metrics = program.sgd_steps(tx)(state, data, jax.random.key(0), 4)
+    >>> int(state.step), int(metrics.count)
+    (4, 16)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from ._checks import check_count
+from ._types import Array, Key, Params, PyTree
+from .attacks import pgd
+from .augment import Augmentation
+from .objectives import ApplyFn, Objective
+
+NEVER = jnp.iinfo(jnp.int32).max
+_SHUFFLE, _AUGMENT, _ATTACK, _REFRESH = range(4)  # the streams that one key is split into
+
+
+class DeviceData(NamedTuple):
+    """A data set on the device.
+
+    Attributes:
+        images: uint8 of shape (N, H, W, C).
+        labels: int32 of shape (N,).
+    """
+
+    images: Array
+    labels: Array
+
+
+class TrainState(struct.PyTreeNode):
+    """What training changes, and all that a checkpoint has to hold.
+
+    Attributes:
+        step: minibatch gradients taken so far, shape (), int32.
+        params: the parameters theta; under EntropySGD the slow weights.
+        batch_stats: running statistics of BatchNorm, {} without.
+        opt_state: state of the optimizer.
+    """
+
+    step: Array
+    params: Params
+    batch_stats: PyTree
+    opt_state: Any
+
+    @classmethod
+    def create(cls, params: Params, batch_stats: PyTree, tx) -> "TrainState":
+        """The state before the first minibatch, sharing no buffer with its arguments."""
+        copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+        params = copy(params)
+        return cls(jnp.zeros((), jnp.int32), params, copy(batch_stats), tx.init(params))
+
+
+class Metrics(NamedTuple):
+    """Sums over the minibatches of a call, to be divided by ``count`` on the host.
+
+    Attributes:
+        loss: sum of the training loss over images.
+        robust: number of adversarial training images classified correctly.
+        clean: number of clean ones, if the clean pass is on.
+        count: number of images.
+        bad_step: first minibatch whose loss was not finite, ``NEVER`` if none.
+    """
+
+    loss: Array
+    robust: Array
+    clean: Array
+    count: Array
+    bad_step: Array
+
+    @classmethod
+    def zero(cls) -> "Metrics":
+        """No minibatch seen."""
+        integer = lambda value=0: jnp.full((), value, jnp.int32)
+        return cls(jnp.zeros(()), integer(), integer(), integer(), integer(NEVER))
+
+
+class Predictions(NamedTuple):
+    """Predicted classes of a batch.
+
+    Attributes:
+        clean: at the clean images, shape (B,).
+        adversarial: at the adversarial images, shape (B,).
+    """
+
+    clean: Array
+    adversarial: Array
+
+
+def sgd(
+    learning_rate, *, momentum: float = 0.9, weight_decay: float = 5e-4
+) -> optax.GradientTransformation:
+    r"""SGD as PyTorch does it: :math:`b \leftarrow \mu b + (g + \lambda w)`, :math:`w -= \eta b`.
+
+    Heavy ball, weight decay on all parameters (BatchNorm and biases too), and the learning rate
+    outside the buffer, so that a drop acts at once on everything accumulated.
+
+    Args:
+        learning_rate: a number or an optax schedule of the minibatch counter.
+        momentum: mu.
+        weight_decay: lambda.
+
+    Returns:
+        The optimizer.
+
+    Example:
+        >>> tx = sgd(0.1, momentum=0.0, weight_decay=0.0)
+        >>> updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+        >>> updates.tolist()
+        [-0.10000000149011612, -0.10000000149011612]
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum)
+    )
+
+
+def step_decay(
+    learning_rate: float,
+    *,
+    num_epochs: int,
+    batches_per_epoch: int,
+    drops: Sequence[float] = (0.5, 0.75),
+    factor: float = 0.1,
+) -> optax.Schedule:
+    """Learning rate of a minibatch counter, multiplied by ``factor`` at fractions of the run.
+
+    As in the AWP code, minibatch i of epoch e asks for the rate at ``t = e + (i + 1) / batches``,
+    so the *last* minibatch of the epoch before a drop already uses the lower rate.
+
+    Args:
+        learning_rate: initial rate.
+        num_epochs: length of the run.
+        batches_per_epoch: minibatches an epoch.
+        drops: fractions of the run.
+        factor: what each drop multiplies the rate by.
+
+    Returns:
+        An optax schedule of the minibatch counter.
+
+    Example:
+        >>> rate = step_decay(0.1, num_epochs=200, batches_per_epoch=391)
+        >>> [round(float(rate(t)), 6) for t in (100 * 391 - 2, 100 * 391 - 1)]
+        [0.1, 0.01]
+    """
+    total = num_epochs * batches_per_epoch
+    boundaries = {max(-int(-drop * total // 1) - 1, 0): factor for drop in drops}
+    return optax.piecewise_constant_schedule(learning_rate, boundaries)
+
+
+class Program:
+    """The compiled programs of one model, objective and minibatch size.
+
+    Args:
+        apply_fn: ``(params, batch_stats, images, train) -> (logits, batch_stats)``.
+        objective: how minibatches are attacked and what is minimised.
+        batch_size: images a minibatch.
+        augment: applied to the float images of a minibatch; default none.
+        clean_pass: SGD only: after each update run one train-mode pass over the clean images, as
+            the AWP code does for its clean training accuracy; it moves the running statistics.
+        value_and_grad: the transformation that turns the loss into its gradient.
+        sharding: how minibatches are laid out over devices, for example
+            ``NamedSharding(mesh, PartitionSpec("batch"))``; default one device.
+    """
+
+    def __init__(
+        self,
+        apply_fn: ApplyFn,
+        objective: Objective,
+        *,
+        batch_size: int,
+        augment: Augmentation | None = None,
+        clean_pass: bool = False,
+        value_and_grad: Callable = jax.value_and_grad,
+        sharding: jax.sharding.Sharding | None = None,
+    ):
+        check_count("batch_size", batch_size, 1)
+        self.apply_fn = apply_fn
+        self.objective = objective
+        self.batch_size = batch_size
+        self.augment = augment
+        self.clean_pass = clean_pass
+        self.value_and_grad = value_and_grad
+        self.sharding = sharding
+
+    def batches_per_epoch(self, num_images: int) -> int:
+        """Minibatches an epoch: ceil(num_images / batch_size)."""
+        if num_images < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} exceeds the {num_images} training images; "
+                f"use batch_size <= {num_images}"
+            )
+        return -(-num_images // self.batch_size)
+
+    def sgd_steps(self, tx: optax.GradientTransformation):
+        """A compiled function that takes SGD steps on consecutive minibatches.
+
+        Args:
+            tx: any optax optimizer.
+
+        Returns:
+            ``(state, data, key, num_steps) -> (state, Metrics)``. ``state`` is donated.
+            ``num_steps`` is traced (one compilation serves all), at most the minibatches of an epoch.
+        """
+
+        def run(state: TrainState, data: DeviceData, key: Key, num_steps):
+            longest = self.batches_per_epoch(data.images.shape[0])
+            minibatch = self._minibatches(data, key, state.step, longest)
+
+            def body(_, carry):
+                state, metrics = carry
+                images, labels, attack_key = minibatch(state.step)
+                grads, batch_stats, metrics = self._gradient(
+                    state.params, state.batch_stats, metrics, state.step, images, labels, attack_key
+                )
+                updates, opt_state = tx.update(grads, state.opt_state, state.params)
+                params = optax.apply_updates(state.params, updates)
+                if self.clean_pass:
+                    logits, batch_stats = self.apply_fn(params, batch_stats, images, True)
+                    correct = jnp.sum(logits.argmax(axis=1) == labels, dtype=jnp.int32)
+                    metrics = metrics._replace(clean=metrics.clean + correct)
+                return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+            return jax.lax.fori_loop(0, num_steps, body, (state, Metrics.zero()))
+
+        return jax.jit(run, donate_argnums=0)
+
+    def entropy_step(self, tx: optax.GradientTransformationExtraArgs, n_in: int):
+        """A compiled function that takes one outer step of EntropySGD on ``n_in`` minibatches.
+
+        The running statistics follow the inner iterates through the chain; see
+        :meth:`refresh_stats`.
+
+        Args:
+            tx: made by :func:`jaxadv.optim.entropy_sgd` with the same ``n_in``.
+            n_in: inner iterations.
+
+        Returns:
+            ``(state, data, key) -> (state, Metrics)``. ``state`` is donated.
+        """
+
+        def run(state: TrainState, data: DeviceData, key: Key):
+            minibatch = self._minibatches(data, key, state.step, n_in)
+
+            def grad_fn(params, step, carry):
+                images, labels, attack_key = minibatch(step)
+                grads, batch_stats, metrics = self._gradient(
+                    params, *carry, step, images, labels, attack_key
+                )
+                return grads, (batch_stats, metrics)
+
+            updates, opt_state = tx.update(
+                None,
+                state.opt_state,
+                state.params,
+                grad_fn=grad_fn,
+                batches=state.step + jnp.arange(n_in, dtype=jnp.int32),
+                carry=(state.batch_stats, Metrics.zero()),
+            )
+            batch_stats, metrics = opt_state.carry
+            params = optax.apply_updates(state.params, updates)
+            opt_state = opt_state._replace(carry=None)
+            return TrainState(state.step + n_in, params, batch_stats, opt_state), metrics
+
+        return jax.jit(run, donate_argnums=0)
+
+    def refresh_stats(self, num_batches: int, perturb: Callable):
+        """A compiled function that recomputes running statistics at the current parameters.
+
+        EntropySGD never forwards its slow weights, so their statistics have to be gathered before
+        they are evaluated: train-mode passes over augmented training minibatches, alternately
+        adversarial and clean.
+
+        Args:
+            num_batches: passes; the statistics of before keep a weight of 0.9^num_batches.
+            perturb: :attr:`Objective.perturb` of an objective that attacks in eval mode.
+
+        Returns:
+            ``(state, data, key) -> batch_stats``.
+
+        References:
+            ``dry_feed`` of the EntropySGD code of Chaudhari et al.; SPEC D.7.
+        """
+
+        def run(state: TrainState, data: DeviceData, key: Key):
+            refresh_key = jax.random.fold_in(key, _REFRESH)
+            minibatch = self._minibatches(data, refresh_key, state.step, num_batches)
+
+            def body(index, batch_stats):
+                images, labels, attack_key = minibatch(state.step + index)
+
+                def attacked(_):
+                    return perturb(attack_key, state.params, batch_stats, images, labels)[0]
+
+                images = jax.lax.cond(index % 2 == 0, attacked, lambda _: images, None)
+                return self.apply_fn(state.params, batch_stats, images, True)[1]
+
+            return jax.lax.fori_loop(0, num_batches, body, state.batch_stats)
+
+        return jax.jit(run)
+
+    def _minibatches(self, data: DeviceData, key: Key, first_step: Array, num_steps: int):
+        """A function from the next ``num_steps`` minibatch counters to images, labels, attack key.
+
+        The permutations of the epochs that they can touch are made here, outside any loop.
+        """
+        num_images = data.images.shape[0]
+        num_batches = self.batches_per_epoch(num_images)
+        span = 1 + -(-num_steps // num_batches)
+        first_epoch = first_step // num_batches
+        shuffle_key = jax.random.fold_in(key, _SHUFFLE)
+
+        def order(epoch):
+            permutation = jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), num_images)
+            filled = num_batches * self.batch_size - num_images
+            return jnp.concatenate([permutation, permutation[:filled]])
+
+        orders = jax.vmap(order)(first_epoch + jnp.arange(span)).reshape(-1, self.batch_size)
+
+        def minibatch(step):
+            rows = orders[step - first_epoch * num_batches]
+            images = to_float(data.images[rows])
+            if self.augment is not None:
+                augment_key = jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), step)
+                images = self.augment(augment_key, images)
+            if self.sharding is not None:
+                images = jax.lax.with_sharding_constraint(images, self.sharding)
+            attack_key = jax.random.fold_in(jax.random.fold_in(key, _ATTACK), step)
+            return images, data.labels[rows], attack_key
+
+        return minibatch
+
+    def _gradient(self, params, batch_stats, metrics, step, images, labels, attack_key):
+        adversarial, batch_stats = self.objective.perturb(
+            attack_key, params, batch_stats, images, labels
+        )
+        (loss, aux), grads = self.value_and_grad(self.objective.loss, has_aux=True)(
+            params, batch_stats, images, adversarial, labels
+        )
+        bad = jnp.where(jnp.isfinite(loss), NEVER, step)
+        metrics = metrics._replace(
+            loss=metrics.loss + loss.astype(metrics.loss.dtype) * self.batch_size,
+            robust=metrics.robust + jnp.sum(aux.logits.argmax(axis=1) == labels, dtype=jnp.int32),
+            count=metrics.count + self.batch_size,
+            bad_step=jnp.minimum(metrics.bad_step, bad),
+        )
+        return grads, aux.batch_stats, metrics
+
+
+def make_predict(apply_fn: ApplyFn, **attack):
+    """A compiled function that predicts clean and PGD adversarial images of one batch.
+
+    Args:
+        apply_fn: the model, run in eval mode.
+        **attack: keyword arguments of :func:`jaxadv.attacks.pgd`.
+
+    Returns:
+        ``(params, batch_stats, key, images, labels, indices) -> Predictions`` for uint8 images of
+        shape (B, H, W, C); ``indices`` are the places of the images in their data set, so that a
+        prediction does not depend on how the set is cut into batches.
+
+    Example:
+        >>> def apply_fn(params, batch_stats, images, train):
+        ...     return images.reshape(images.shape[0], -1) @ params, batch_stats
+        >>> predict = make_predict(apply_fn, norm="linf", eps=0.1, step_size=0.05, num_steps=3)
+        >>> images, labels = jnp.zeros((2, 2, 2, 1), jnp.uint8), jnp.array([0, 1])
+        >>> predict(jnp.eye(4), {}, jax.random.key(0), images, labels, jnp.arange(2)).clean.tolist()
+        [0, 0]
+    """
+
+    def predict(params, batch_stats, key, images, labels, indices):
+        logits_fn = lambda points: apply_fn(params, batch_stats, points, False)[0]
+        images = to_float(images)
+        adversarial = pgd(key, logits_fn, images, labels, indices=indices, **attack)
+        return Predictions(logits_fn(images).argmax(axis=1), logits_fn(adversarial).argmax(axis=1))
+
+    return jax.jit(predict)
+
+
+def to_float(images: Array) -> Array:
+    """Images of 0 to 255 as floats in [0, 1].
+
+    Example:
+        >>> to_float(jnp.array([0, 255], jnp.uint8)).tolist()
+        [0.0, 1.0]
+    """
+    return images.astype(jnp.float32) / 255
