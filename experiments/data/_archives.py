@@ -86,6 +86,8 @@ def extract(archive: str | Path, folder: str | Path) -> list[Path]:
         the archive is torn; if an entry exists already (it is left as it is).
     """
     archive, folder = Path(archive), Path(folder)
+    if not archive.is_file():
+        raise DataError(archive, "is not a file", "Give the path of a tar archive")
     try:
         with tarfile.open(archive) as file:
             members = file.getmembers()

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def _join(spec: Spec, batches: list[tuple[np.ndarray, np.ndarray]]) -> Arrays:
     return Arrays(
         np.concatenate([images for images, _ in train]),
         np.concatenate([labels for _, labels in train]),
-        np.ascontiguousarray(test_images),
+        np.array(test_images, order="C"),
         test_labels,
     )
 
@@ -96,7 +97,7 @@ def read_npm(spec: Spec, path: Path) -> Arrays:
     ):
         try:
             values = json.loads(content[file])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(path, f"{file} is not JSON ({error})", _FRESH) from error
         part = _labels(spec, values, sum(counts), f"{path} ({file})")
         labels += np.split(part, np.cumsum(counts)[:-1])
@@ -113,15 +114,19 @@ def _sheet(spec: Spec, raw: bytes, count: int, where: str) -> np.ndarray:
 
     height, width, channels = spec.image_shape
     try:
-        with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
-            # Checked before anything is decoded: a small file can claim to be an enormous image.
+        with warnings.catch_warnings():
+            # The size is checked before anything is decoded: a small file can claim to be an
+            # enormous image.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(raw), formats=["PNG"])
+        with image:
             if image.size != (height * width, count) or image.mode != "RGB":
                 problem = f"a {image.mode} image of {image.size}, not RGB {(height * width, count)}"
                 raise DataError(where, problem, _FRESH)
             rows = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on a torn PNG.
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more.
         raise DataError(where, f"truncated or not a PNG ({error})", _FRESH) from error
     return rows.reshape(count, height, width, channels)
 

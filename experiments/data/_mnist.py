@@ -20,6 +20,8 @@ _FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+# More than the largest official file has, so that a small file can't fill the memory.
+_MAX_BYTES = 64 * 2**20
 _FRESH = "Delete it and get it again with: python -m experiments.data mnist"
 
 
@@ -46,7 +48,8 @@ def read_idx(spec: Spec, path: Path) -> Arrays:
         file = path.with_name(f"{name}.gz")
         if file.exists():
             try:
-                content[name] = gzip.decompress(read_file(file))
+                with gzip.open(file) as stream:
+                    content[name] = stream.read(_MAX_BYTES)
             except (OSError, EOFError, zlib.error) as error:
                 problem = f"truncated or not a gzip file ({error})"
                 raise DataError(file, problem, _FRESH) from error

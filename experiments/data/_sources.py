@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,11 +31,13 @@ class Reader(NamedTuple):
       what: the form in words.
       find: takes the folders to search and returns the file or folder to read, or None.
       read: takes the spec and that path and returns the arrays in official order.
+      hint: what else a user who lacks it should know.
     """
 
     what: str
     find: Callable[[Sequence[Path]], Path | None]
     read: Callable[["Spec", Path], Arrays]
+    hint: str = ""
 
 
 class Download(NamedTuple):
@@ -140,7 +140,7 @@ def load_spec(spec: Spec, data_dir: str | Path | None = None, *, cache: bool = T
     option = f" --data-dir {data_dir}" if data_dir else ""
     raise DataMissingError(
         f"{spec.name} is not on this machine: looked in {searched[0]} and {searched[1]} for "
-        + ", ".join(reader.what for reader in spec.readers)
+        + ", ".join(reader.what + reader.hint for reader in spec.readers)
         + ".",
         f"Get it with: python -m experiments.data {spec.name}{option}",
     )
@@ -196,15 +196,7 @@ def _read_cache(path: Path) -> tuple[Arrays, str]:
         # Opened by us and not by NumPy, which leaves the file open when the archive is torn.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return Arrays(*(archive[name] for name in Arrays._fields)), str(archive["source"])
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as e:
+    except Exception as e:  # zipfile, zlib, struct and NumPy raise ten kinds on a damaged file.
         raise DataError(
             path,
             f"torn or not a copy that this project made ({e})",

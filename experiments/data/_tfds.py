@@ -21,8 +21,10 @@ _READABLE = ("array_record", "parquet")
 
 def prepared(name: str) -> Reader:
     """The reader of the data set that tensorflow_datasets calls `name`."""
-    what = f"prepared tensorflow_datasets '{name}' ({' or '.join(_READABLE)})"
-    return Reader(what, find_prepared(name), read_prepared)
+    hint = f" ({' or '.join(_READABLE)}, here or in its own folder)"
+    return Reader(
+        "folder prepared by tensorflow_datasets", find_prepared(name), read_prepared, hint
+    )
 
 
 def find_prepared(name: str) -> Callable[[Sequence[Path]], Path | None]:
