@@ -1,0 +1,13 @@
+"""Optimizers: EntropySGD, first and second order, and the Langevin chain that it is made of."""
+
+from ._entropy_sgd import EntropySGDState as EntropySGDState
+from ._entropy_sgd import entropy_sgd as entropy_sgd
+from ._sgld import LangevinAverages as LangevinAverages
+from ._sgld import add_weight_decay as add_weight_decay
+from ._sgld import langevin_chain as langevin_chain
+from ._sgld import langevin_step as langevin_step
+from ._sgld import nesterov_momentum as nesterov_momentum
+from ._sgld import noise_std as noise_std
+from ._stepwise import EntropySGDStepwiseState as EntropySGDStepwiseState
+from ._stepwise import entropy_sgd_stepwise as entropy_sgd_stepwise
+from ._stepwise import slow_params as slow_params

@@ -1,0 +1,72 @@
+r"""Running moments of a chain around its anchor, and the dtype in which sums are kept.
+
+.. math::
+    \mu \leftarrow (1 - \alpha)\mu + \alpha\theta', \qquad \mu_0 = \theta
+
+and the variance with the same weights. They sum to 1 with that of the start, the anchor.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .._types import Params, PyTree
+
+
+class Averages(NamedTuple):
+    """Exponentially weighted moments of e = theta' - theta along a chain.
+
+    Attributes:
+        offset: mean of e, so that mu = theta + offset; shaped like the parameters.
+        variance: variance of e, shaped like the parameters, or None when it is not tracked.
+    """
+
+    offset: PyTree
+    variance: PyTree
+
+
+def accumulator_dtype(x: ArrayLike):
+    """Dtype in which sums over values like ``x`` are kept: at least float32."""
+    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+
+
+def zeros_accumulator(params: Params) -> PyTree:
+    """Zeros shaped like ``params`` in the accumulation dtype."""
+    return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), accumulator_dtype(p)), params)
+
+
+def init_averages(params: Params, *, variance: bool) -> Averages:
+    """Moments of a chain that has not moved: all zero."""
+    return Averages(zeros_accumulator(params), zeros_accumulator(params) if variance else None)
+
+
+def update_averages(
+    averages: Averages, position: Params, anchor: Params, *, new_weight: ArrayLike
+) -> Averages:
+    """Gives the newest iterate the weight ``new_weight`` in the moments of e = theta' - theta.
+
+    The moments are centred at the anchor, because E[theta'^2] - mu^2 cancels in float32 (a true
+    variance of 1e-14 comes out as 1e-10), and the variance is updated in place of E[e^2]:
+    with d = e - a1, ``var <- (1 - w)(var + w d^2)`` equals E[e^2] - a1^2 and is never negative.
+    """
+    keep = 1 - new_weight
+
+    def deviation(p, a):
+        dtype = accumulator_dtype(p)
+        return p.astype(dtype) - a.astype(dtype)
+
+    e = jax.tree.map(deviation, position, anchor)
+    variance = averages.variance
+    if variance is not None:
+        variance = jax.tree.map(
+            lambda v, a1, e: (keep * (v + new_weight * jnp.square(e - a1))).astype(v.dtype),
+            variance,
+            averages.offset,
+            e,
+        )
+    offset = jax.tree.map(
+        lambda a1, e: (keep * a1 + new_weight * e).astype(a1.dtype), averages.offset, e
+    )
+    return Averages(offset, variance)

@@ -1,0 +1,388 @@
+r"""Stochastic gradient Langevin dynamics (SGLD) around an anchor: pure steps and a scanned chain.
+
+The target is the local Gibbs measure of EntropySGD at the anchor :math:`\theta`,
+
+.. math::
+    p_\theta(\theta') \propto
+    \exp\big(-\beta L(\theta') - \tfrac{\beta\gamma}{2}\|\theta - \theta'\|^2\big),
+
+and one unadjusted Langevin step with a minibatch gradient :math:`g` is
+
+.. math::
+    \theta' \leftarrow \theta' - \eta'\big(g - \gamma(\theta - \theta')\big)
+    + \sigma\,\mathcal N(0, I), \qquad \sigma = \sqrt{2\eta'/\beta}.
+
+Nothing here knows a loss or a data set: :func:`langevin_step` is the integrator,
+:func:`nesterov_momentum` and :func:`add_weight_decay` are what the reference code puts between the
+minibatch gradient and the integrator, :func:`langevin_chain` scans over stacked minibatches.
+
+Sums (momentum buffers, averages) are kept in float32 for 16-bit parameters and in the parameters'
+dtype otherwise; the iterate always has the parameters' dtype.
+"""
+
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .._checks import check_choice
+from .._types import Key, Params, PyTree
+from ._moments import accumulator_dtype, init_averages, update_averages, zeros_accumulator
+
+NOISE_CONVENTIONS = ("ucla", "paper", "temperature")
+
+# (theta', minibatch, carry) -> (minibatch gradient at theta', carry)
+GradFn = Callable[[Params, PyTree, Any], tuple[Params, Any]]
+
+
+class LangevinAverages(NamedTuple):
+    """What a chain leaves behind.
+
+    Attributes:
+        offset: mean of theta' - theta, in the accumulation dtype.
+        variance: element-wise variance of theta' (>= 0), or None when it was not asked for.
+        position: the last theta', in the parameters' dtype.
+    """
+
+    offset: PyTree
+    variance: PyTree
+    position: Params
+
+
+def is_zero(value: Any) -> bool:
+    """Whether ``value`` is the Python number 0, so that a whole term can be left out."""
+    return isinstance(value, numbers.Real) and value == 0
+
+
+def noise_std(noise: ArrayLike, *, step_size: ArrayLike, convention: str) -> ArrayLike:
+    r"""Standard deviation of the Gaussian added in one step.
+
+    ============= ============================ =====================================
+    convention    standard deviation           temperature :math:`1/\beta` it samples
+    ============= ============================ =====================================
+    "ucla"        :math:`\epsilon\sqrt{2\eta'}` :math:`\epsilon^2`
+    "paper"       :math:`\sqrt{\eta'}\epsilon`  :math:`\epsilon^2/2`
+    "temperature" :math:`\sqrt{2\eta' T}`       :math:`T`
+    ============= ============================ =====================================
+
+    Args:
+        noise: :math:`\epsilon` of the reference code or of the paper, or the temperature T.
+        step_size: :math:`\eta'`.
+        convention: which of the three.
+
+    Returns:
+        The standard deviation; the Python number 0.0 when ``noise`` is the Python number 0.
+
+    Raises:
+        ValueError: unknown convention.
+    """
+    check_choice("noise_convention", convention, NOISE_CONVENTIONS)
+    if is_zero(noise):
+        return 0.0
+    if convention == "temperature":
+        return jnp.sqrt(2 * step_size * noise)
+    return noise * jnp.sqrt((2 if convention == "ucla" else 1) * jnp.asarray(step_size))
+
+
+def temperature(noise: ArrayLike, *, convention: str) -> ArrayLike:
+    """Temperature 1/beta of the measure that ``noise`` makes the chain sample; see `noise_std`."""
+    check_choice("noise_convention", convention, NOISE_CONVENTIONS)
+    return {"ucla": noise * noise, "paper": noise * noise / 2, "temperature": noise}[convention]
+
+
+def add_weight_decay(direction: PyTree, position: Params, weight_decay: ArrayLike) -> PyTree:
+    """Adds ``weight_decay * position`` to ``direction``."""
+    if is_zero(weight_decay):
+        return direction
+    return jax.tree.map(
+        lambda d, p: (d + weight_decay * p.astype(d.dtype)).astype(d.dtype), direction, position
+    )
+
+
+def nesterov_momentum(
+    buffer: PyTree, direction: PyTree, *, momentum: ArrayLike, nesterov: bool = True
+) -> tuple[PyTree, PyTree]:
+    """One step of momentum: ``b <- m b + d``, then ``d + m b`` (Nesterov) or ``b`` (heavy ball).
+
+    Args:
+        buffer: the momentum buffer b, shaped like ``direction``; None if ``momentum`` is 0.
+        direction: the gradient-like direction d.
+        momentum: the factor m in [0, 1).
+        nesterov: Nesterov's look-ahead form, or the classical one.
+
+    Returns:
+        The new direction and the new buffer.
+    """
+    if is_zero(momentum):
+        return direction, buffer
+    buffer = jax.tree.map(lambda b, d: (momentum * b + d).astype(b.dtype), buffer, direction)
+    if not nesterov:
+        return buffer, buffer
+    ahead = jax.tree.map(lambda d, b: (d + momentum * b).astype(b.dtype), direction, buffer)
+    return ahead, buffer
+
+
+def _tree_normal(key: Key, like: Params) -> PyTree:
+    leaves, treedef = jax.tree.flatten(like)
+    # One key per leaf: a draw depends on the leaf's place and shape only, and no concatenated
+    # copy of the parameters is ever made.
+    draws = [
+        jax.random.normal(jax.random.fold_in(key, i), jnp.shape(x), accumulator_dtype(x))
+        for i, x in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, draws)
+
+
+def langevin_increment(
+    key: Key | None,
+    position: Params,
+    grad: PyTree,
+    anchor: Params,
+    *,
+    step_size: ArrayLike,
+    gamma: ArrayLike,
+    noise_std: ArrayLike = 0.0,
+) -> Params:
+    """What `langevin_step` adds to ``position``, in the dtype of ``position``."""
+
+    def drift(p, g, a):
+        dtype = accumulator_dtype(p)
+        pull = gamma * (a.astype(dtype) - p.astype(dtype))
+        return (step_size * (pull - g.astype(dtype))).astype(dtype)
+
+    increment = jax.tree.map(drift, position, grad, anchor)
+    if not is_zero(noise_std):
+        if key is None:
+            raise ValueError(f"key=None with noise_std={noise_std}; pass jax.random.key(seed)")
+        increment = jax.tree.map(
+            lambda i, n: (i + noise_std * n).astype(i.dtype),
+            increment,
+            _tree_normal(key, position),
+        )
+    return jax.tree.map(lambda i, p: i.astype(p.dtype), increment, position)
+
+
+def langevin_step(
+    key: Key | None,
+    position: Params,
+    grad: PyTree,
+    anchor: Params,
+    *,
+    step_size: ArrayLike,
+    gamma: ArrayLike,
+    noise_std: ArrayLike = 0.0,
+) -> Params:
+    r"""One unadjusted Langevin step towards the local Gibbs measure at ``anchor``.
+
+    .. math::
+        \theta' \leftarrow \theta' - \eta'\big(g - \gamma(\theta - \theta')\big)
+        + \sigma\,\mathcal N(0, I)
+
+    On a quadratic of curvature :math:`\lambda` and minimum :math:`t`, with
+    :math:`\kappa = \lambda + \gamma`, its stationary law is Gaussian with mean
+    :math:`(\gamma\theta + \lambda t)/\kappa` and variance
+    :math:`\sigma^2/(2\eta'\kappa - \eta'^2\kappa^2)`.
+
+    Args:
+        key: typed key of this step; may be None if ``noise_std`` is 0. Every leaf draws from
+            ``fold_in(key, index of the leaf)``.
+        position: :math:`\theta'`, any pytree.
+        grad: :math:`g`, shaped like ``position``; a descent direction is its negative.
+        anchor: :math:`\theta`, shaped like ``position``.
+        step_size: :math:`\eta'`.
+        gamma: :math:`\gamma`, the strength of the pull towards the anchor.
+        noise_std: :math:`\sigma`; `noise_std` the function converts the usual conventions.
+
+    Returns:
+        The new position, in the dtype of ``position``.
+
+    Raises:
+        ValueError: ``key`` is None although there is noise.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxadv import optim
+        >>> w, theta = jnp.array([1.0]), jnp.array([0.0])
+        >>> optim.langevin_step(None, w, jnp.array([2.0]), theta, step_size=0.5, gamma=1.0)
+        Array([-0.5], dtype=float32)
+
+    References:
+        Welling and Teh, "Bayesian learning via stochastic gradient Langevin dynamics", 2011.
+        Kanai et al. (arXiv 2103.01400), Algorithm 1, whose printed sign of the gradient is wrong.
+    """
+    increment = langevin_increment(
+        key, position, grad, anchor, step_size=step_size, gamma=gamma, noise_std=noise_std
+    )
+    return jax.tree.map(jnp.add, position, increment)
+
+
+def inner_increment(
+    key: Key | None,
+    position: Params,
+    grad: PyTree,
+    anchor: Params,
+    buffer: PyTree,
+    *,
+    step_size: ArrayLike,
+    gamma: ArrayLike,
+    noise_std: ArrayLike = 0.0,
+    momentum: ArrayLike = 0.0,
+    nesterov: bool = True,
+    weight_decay: ArrayLike = 0.0,
+    decay_after_momentum: bool = False,
+    ascend: bool = False,
+) -> tuple[Params, PyTree]:
+    """The inner step of EntropySGD: weight decay and momentum on the gradient, then Langevin.
+
+    Momentum sees the gradient and (unless ``decay_after_momentum``) the weight decay, but neither
+    the pull towards the anchor nor the noise, as in the reference code.
+
+    Returns:
+        The increment of ``position`` and the new momentum buffer.
+    """
+    sign = -1 if ascend else 1
+    direction = jax.tree.map(lambda g, p: sign * g.astype(accumulator_dtype(p)), grad, position)
+    if not decay_after_momentum:
+        direction = add_weight_decay(direction, position, weight_decay)
+    direction, buffer = nesterov_momentum(buffer, direction, momentum=momentum, nesterov=nesterov)
+    if decay_after_momentum:
+        direction = add_weight_decay(direction, position, weight_decay)
+    increment = langevin_increment(
+        key, position, direction, anchor, step_size=step_size, gamma=gamma, noise_std=noise_std
+    )
+    return increment, buffer
+
+
+def check_batches(batches: PyTree, num_steps: int, name: str) -> None:
+    """Raises a ``ValueError`` unless every leaf of ``batches`` has leading axis ``num_steps``."""
+    for path, leaf in jax.tree.leaves_with_path(batches):
+        shape = jnp.shape(leaf)
+        if not shape or shape[0] != num_steps:
+            raise ValueError(
+                f"batches{jax.tree_util.keystr(path)} has shape {shape}, but {name}={num_steps}; "
+                f"stack one minibatch per inner step along a leading axis of length {num_steps}"
+            )
+
+
+def call_grad_fn(grad_fn: GradFn, position: Params, batch: PyTree, carry: Any):
+    """Calls ``grad_fn`` and checks that it keeps its contract."""
+    result = grad_fn(position, batch, carry)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(
+            f"grad_fn returned a {type(result).__name__}; it must return (gradients, carry), "
+            "and carry may be passed through unchanged"
+        )
+    grads, carry = result
+    found, expected = jax.tree.structure(grads), jax.tree.structure(position)
+    if found != expected:
+        raise ValueError(
+            f"grad_fn returned gradients of structure {found}, but params has structure "
+            f"{expected}; it must return (gradients, carry) in that order"
+        )
+    return grads, carry
+
+
+def langevin_chain(
+    key: Key | None,
+    params: Params,
+    grad_fn: GradFn,
+    batches: PyTree,
+    carry: Any = None,
+    *,
+    num_steps: int | None = None,
+    step_size: ArrayLike,
+    gamma: ArrayLike,
+    noise_std: ArrayLike = 0.0,
+    momentum: ArrayLike = 0.0,
+    nesterov: bool = True,
+    weight_decay: ArrayLike = 0.0,
+    decay_after_momentum: bool = False,
+    new_weight: ArrayLike = 0.25,
+    variance: bool = True,
+    ascend: bool = False,
+) -> tuple[LangevinAverages, Any]:
+    r"""Runs the chain from its anchor over stacked minibatches, as one ``lax.scan``.
+
+    .. math::
+        b \leftarrow m b + g, \quad
+        \theta' \leftarrow \theta' - \eta'\big(g + m b - \gamma(\theta - \theta')\big)
+        + \sigma\,\mathcal N, \quad
+        \mu \leftarrow (1-\alpha)\mu + \alpha\theta', \qquad \theta'_0 = \mu_0 = \theta.
+
+    Args:
+        key: typed key; step i draws its noise from ``fold_in(key, i)``. May be None without noise.
+        params: the anchor :math:`\theta`, where the chain starts.
+        grad_fn: ``(theta', minibatch, carry) -> (gradient, carry)``.
+        batches: pytree of arrays with a leading axis of length ``num_steps``; ``()`` if
+            ``grad_fn`` needs no data.
+        carry: any pytree that ``grad_fn`` hands on (BatchNorm statistics, metrics).
+        num_steps: length of the chain; by default that of ``batches``.
+        step_size: :math:`\eta'`.
+        gamma: :math:`\gamma`.
+        noise_std: :math:`\sigma`.
+        momentum: m, with a buffer that starts at zero.
+        nesterov: Nesterov's form of momentum, or the classical one.
+        weight_decay: added to the gradient times :math:`\theta'`.
+        decay_after_momentum: weight decay does not enter the momentum buffer.
+        new_weight: :math:`\alpha`, weight of the newest iterate in the averages.
+        variance: whether to track the variance too (one more copy of the parameters).
+        ascend: flips the sign of the gradient, as Algorithm 1 of the paper prints it.
+
+    Returns:
+        The averages and the final carry.
+
+    Raises:
+        ValueError: a leaf of ``batches`` has another length, the length is unknown, or
+            ``grad_fn`` does not return (gradient, carry).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxadv import optim
+        >>> grad_fn = lambda w, batch, carry: (w - batch, carry + 1)  # loss (w - batch)^2 / 2
+        >>> averages, steps = optim.langevin_chain(
+        ...     jax.random.key(0), jnp.zeros(3), grad_fn, jnp.ones((20, 3)), 0,
+        ...     step_size=0.5, gamma=1.0,
+        ... )
+        >>> averages.position.round(3), int(steps)  # pulled half-way back to the anchor
+        (Array([0.5, 0.5, 0.5], dtype=float32), 20)
+    """
+    if num_steps is None:
+        leaves = jax.tree.leaves(batches)
+        if not leaves or not jnp.shape(leaves[0]):
+            raise ValueError("batches has no leading axis; stack the minibatches or pass num_steps")
+        num_steps = int(jnp.shape(leaves[0])[0])
+    check_batches(batches, num_steps, "num_steps")
+    params = jax.tree.map(jnp.asarray, params)
+    buffer = None if is_zero(momentum) else zeros_accumulator(params)
+
+    def body(state, step):
+        position, buffer, averages, carry = state
+        index, batch = step
+        step_key = None if key is None else jax.random.fold_in(key, index)
+        grads, carry = call_grad_fn(grad_fn, position, batch, carry)
+        increment, buffer = inner_increment(
+            step_key,
+            position,
+            grads,
+            params,
+            buffer,
+            step_size=step_size,
+            gamma=gamma,
+            noise_std=noise_std,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            decay_after_momentum=decay_after_momentum,
+            ascend=ascend,
+        )
+        position = jax.tree.map(jnp.add, position, increment)
+        averages = update_averages(averages, position, params, new_weight=new_weight)
+        return (position, buffer, averages, carry), None
+
+    start = (params, buffer, init_averages(params, variance=variance), carry)
+    steps = (jnp.arange(num_steps, dtype=jnp.int32), batches)
+    (position, _, averages, carry), _ = jax.lax.scan(body, start, steps, length=num_steps)
+    return LangevinAverages(averages.offset, averages.variance, position), carry
