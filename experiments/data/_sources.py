@@ -127,13 +127,13 @@ def load_spec(spec: Spec, data_dir: str | Path | None = None, *, cache: bool = T
     copy = cache_path(spec, folder)
     if copy.exists():
         arrays, source = _read_cache(copy)
-        return _verified(spec, arrays, copy, f"{source}, from the verified copy {copy.name}")
+        return verified(spec, arrays, copy, f"{source}, from the verified copy {copy.name}")
     searched = (folder, folder / spec.name)
     for reader in spec.readers:
         if (path := reader.find(searched)) is not None:
             # Names without folders: the source is written into reports that others read.
             source = f"{reader.what} ({path.name})"
-            dataset = _verified(spec, reader.read(spec, path), path, source)
+            dataset = verified(spec, reader.read(spec, path), path, source)
             if cache:
                 _write_cache(copy, dataset)
             return dataset
@@ -151,7 +151,7 @@ def cache_path(spec: Spec, folder: Path) -> Path:
     return folder / f"{spec.name}-verified.npz"
 
 
-def _verified(spec: Spec, arrays: Arrays, where: Path, source: str) -> Dataset:
+def verified(spec: Spec, arrays: Arrays, where: Path, source: str) -> Dataset:
     """Checks shapes, label range and published checksums."""
     remedy = f"Move it away and run: python -m experiments.data {spec.name}"
     counts = {"train": sum(spec.train_counts), "test": sum(spec.test_counts)}

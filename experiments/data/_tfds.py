@@ -16,6 +16,7 @@ import numpy as np
 from ._dataset import Arrays, DataError
 from ._sources import Reader, Spec
 
+_AGAIN = "Prepare it again with file_format='array_record', or move the folder away"
 _READABLE = ("array_record", "parquet")
 
 
@@ -56,25 +57,28 @@ def read_prepared(spec: Spec, path: Path) -> Arrays:
             f"reading it needs tensorflow_datasets ({error})",
             "Install it with: pip install tensorflow-datasets array_record; or move the folder",
         ) from error
-    remedy = "Prepare it again with file_format='array_record', or move the folder away"
-    arrays: list[np.ndarray] = []
     try:
-        builder: Any = tfds.builder_from_directory(path)
-        for part, counts in (("train", spec.train_counts), ("test", spec.test_counts)):
-            examples = builder.as_data_source(split=part)
-            total = sum(counts)
-            if len(examples) != total:
-                raise DataError(path, f"{part} has {len(examples)} of {total} examples", remedy)
-            images = np.empty((total, *spec.image_shape), np.uint8)
-            labels = np.empty(total, np.int32)
-            for position, index in enumerate(_stored_order(part, total)):
-                example = examples[position]
-                images[index], labels[index] = example["image"], example["label"]
-            arrays += images, labels
+        return read_builder(spec, tfds.builder_from_directory(path), path)
     except DataError:
         raise
     except Exception as error:  # Third-party readers raise their own kinds on a damaged file.
-        raise DataError(path, f"tensorflow_datasets cannot read it ({error})", remedy) from error
+        raise DataError(path, f"tensorflow_datasets cannot read it ({error})", _AGAIN) from error
+
+
+def read_builder(spec: Spec, builder: Any, path: Path) -> Arrays:
+    """Reads both splits of a `tensorflow_datasets` builder into the official order."""
+    arrays: list[np.ndarray] = []
+    for part, counts in (("train", spec.train_counts), ("test", spec.test_counts)):
+        examples = builder.as_data_source(split=part)
+        total = sum(counts)
+        if len(examples) != total:
+            raise DataError(path, f"{part} has {len(examples)} of {total} examples", _AGAIN)
+        images = np.empty((total, *spec.image_shape), np.uint8)
+        labels = np.empty(total, np.int32)
+        for position, index in enumerate(_stored_order(part, total)):
+            example = examples[position]
+            images[index], labels[index] = example["image"], example["label"]
+        arrays += images, labels
     return Arrays(*arrays)
 
 
