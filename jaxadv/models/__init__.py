@@ -1,0 +1,30 @@
+"""Networks as linen modules, and their weights from PyTorch files.
+
+Every module maps images (B, H, W, C) in [0, 1] to logits (B, K) and normalises inside:
+
+>>> import jax, jax.numpy as jnp
+>>> module = preact_resnet18(10, width=4)
+>>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+>>> logits_fn = lambda images: module.apply(variables, images)
+>>> logits_fn(jnp.zeros((2, 32, 32, 3))).shape
+(2, 10)
+
+With ``train=True`` BatchNorm uses the statistics of the batch, and
+``module.apply(variables, images, train=True, mutable=["batch_stats"])`` also returns the moved
+running ones.
+"""
+
+from ._conv import Conv as Conv
+from ._conv import conv2d as conv2d
+from ._layers import ACTIVATIONS as ACTIVATIONS
+from ._layers import BatchNorm as BatchNorm
+from ._preact_resnet import PreActResNet as PreActResNet
+from ._preact_resnet import preact_resnet18 as preact_resnet18
+from ._registry import MODELS as MODELS
+from ._registry import build as build
+from ._small import MLP as MLP
+from ._small import SmallConvNet as SmallConvNet
+from ._small import mlp as mlp
+from ._small import small_convnet as small_convnet
+from ._wide_resnet import WideResNet as WideResNet
+from ._wide_resnet import wide_resnet34_10 as wide_resnet34_10

@@ -1,0 +1,173 @@
+"""What the networks share: normalisation of inputs, BatchNorm, initialisers, activations, head."""
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxadv._types import Array
+
+Activation: TypeAlias = str | Callable[[Array], Array]
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2471, 0.2435, 0.2616)
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "swish": nn.swish,
+    "silu": nn.silu,
+    "tanh": nn.tanh,
+    "softplus": nn.softplus,
+    "gelu": nn.gelu,
+    "elu": nn.elu,
+    "leaky_relu": nn.leaky_relu,
+    "sigmoid": nn.sigmoid,
+}
+
+# PyTorch's default for kernels: U(-b, b) with b = 1/sqrt(fan_in), "kaiming_uniform(a=sqrt(5))".
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# The TRADES and AWP code's WideResNet: N(0, 2 / (kh kw c_out)).
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def torch_uniform_bias(fan_in: int) -> Callable[..., Array]:
+    """PyTorch's default for the bias of a linear layer: U(-b, b) with b = 1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
+
+
+def unknown_name(kind: str, name: str, known: Any) -> ValueError:
+    """A ValueError that names the nearest known name."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return ValueError(f"{kind} is {name!r}, which is unknown. {hint}Known: {', '.join(known)}.")
+
+
+def activation_fn(activation: Activation) -> Callable[[Array], Array]:
+    """The function that an activation's name stands for; a function stands for itself."""
+    if callable(activation):
+        return activation
+    if activation not in ACTIVATIONS:
+        raise unknown_name("activation", activation, ACTIVATIONS)
+    return ACTIVATIONS[activation]
+
+
+def normalize(
+    images: Array, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> Array:
+    """(images - mean) / std per channel; None for both leaves the images as they are."""
+    if images.ndim != 4:
+        raise ValueError(f"images has shape {images.shape}; it must be (B, H, W, C).")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images is {images.dtype}; convert to float in [0, 1] (uint8 / 255).")
+    if mean is None and std is None:
+        return images
+    channels = images.shape[-1]
+    if mean is None or std is None or len(mean) != channels or len(std) != channels:
+        raise ValueError(
+            f"mean is {mean} and std is {std}, but images have {channels} channels; give one "
+            "number per channel for both, or None for both to switch normalisation off."
+        )
+    shape = (1, 1, 1, channels)
+    mean_, std_ = (jnp.asarray(v, images.dtype).reshape(shape) for v in (mean, std))
+    return (images - mean_) / std_
+
+
+class BatchNorm(nn.Module):
+    r"""Batch normalisation with the conventions of PyTorch.
+
+    .. math:: y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta
+
+    With ``train`` the mean and the (biased) variance of the batch are used and, where
+    "batch_stats" is mutable, the running ones move towards them:
+    ``running = momentum * running + (1 - momentum) * batch``. PyTorch keeps the unbiased variance,
+    n/(n-1) times the biased one, which is what the reference results were made with; Flax's own
+    BatchNorm keeps the biased one. Statistics are at least float32 whatever the input is.
+
+    Attributes:
+      momentum: weight of the old running statistics (1 minus PyTorch's momentum).
+      epsilon: added to the variance.
+      unbiased: keep the unbiased running variance (PyTorch); False keeps the biased one (Flax).
+      param_dtype: dtype of scale, bias and running statistics.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased: bool = True
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalise over all axes but the last; the dtype of x is kept."""
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = math.prod(x.shape[:-1])
+            if count < 2:
+                raise ValueError(
+                    f"BatchNorm got {count} value per channel (shape {x.shape}); with train=True "
+                    "it needs at least 2: use a larger batch or larger images."
+                )
+            mean = jnp.mean(wide, axes)
+            var = jnp.mean(jnp.square(wide - jnp.expand_dims(mean, axes)), axes)
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                kept = var * (count / (count - 1)) if self.unbiased else var
+                for running, batch in ((running_mean, mean), (running_var, kept)):
+                    old = running.value
+                    new = self.momentum * old + (1 - self.momentum) * batch
+                    running.value = new.astype(old.dtype)
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        shape = (1,) * (x.ndim - 1) + shape
+        y = (wide - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+        return y.astype(x.dtype)
+
+
+class Head(nn.Module):
+    """Global average pooling and a linear layer; the logits are at least float32.
+
+    Attributes:
+      num_classes: K.
+      zero_bias: start the bias at 0 (WideResNet) and not at PyTorch's default (PreActResNet).
+      param_dtype: dtype of the parameters.
+    """
+
+    num_classes: int
+    zero_bias: bool = False
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map (B, H, W, C) to (B, K)."""
+        pooled = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (1, 2))
+        bias_init = nn.initializers.zeros if self.zero_bias else torch_uniform_bias(x.shape[-1])
+        kernel = self.param(
+            "kernel", torch_uniform, (x.shape[-1], self.num_classes), self.param_dtype
+        )
+        bias = self.param("bias", bias_init, (self.num_classes,), self.param_dtype)
+        logits = pooled @ kernel
+        return logits + bias.reshape(1, -1)
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError for a size that is not a positive integer, naming it."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} is {size!r}; it must be a positive integer.")
+
+
+def as_tuple(values: Any) -> tuple[Any, ...] | None:
+    """A sequence as a tuple, which linen needs for attributes to be hashable; None stays None."""
+    return None if values is None else tuple(values)

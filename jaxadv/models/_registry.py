@@ -1,0 +1,44 @@
+"""Models by name, for configuration files."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from ._layers import unknown_name
+from ._preact_resnet import preact_resnet18
+from ._small import mlp, small_convnet
+from ._wide_resnet import wide_resnet34_10
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "preact_resnet18": preact_resnet18,
+    "wrn34_10": wide_resnet34_10,
+    "small_convnet": small_convnet,
+    "mlp": mlp,
+}
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """Make the model called ``name``, with the options of its own function.
+
+    Args:
+      name: a key of `MODELS`.
+      **options: what the function of that name takes.
+
+    Returns:
+      A linen module.
+
+    Raises:
+      ValueError: for an unknown name (the nearest one is named) or option.
+
+    Example:
+      >>> build("small_convnet", num_classes=3).num_classes
+      3
+    """
+    if name not in MODELS:
+        raise unknown_name("name", name, MODELS)
+    known = [k for k in MODELS[name].__annotations__ if k != "return"]
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"option of {name!r}", option, known)
+    return MODELS[name](**options)
