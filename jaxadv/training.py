@@ -227,7 +227,7 @@ class Program:
 
         Returns:
             ``(state, data, key, num_steps) -> (state, Metrics)``. ``state`` is donated.
-            ``num_steps`` is traced (one compilation serves all), at most the minibatches of an epoch.
+            ``num_steps`` is traced, at most an epoch of minibatches: one compilation serves all.
         """
 
         def run(state: TrainState, data: DeviceData, key: Key, num_steps):
@@ -252,7 +252,9 @@ class Program:
 
         return jax.jit(run, donate_argnums=0)
 
-    def entropy_step(self, tx: optax.GradientTransformationExtraArgs, n_in: int):
+    def entropy_step(
+        self, tx: optax.GradientTransformationExtraArgs, n_in: int, *, extra_minibatch: bool = False
+    ):
         """A compiled function that takes one outer step of EntropySGD on ``n_in`` minibatches.
 
         The running statistics follow the inner iterates through the chain; see
@@ -261,13 +263,16 @@ class Program:
         Args:
             tx: made by :func:`jaxadv.optim.entropy_sgd` with the same ``n_in``.
             n_in: inner iterations.
+            extra_minibatch: first take the gradient at the slow weights on a minibatch of its own,
+                as the presets "ucla_exact" and "lua" want; a step then uses ``n_in + 1``.
 
         Returns:
             ``(state, data, key) -> (state, Metrics)``. ``state`` is donated.
         """
 
         def run(state: TrainState, data: DeviceData, key: Key):
-            minibatch = self._minibatches(data, key, state.step, n_in)
+            num_steps = n_in + extra_minibatch
+            minibatch = self._minibatches(data, key, state.step, num_steps)
 
             def grad_fn(params, step, carry):
                 images, labels, attack_key = minibatch(step)
@@ -276,18 +281,21 @@ class Program:
                 )
                 return grads, (batch_stats, metrics)
 
+            grads, carry = None, (state.batch_stats, Metrics.zero())
+            if extra_minibatch:
+                grads, carry = grad_fn(state.params, state.step, carry)
             updates, opt_state = tx.update(
-                None,
+                grads,
                 state.opt_state,
                 state.params,
                 grad_fn=grad_fn,
-                batches=state.step + jnp.arange(n_in, dtype=jnp.int32),
-                carry=(state.batch_stats, Metrics.zero()),
+                batches=state.step + jnp.arange(extra_minibatch, num_steps, dtype=jnp.int32),
+                carry=carry,
             )
             batch_stats, metrics = opt_state.carry
             params = optax.apply_updates(state.params, updates)
             opt_state = opt_state._replace(carry=None)
-            return TrainState(state.step + n_in, params, batch_stats, opt_state), metrics
+            return TrainState(state.step + num_steps, params, batch_stats, opt_state), metrics
 
         return jax.jit(run, donate_argnums=0)
 

@@ -1,0 +1,170 @@
+"""Checkpoints: one file each, written whole or not at all, and verified when read.
+
+The content is flax's msgpack serialisation of a pytree beside a small JSON record; a header with
+its length and SHA-256 tells a torn file from a good one. Writing goes to a temporary file in the
+same folder, is flushed to the disk, and then renamed over the old checkpoint.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import serialization
+
+_MAGIC = b"jaxadv-checkpoint-1\n"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be read or does not fit: names the file, the fault and the remedy."""
+
+
+def save(path: Path, tree: Any, record: dict) -> None:
+    """Writes a checkpoint atomically; the file that was there survives any failure.
+
+    Args:
+        path: file to write.
+        tree: pytree of arrays; typed PRNG keys are stored as their data.
+        record: JSON-able facts beside it.
+
+    Raises:
+        OSError: if the disk is full or read-only; says that the earlier checkpoint is untouched.
+    """
+    body = serialization.msgpack_serialize(
+        {
+            "record": json.dumps(record),
+            "tree": serialization.to_state_dict(jax.tree.map(_to_numpy, tree)),
+        }
+    )
+    header = _MAGIC + hashlib.sha256(body).digest() + len(body).to_bytes(8, "little")
+    write_atomically(path, header + body)
+
+
+def load(path: Path, template: Any) -> tuple[Any, dict]:
+    """Reads a checkpoint into the structure of ``template``.
+
+    Args:
+        path: file written by :func:`save`.
+        template: a pytree of the same structure, shapes and dtypes, for example from
+            ``jax.eval_shape``.
+
+    Returns:
+        The pytree of NumPy arrays (PRNG keys rewrapped) and the record.
+
+    Raises:
+        CheckpointError: if the file is torn, is no checkpoint or belongs to another architecture.
+    """
+    content = _read(path)
+    return restore(path, content["tree"], template), json.loads(content["record"])
+
+
+def load_record(path: Path) -> dict:
+    """The record of a checkpoint alone."""
+    return json.loads(_read(path)["record"])
+
+
+def load_part(path: Path, names: tuple[str, ...], templates: tuple) -> tuple:
+    """Some top-level parts of a checkpoint, each in the structure of its template."""
+    tree = _read(path)["tree"]
+    missing = [name for name in names if name not in tree]
+    if missing:
+        raise CheckpointError(f"{path}: has no {missing[0]!r}; was it written by another program?")
+    return tuple(
+        restore(path, tree[name], template) for name, template in zip(names, templates, strict=True)
+    )
+
+
+def restore(path: Path, stored: Any, template: Any) -> Any:
+    """Puts stored arrays into the structure of ``template`` after comparing every leaf."""
+    expected = _leaves(serialization.to_state_dict(jax.tree.map(_spec, template)))
+    found = _leaves(stored)
+    different = sorted(set(expected) ^ set(found)) or [
+        name
+        for name, leaf in expected.items()
+        if (leaf.shape, leaf.dtype) != (found[name].shape, found[name].dtype)
+    ]
+    if different:
+        name = different[0]
+        raise CheckpointError(
+            f"{path}: does not fit this model; at {name} the file has {_describe(found.get(name))} "
+            f"and the model {_describe(expected.get(name))} ({len(different)} such places); use "
+            "the config that it was trained with or another --workdir"
+        )
+    arrays = serialization.from_state_dict(jax.tree.map(_spec, template), stored)
+    return jax.tree.map(_rewrap, arrays, template)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        OSError: with the path and what to do, the old file being untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True) if temporary.exists() else None
+        raise type(error)(
+            error.errno,
+            f"can't write ({error.strerror}); what was there before is untouched. Free some space "
+            "or choose another --workdir, then give the same command again",
+            str(path),
+        ) from error
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; train first, or check --workdir")
+    data = path.read_bytes()
+    start = len(_MAGIC) + 40
+    if not data.startswith(_MAGIC):
+        raise CheckpointError(f"{path}: is not a checkpoint of this project, or its start is lost")
+    body = data[start:]
+    size = int.from_bytes(data[start - 8 : start], "little")
+    if len(body) != size or hashlib.sha256(body).digest() != data[len(_MAGIC) : start - 8]:
+        raise CheckpointError(
+            f"{path}: is torn or damaged ({len(body)} of {size} bytes); delete it to start again, "
+            "or copy it anew from where it came"
+        )
+    return serialization.msgpack_restore(body)
+
+
+def _is_key(leaf) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_numpy(leaf) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _spec(leaf) -> jax.ShapeDtypeStruct:
+    leaf = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _rewrap(array, leaf):
+    if not _is_key(leaf):
+        return array
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        return {
+            name: leaf
+            for key, value in tree.items()
+            for name, leaf in _leaves(value, f"{prefix}/{key}").items()
+        }
+    return {} if tree is None else {prefix: tree}
+
+
+def _describe(leaf) -> str:
+    return "nothing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,0 +1,274 @@
+"""The command line that all training entry points share.
+
+``--config=configs/at.py:laptop`` is found from the current directory first, then from
+``experiments/``; any field is overridden by ``--config.field=value``. Mistakes end in one line that
+names the nearest thing that exists, and exit status 2.
+"""
+
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxadv._checks import check_choice
+
+from . import settings
+
+ROOT = Path(__file__).parent
+DEFAULT_CONFIG = "configs/at.py"
+_PATH_FLAG = re.compile(r"^--?config(=|$)")
+_FIELD_FLAG = re.compile(r"^--?(?:no)?config\.([^=]+)")
+
+
+class Arguments(NamedTuple):
+    """What the command line asked for.
+
+    Attributes:
+        config: resolved configuration.
+        workdir: run directory.
+        data_dir: where data sets are looked for, None for the default.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    data_dir: Path | None
+
+
+def resolve_argv(argv: Sequence[str], roots: Sequence[Path]) -> list[str]:
+    """Replaces the path in ``--config=PATH[:SCALE]`` by that of the file that exists.
+
+    Args:
+        argv: command line, program name first.
+        roots: folders in which a relative path is looked for, in this order, after the current one.
+
+    Returns:
+        The command line with an absolute path; unchanged where no ``--config`` stands.
+
+    Raises:
+        FileNotFoundError: if the file is in none of the places; names the configs that exist.
+    """
+    result = list(argv)
+    for position, argument in enumerate(argv):
+        if not _PATH_FLAG.match(argument):
+            continue
+        if "=" not in argument and position + 1 >= len(argv):
+            raise FileNotFoundError("--config needs a file, for example --config=configs/at.py")
+        value = argument.split("=", 1)[1] if "=" in argument else argv[position + 1]
+        path, separator, scale = value.partition(".py:")
+        path = path + ".py" if separator else path
+        found = next((p for p in (Path.cwd(), *roots) if (p / path).is_file()), None)
+        if found is None:
+            existing = sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.py"))
+            near = _nearest(path, existing) or f"; there are {', '.join(existing)}"
+            raise FileNotFoundError(f"no config file {path!r}{near}")
+        check_choice("scale", scale or "paper", settings.SCALES)
+        resolved = str((found / path).resolve()) + (f":{scale}" if separator else "")
+        if "=" in argument:
+            result[position] = "--config=" + resolved
+        else:
+            result[position + 1] = resolved
+    return result
+
+
+def parse(argv: Sequence[str], dataset: str) -> Arguments:
+    """Reads the command line of an entry point.
+
+    Args:
+        argv: command line, program name first.
+        dataset: name of the data set of the entry point.
+
+    Returns:
+        The resolved arguments.
+
+    Raises:
+        ValueError, FileNotFoundError: on mistakes, with a one-line message.
+    """
+    argv = resolve_argv(argv, [ROOT])
+    if not any(_PATH_FLAG.match(argument) for argument in argv):
+        argv = [argv[0], f"--config={ROOT / DEFAULT_CONFIG}", *argv[1:]]
+    _check_fields(argv)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, lock_config=True, flag_values=values, sys_argv=list(argv)
+    )
+    flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "folder of the data sets", flag_values=values)
+    try:
+        rest = values(argv)
+        config = values["config"].value
+    except (flags.Error, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(_first_line(error)) from error
+    if len(rest) > 1:
+        raise ValueError(f"unexpected argument {rest[1]!r}; fields are --config.field=value")
+    config = settings.resolve(config, dataset)
+    workdir = Path(values["workdir"].value or default_workdir(config)).resolve()
+    data_dir = values["data_dir"].value
+    return Arguments(config, workdir, None if data_dir is None else Path(data_dir))
+
+
+def default_workdir(config: ConfigDict) -> Path:
+    """Where a run goes unless ``--workdir`` says otherwise: runs/DATASET-SCALE/METHOD/seedN."""
+    return Path("runs") / f"{config.dataset}-{config.scale}" / config.method / f"seed{config.seed}"
+
+
+def main(dataset: str, run: Callable | None = None) -> None:
+    """Runs an entry point: trains as the command line says; exit status 2 on a mistake."""
+    argv = sys.argv
+    if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in argv[1:]):
+        print(help_text(dataset))
+        return
+    try:
+        arguments = parse(argv, dataset)
+    except (ValueError, FileNotFoundError) as error:
+        fail(error)
+    if run is None:
+        from .train import train_and_evaluate as run  # jax starts here, after the command line
+    execute(lambda: run(arguments.config, arguments.workdir, data_dir=arguments.data_dir))
+
+
+def execute(action: Callable[[], object]) -> None:
+    """Calls ``action``; expected failures end in their message and a status, not in a traceback."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("JAXADV_TRACEBACK"):
+            raise
+        fail(error)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Prints the message of an error and exits with status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def help_text(dataset: str) -> str:
+    """What ``--help`` prints: usage, config files, and every field with its default."""
+    configs = sorted(p for p in (ROOT / "configs").glob("*.py") if not p.name.startswith("_"))
+    lines = [
+        f"python -m experiments.{dataset} [--config=configs/METHOD.py[:SCALE]] [--workdir=DIR]",
+        "    [--data_dir=DIR] [--config.FIELD=VALUE ...]",
+        "",
+        f"Trains and evaluates a robust classifier on {dataset}. A run that was stopped goes on",
+        "where it was when the same command is given again.",
+        "",
+        f"METHOD (default {Path(DEFAULT_CONFIG).stem}):",
+    ]
+    for path in configs:
+        lines.append(f"    {path.stem:<16}{_summary(path)}")
+    lines += [
+        "",
+        "SCALE: paper (default), laptop (minutes to an hour on a CPU), smoke (seconds).",
+        "workdir: default runs/DATASET-SCALE/METHOD/seedN.",
+        "data_dir: default the environment variable JAXADV_DATA, else data.",
+        "",
+        f"FIELD and its default on {dataset} at scale paper:",
+    ]
+    config = settings.resolve(settings.base(), dataset)
+    lines += [f"    {name:<30}{value}" for name, value in fields(config)]
+    return "\n".join(lines)
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """All fields of a configuration as (dotted name, value)."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _summary(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return text.split('"""')[1].strip().splitlines()[0] if '"""' in text else ""
+
+
+def _check_fields(argv: Sequence[str]) -> None:
+    """Names the nearest field before absl says only that a flag is unknown."""
+    known = dict(fields(settings.base()))
+    for argument in argv[1:]:
+        match = _FIELD_FLAG.match(argument)
+        if match and match[1] not in known:
+            near = _nearest(match[1], known) or _nearest_leaf(match[1], known)
+            raise ValueError(f"unknown field config.{match[1]}{near}")
+        if match and "=" in argument:
+            _check_type(match[1], argument.split("=", 1)[1], known[match[1]])
+        flag = re.match(r"^--?(\w+)", argument)
+        if flag and not match and flag[1] not in ("config", "workdir", "data_dir"):
+            near = _nearest(flag[1], ("config", "workdir", "data_dir")) or _nearest_leaf(
+                flag[1], known
+            )
+            raise ValueError(f"unknown flag {argument.split('=')[0]}{near}")
+
+
+def _check_type(name: str, text: str, default: object) -> None:
+    kind = settings.base().get_type(name) if "." not in name else _leaf_type(name)
+    try:
+        if kind in (int, float):
+            kind(text)
+        elif kind is bool and text.lower() not in ("true", "false", "1", "0", "t", "f"):
+            raise ValueError
+    except ValueError:
+        expected = {int: "an integer", float: "a number", bool: "true or false"}[kind]
+        raise ValueError(f"config.{name}={text!r} is not {expected}") from None
+
+
+def _leaf_type(name: str) -> type:
+    *path, leaf = name.split(".")
+    section = settings.base()
+    for part in path:
+        section = section[part]
+    return section.get_type(leaf)
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _nearest_leaf(name: str, known) -> str:
+    leaves = {full.split(".")[-1]: full for full in known}
+    near = difflib.get_close_matches(name.split(".")[-1], list(leaves), n=1, cutoff=0.5)
+    return f"; did you mean --config.{leaves[near[0]]}?" if near else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def load_config(method: str, scale: str, dataset: str, **overrides) -> ConfigDict:
+    """The resolved configuration of ``configs/METHOD.py:SCALE``, for programs and notebooks.
+
+    Args:
+        method: stem of a file in ``experiments/configs``.
+        scale: "paper", "laptop" or "smoke".
+        dataset: name of a data set.
+        **overrides: top-level fields to set.
+
+    Returns:
+        The configuration.
+
+    Example:
+        >>> load_config("at", "smoke", "digits", seed=3).seed
+        3
+    """
+    path = ROOT / "configs" / f"{method}.py"
+    if not path.is_file():
+        existing = sorted(p.stem for p in path.parent.glob("*.py"))
+        raise ValueError(f"unknown method {method!r}{_nearest(method, existing)}")
+    spec = importlib.util.spec_from_file_location(f"experiments.configs.{method}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(scale)
+    config.update(overrides)
+    return settings.resolve(config, dataset)

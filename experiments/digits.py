@@ -1,0 +1,11 @@
+"""Trains and evaluates robust classifiers on the 1,797 real 8x8 digits that ship with scikit-learn.
+
+    python -m experiments.digits --config=configs/at_ensgd.py:laptop
+
+``--help`` lists the methods, the scales and every field.
+"""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main("digits")

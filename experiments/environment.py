@@ -1,0 +1,75 @@
+"""The facts that every result carries: hardware, versions, commit, precision, command."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+_PACKAGES = ("jaxadv", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+
+
+def describe() -> dict:
+    """A JSON-able record of where and with what this process runs.
+
+    Example:
+        >>> sorted(describe())[:3]
+        ['command', 'commit', 'device']
+    """
+    device = jax.devices()[0]
+    return {
+        "device": device_name(),
+        "platform": device.platform,
+        "num_devices": jax.device_count(),
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "commit": commit(),
+        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "command": _command(),
+    }
+
+
+def device_name() -> str:
+    """The device in words: the GPU's name, or the CPU and its cores."""
+    device = jax.devices()[0]
+    name = f"{_cpu_name()}, {os.cpu_count()} cores" if device.platform == "cpu" else None
+    return name or f"{jax.device_count()} x {device.device_kind}"
+
+
+def commit() -> str:
+    """The commit of the checkout, with a plus sign if files differ from it; "" outside one."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        name = git("rev-parse", "--short=12", "HEAD")
+        return name + ("+" if name and git("status", "--porcelain", "-uno") else "")
+    except OSError:
+        return ""
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    parts = program.with_suffix("").parts
+    name = f"python -m {'.'.join(parts[-2:])}" if program.suffix == ".py" else program.name
+    return " ".join([name, *sys.argv[1:]])
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

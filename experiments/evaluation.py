@@ -1,0 +1,109 @@
+"""Accuracies of a model on a set of images: what is printed, compared and saved."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxadv.training import Predictions
+
+
+def predict_all(
+    predict: Callable[..., Predictions],
+    params: Any,
+    batch_stats: Any,
+    key: jax.Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    description: str | None = None,
+) -> Predictions:
+    """Predictions for a whole set, batch by batch; the result does not depend on the batch size.
+
+    Args:
+        predict: made by :func:`jaxadv.training.make_predict`.
+        params: parameters.
+        batch_stats: running statistics.
+        key: typed key of the attack.
+        images: uint8 of shape (N, H, W, C).
+        labels: int32 of shape (N,).
+        batch_size: images a compiled call; the last batch is padded to it.
+        description: shown beside a progress bar; None for no bar.
+
+    Returns:
+        Predicted classes, NumPy arrays of shape (N,).
+    """
+    batch_size = min(batch_size, len(images))
+    parts = []
+    starts = range(0, len(images), batch_size)
+    for start in tqdm(starts, description, disable=description is None, leave=False, unit="batch"):
+        rows = np.arange(start, start + batch_size)
+        inside = np.minimum(rows, len(images) - 1)
+        batch = predict(params, batch_stats, key, images[inside], labels[inside], rows)
+        keep = rows < len(images)
+        parts.append(Predictions(*(np.asarray(part)[keep] for part in batch)))
+    return Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[str, ...]) -> dict:
+    """Clean and robust accuracy, overall and by class, in percent.
+
+    Args:
+        predictions: of shape (N,) each.
+        labels: of shape (N,).
+        class_names: one name a class.
+
+    Returns:
+        A JSON-able dictionary; a class without images has accuracy None.
+
+    Example:
+        >>> predictions = Predictions(np.array([0, 1]), np.array([1, 1]))
+        >>> summarize(predictions, np.array([0, 1]), ("a", "b"))["robust"]
+        50.0
+    """
+
+    def percent(correct):
+        return float(100 * np.mean(correct)) if len(correct) else None
+
+    clean, robust = (np.asarray(part) == labels for part in predictions)
+    classes = [
+        {
+            "class": name,
+            "images": int(np.sum(labels == index)),
+            "clean": percent(clean[labels == index]),
+            "robust": percent(robust[labels == index]),
+        }
+        for index, name in enumerate(class_names)
+    ]
+    return {
+        "images": len(labels),
+        "clean": percent(clean),
+        "robust": percent(robust),
+        "classes": classes,
+    }
+
+
+def format_table(results: dict[str, dict], attack: str) -> str:
+    """A table of several summaries side by side, one row a class.
+
+    Args:
+        results: summaries by title, all of the same classes.
+        attack: name of the attack for the heading.
+    """
+    width = max(len(title) for title in results) + 2
+    width = max(width, len("clean") + len(attack) + 5)
+    cell = lambda value: "     -" if value is None else f"{value:6.2f}"
+    head = f"{'':<14}{'images':>7}" + "".join(f"{title:>{width}}" for title in results)
+    units = f"{'':<21}" + "".join(f"{'clean  ' + attack:>{width}}" for _ in results)
+
+    def row(name, records):
+        cells = (f"{cell(r['clean'])}  {cell(r['robust']):>{len(attack)}}" for r in records)
+        return f"{name:<14}{records[0]['images']:>7}" + "".join(f"{c:>{width}}" for c in cells)
+
+    classes = zip(*(result["classes"] for result in results.values()), strict=True)
+    lines = [head, units, row("all", list(results.values()))]
+    lines += [row(records[0]["class"], records) for records in classes]
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""Run directories: the resolved configuration, what it ran on, metrics, checkpoints, report.
+
+config.json         resolved configuration
+environment.json    hardware, versions, commit, command: a list, one entry a start
+metrics.jsonl       one line an epoch
+last.ckpt           everything that training needs to go on
+selected.ckpt       parameters and statistics of the best epoch on the selection images
+report.json         final accuracies; written last, so its presence means "finished"
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from . import cli, environment
+from .checkpoints import write_atomically
+
+
+class RunDirectory:
+    """A run directory on disk.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path).resolve()
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.report_file = self.path / "report.json"
+        self.last = self.path / "last.ckpt"
+        self.selected = self.path / "selected.ckpt"
+
+    def open(self, config: ConfigDict, needed_bytes: int) -> None:
+        """Creates the folder or checks that it belongs to this configuration.
+
+        Args:
+            config: resolved configuration.
+            needed_bytes: what the run will write at most.
+
+        Raises:
+            ValueError: if another configuration lives there; names the fields that differ.
+            OSError: if the folder can't be written or the disk is too full.
+        """
+        if self.config_file.is_file():
+            self._check_same(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"can't use it as a run directory ({error.strerror}); choose another --workdir",
+                str(self.path),
+            ) from error
+        if free < needed_bytes:
+            raise OSError(
+                f"{self.path}: the disk has {free / 1e6:.0f} MB left and the checkpoints need "
+                f"{needed_bytes / 1e6:.0f} MB; free some space or choose another --workdir"
+            )
+        write_json(self.config_file, config.to_dict())
+        starts = self.environment() + [environment.describe()]
+        write_json(self.path / "environment.json", starts)
+
+    def environment(self) -> list[dict]:
+        """What the run's starts ran on, oldest first."""
+        file = self.path / "environment.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+    def config(self) -> ConfigDict:
+        """The resolved configuration of the run.
+
+        Raises:
+            FileNotFoundError: if this is no run directory.
+        """
+        if not self.config_file.is_file():
+            raise FileNotFoundError(
+                f"{self.path} is not a run directory (no config.json); train first, for example "
+                f"python -m experiments.digits --config=configs/at.py:laptop --workdir={self.path}"
+            )
+        return ConfigDict(json.loads(self.config_file.read_text(encoding="utf-8")))
+
+    def metrics(self) -> list[dict]:
+        """The metrics of the epochs so far."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def write_metrics(self, rows: list[dict]) -> None:
+        """Replaces the metrics by these rows."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(self.metrics_file, text.encode())
+
+    def report(self) -> dict | None:
+        """The final report, None while the run is unfinished."""
+        if not self.report_file.is_file():
+            return None
+        return json.loads(self.report_file.read_text(encoding="utf-8"))
+
+    def _check_same(self, config: ConfigDict) -> None:
+        stored, asked = (
+            {name: _plain(value) for name, value in cli.fields(c)} for c in (self.config(), config)
+        )
+        different = [name for name in asked if stored.get(name) != asked[name]]
+        if different:
+            listed = ", ".join(f"{n}={stored.get(n)!r} there" for n in different[:3])
+            raise ValueError(
+                f"{self.path} holds a run of another configuration ({listed}; "
+                f"{len(different)} different); choose another --workdir or the same fields"
+            )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
