@@ -100,7 +100,7 @@ def run_numpy(
     return np.stack(path)
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-4, 0.3])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("n_in", [0, 1, 20])
 @pytest.mark.parametrize("preset", [None, "ucla_exact"])
 def test_agrees_with_the_reference_code(x64, preset, n_in, noise):
