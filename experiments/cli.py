@@ -135,6 +135,9 @@ def main(dataset: str, run: Callable | None = None) -> None:
 
 def execute(action: Callable[[], object]) -> None:
     """Calls ``action``; expected failures end in their message and a status, not in a traceback."""
+    from . import environment
+
+    environment.configure()
     try:
         action()
     except KeyboardInterrupt:

@@ -12,6 +12,17 @@ import jax
 _PACKAGES = ("jaxadv", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
+def configure() -> None:
+    """Settings of the entry points: compiled programs are kept in the user's cache folder.
+
+    ``JAX_COMPILATION_CACHE_DIR`` chooses another folder; empty, it turns the cache off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxadv" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 def describe() -> dict:
     """A JSON-able record of where and with what this process runs.
 

@@ -115,6 +115,7 @@ class _Trainer:
         self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": _no_sums()}
         self.stopped = threading.Event()
         self.step = 0
+        self.compile_seconds = None
 
     def train(self) -> None:
         """Runs all epochs that are not done yet."""
@@ -171,7 +172,12 @@ class _Trainer:
         started = saved = time.monotonic()
         while self.step < end and (is_last or end - self.step >= self.run.group):
             count = min(end - self.step, longest)
+            called = time.monotonic()
             state, metrics, taken = self.run.advance(state, self.data, self.key, count)
+            if self.compile_seconds is None:
+                # The call returns when the program is compiled, long before it has run.
+                self.compile_seconds = time.monotonic() - called
+                started += self.compile_seconds
             self.step += taken
             # The previous call's sums are read while this one runs.
             if pending is not None:
