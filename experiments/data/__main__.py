@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (DataError, DataMissingError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("Interrupted: the same command goes on from here", file=sys.stderr)
+            return 130
     return 0
 
 

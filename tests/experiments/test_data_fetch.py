@@ -306,6 +306,15 @@ def test_the_command_line_reports_errors_without_a_traceback(tiny_specs, tmp_pat
     assert caught.value.code == 2
 
 
+def test_an_interrupted_command_says_that_it_can_be_resumed(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "fetch", interrupt)
+    assert __main__.main(["mnist"]) == 130
+    assert capsys.readouterr().err == "Interrupted: the same command goes on from here\n"
+
+
 def test_the_command_line_extracts(tiny_specs, tmp_path, capsys):
     spec, arrays = tiny_specs["cifar10"]
     name = "cifar-10-batches-bin"
