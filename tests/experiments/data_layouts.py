@@ -10,12 +10,14 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from experiments.data import DataError, Dataset
 from experiments.data._cifar10 import CIFAR10
 from experiments.data._dataset import Arrays
 from experiments.data._mnist import MNIST
-from experiments.data._sources import Spec
+from experiments.data._sources import Spec, load_spec
 
 
 def random_arrays(spec: Spec, seed: int = 0) -> Arrays:
@@ -147,3 +149,63 @@ def pack(path: Path, folder: Path, prefix: str) -> Path:
         file.unlink() if file.is_file() else file.rmdir()
     folder.rmdir()
     return path
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.md5(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_refused(spec, folder: Path, message: str) -> None:
+    """Loading fails with one DataError and leaves every file as it was."""
+    before = files_of(folder)
+    with pytest.raises(DataError, match=message) as caught:
+        load_spec(spec, folder)
+    assert str(folder) in str(caught.value), "the error must name the file"
+    assert files_of(folder) == before
+
+
+def assert_holds(dataset: Dataset, arrays: Arrays) -> None:
+    for field, expected in arrays._asdict().items():
+        actual = getattr(dataset, field)
+        assert actual.dtype == (np.uint8 if "images" in field else np.int32)
+        assert actual.flags.writeable
+        np.testing.assert_array_equal(actual, expected)
+
+
+def prepare(spec, arrays: Arrays, folder: Path, file_format: str) -> Path:
+    """Prepares a data set as tensorflow_datasets' own builders do: the key is the index."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("3.0.2")
+        name = spec.name
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=spec.image_shape, encoding_format="png"),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            return {
+                "train": self._generate_examples(arrays.train_images, arrays.train_labels),
+                "test": self._generate_examples(arrays.test_images, arrays.test_labels),
+            }
+
+        def _generate_examples(self, images, labels):
+            # PNG bytes, because arrays are encoded with TensorFlow.
+            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                encoded = png(image if image.shape[-1] == 3 else image[..., 0])
+                yield index, {"image": encoded, "label": int(label)}
+
+    builder = Builder(data_dir=folder, file_format=file_format)
+    builder.download_and_prepare()
+    return Path(builder.data_dir)

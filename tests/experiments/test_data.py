@@ -1,21 +1,17 @@
 """Data sets: what `load` and `split` return, from every source and from none."""
 
-import dataclasses
 import hashlib
 import os
 import pickle
 import resource
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data_layouts import (
+    assert_holds,
     pack,
-    png,
-    random_arrays,
+    prepare,
     tiny_cifar10,
     tiny_mnist,
     write_binary,
@@ -25,10 +21,9 @@ from data_layouts import (
 )
 
 from experiments import data
-from experiments.data import DataError, DataMissingError, Dataset, load, split
+from experiments.data import DataError, DataMissingError, load, split
 from experiments.data._dataset import Arrays
-from experiments.data._sources import cache_path, data_folder, load_spec, verified
-from experiments.data._tfds import read_builder
+from experiments.data._sources import cache_path, data_folder, load_spec
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +31,6 @@ def no_prepared_data(tmp_path_factory, monkeypatch):
     """Nothing that the developer has on disk gets into a test."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
     monkeypatch.delenv("JAXADV_DATA", raising=False)
-
-
-def assert_holds(dataset: Dataset, arrays: Arrays) -> None:
-    for field, expected in arrays._asdict().items():
-        actual = getattr(dataset, field)
-        assert actual.dtype == (np.uint8 if "images" in field else np.int32)
-        assert actual.flags.writeable
-        np.testing.assert_array_equal(actual, expected)
 
 
 # digits
@@ -204,123 +191,6 @@ def test_cifar10_has_the_constants_of_the_paper(tmp_path):
     dataset = load_spec(spec, tmp_path)
     assert dataset.mean == (0.4914, 0.4822, 0.4465) and dataset.std == (0.2471, 0.2435, 0.2616)
     assert dataset.class_names[3] == "cat" and dataset.num_classes == 10
-
-
-# tensorflow_datasets
-
-
-def prepare(spec, arrays: Arrays, folder: Path, file_format: str) -> Path:
-    """Prepares a data set as tensorflow_datasets' own builders do: the key is the index."""
-    import tensorflow_datasets as tfds
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("3.0.2")
-        name = spec.name
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=spec.image_shape, encoding_format="png"),
-                "label": tfds.features.ClassLabel(num_classes=10),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            del dl_manager
-            return {
-                "train": self._generate_examples(arrays.train_images, arrays.train_labels),
-                "test": self._generate_examples(arrays.test_images, arrays.test_labels),
-            }
-
-        def _generate_examples(self, images, labels):
-            # PNG bytes, because arrays are encoded with TensorFlow.
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                encoded = png(image if image.shape[-1] == 3 else image[..., 0])
-                yield index, {"image": encoded, "label": int(label)}
-
-    builder = Builder(data_dir=folder, file_format=file_format)
-    builder.download_and_prepare()
-    return Path(builder.data_dir)
-
-
-@pytest.mark.parametrize("tiny", [tiny_cifar10, tiny_mnist])
-@pytest.mark.parametrize("place", ["data_dir", "own folder"])
-def test_prepared_tensorflow_datasets_come_first(tiny, place, tmp_path):
-    spec, arrays = tiny()
-    root = tmp_path if place == "data_dir" else Path(os.environ["TFDS_DATA_DIR"])
-    path = prepare(spec, arrays, root, "array_record")
-    assert path == root / spec.name / "3.0.2"
-    write_idx(random_arrays(spec, seed=5), tmp_path)
-    dataset = load_spec(spec, tmp_path)
-    assert dataset.source == "folder prepared by tensorflow_datasets (3.0.2)"
-    assert_holds(dataset, arrays)
-
-
-def test_parquet_is_read_too(tmp_path):
-    spec, arrays = tiny_mnist()
-    prepare(spec, arrays, tmp_path, "parquet")
-    assert_holds(load_spec(spec, tmp_path), arrays)
-
-
-@pytest.mark.skipif(bool(find_spec("tensorflow")), reason="TensorFlow is installed here")
-def test_the_reader_runs_without_tensorflow(tmp_path):
-    spec, arrays = tiny_mnist()
-    path = prepare(spec, arrays, tmp_path, "array_record")
-    code = (
-        "import sys\n"
-        "import numpy as np\n"
-        "from data_layouts import tiny_mnist\n"
-        "from experiments.data._tfds import read_prepared\n"
-        "from pathlib import Path\n"
-        "assert 'tensorflow_datasets' not in sys.modules\n"
-        "spec, arrays = tiny_mnist()\n"
-        f"got = read_prepared(spec, Path({str(path)!r}))\n"
-        "assert all(np.array_equal(a, b) for a, b in zip(got, arrays, strict=True))\n"
-        "assert 'tensorflow_datasets' in sys.modules and 'tensorflow' not in sys.modules\n"
-    )
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    environment = os.environ | {"PYTHONPATH": paths}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
-def test_mock_data_has_the_right_shapes_and_is_refused(tmp_path):
-    import tensorflow_datasets as tfds
-
-    spec, _ = tiny_cifar10()
-    # The mock gives every split the same length.
-    spec = dataclasses.replace(spec, test_counts=(20,))
-    with tfds.testing.mock_data(num_examples=20):
-        arrays = read_builder(spec, tfds.builder("cifar10"), tmp_path)
-    assert arrays.train_images.shape == arrays.test_images.shape == (20, 32, 32, 3)
-    assert arrays.train_labels.shape == (20,) and arrays.train_labels.max() < 10
-    with pytest.raises(DataError, match="not the published cifar10.*have MD5"):
-        verified(spec, arrays, tmp_path, "mock")
-
-
-def test_a_prepared_folder_that_is_torn_or_short_is_one_clear_error(tmp_path):
-    spec, arrays = tiny_mnist()
-    path = prepare(spec, arrays, tmp_path, "array_record")
-    longer = dataclasses.replace(spec, train_counts=(31,))
-    with pytest.raises(DataError, match="train has 30 of 31 examples. Prepare it again"):
-        load_spec(longer, tmp_path)
-    shard = next(path.glob("*train*"))
-    shard.write_bytes(shard.read_bytes()[:500])
-    with pytest.raises(DataError, match="tensorflow_datasets cannot read it"):
-        load_spec(spec, tmp_path)
-    assert shard.exists()
-    (path / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match="dataset_info.json: cannot be read"):
-        load_spec(spec, tmp_path)
-
-
-def test_tfrecord_needs_tensorflow_and_is_passed_over(tmp_path):
-    spec, arrays = tiny_mnist()
-    path = prepare(spec, arrays, tmp_path, "array_record")
-    info = path / "dataset_info.json"
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(DataMissingError, match="array_record or parquet"):
-        load_spec(spec, tmp_path)
 
 
 # what is not there, and where things go
