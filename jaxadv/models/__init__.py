@@ -26,5 +26,9 @@ from ._small import MLP as MLP
 from ._small import SmallConvNet as SmallConvNet
 from ._small import mlp as mlp
 from ._small import small_convnet as small_convnet
+from ._torch import from_torch_state_dict as from_torch_state_dict
+from ._torch import load_torch as load_torch
+from ._torch import save_torch as save_torch
+from ._torch import to_torch_state_dict as to_torch_state_dict
 from ._wide_resnet import WideResNet as WideResNet
 from ._wide_resnet import wide_resnet34_10 as wide_resnet34_10

@@ -21,7 +21,9 @@ from typing import Any, Literal, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -50,7 +52,7 @@ def conv2d(
       images: x, of shape (B, H, W, C).
       kernel: k, of shape (kh, kw, C, O) and of the dtype of ``images``.
       strides: s, one for both axes or one each.
-      padding: p, zeros on every side; or ``"SAME"``, ``"VALID"``, or ((top, bottom), (left, right)).
+      padding: p, zeros on every side; or ``"SAME"``, ``"VALID"``, ((top, bottom), (left, right)).
       gradients: ``"native"`` leaves differentiation to JAX, ``"explicit"`` writes every
         derivative as a convolution in the layout that is fast inside loops on CPU; values and
         derivatives agree to rounding. ``"auto"`` is explicit where the default backend is the
@@ -76,18 +78,18 @@ def conv2d(
         )
     if images.dtype != kernel.dtype:
         raise ValueError(f"images is {images.dtype} and kernel {kernel.dtype}; cast one of them.")
-    strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
+    steps = (strides, strides) if isinstance(strides, int) else strides
     size = kernel.shape[:2]
     if isinstance(padding, str):
-        padding = tuple(lax.padtype_to_pads(images.shape[1:3], size, strides, padding))
-    elif isinstance(padding, int):
-        padding = ((padding, padding), (padding, padding))
-    params = dict(strides=strides, padding=padding, image_dilation=(1, 1), kernel_dilation=(1, 1))
+        pads = tuple(lax.padtype_to_pads(images.shape[1:3], size, steps, padding))
+    else:
+        pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    params = dict(strides=steps, padding=pads, image_dilation=(1, 1), kernel_dilation=(1, 1))
     if gradients == "native" or (gradients == "auto" and jax.default_backend() != "cpu"):
         return _convolve(images, kernel, **params)
-    if size == (1, 1) and padding == ((0, 0), (0, 0)):
+    if size == (1, 1) and pads == ((0, 0), (0, 0)):
         # A 1x1 convolution is a matrix product, and JAX's derivatives of those are fast.
-        picked = images[:, :: strides[0], :: strides[1]] if strides != (1, 1) else images
+        picked = images[:, :: steps[0], :: steps[1]] if steps != (1, 1) else images
         return lax.dot_general(picked, kernel[0, 0], (((3,), (0,)), ((), ())))
     return _conv_p.bind(images, kernel, **params)
 
@@ -124,7 +126,7 @@ class Conv(nn.Module):
         """Map (B, H, W, C) to (B, H', W', features)."""
         shape = (*self.kernel_size, images.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        images, kernel = nn.dtypes.promote_dtype(images, kernel, dtype=self.dtype)
+        images, kernel = promote_dtype(images, kernel, dtype=self.dtype)
         y = conv2d(
             images, kernel, strides=self.strides, padding=self.padding, gradients=self.gradients
         )
@@ -207,7 +209,7 @@ def _batch(args, dims, **params):
 
 def _abstract(x, w, **params):
     out = jax.eval_shape(lambda x, w: _convolve(x, w, **params), x, w)
-    return jax.core.ShapedArray(out.shape, out.dtype)
+    return ShapedArray(out.shape, out.dtype)
 
 
 _conv_p = Primitive("jaxadv_conv")
