@@ -34,13 +34,14 @@ class EntropySGDState(NamedTuple):
     Attributes:
         count: number of outer steps done, shape (), int32.
         momentum: outer momentum buffer M, shaped like the parameters; None if momentum is 0.
-        key: the factory's key, never changed: noise comes from fold_in(key, (count, step)).
+        key_data: words of the factory's key, never changed: noise comes from
+            fold_in(fold_in(key, count), step).
         carry: final value that the last chain's gradient function handed on.
     """
 
     count: ArrayLike
     momentum: PyTree
-    key: Key | None
+    key_data: Array | None
     carry: Any
 
 
@@ -283,7 +284,7 @@ def entropy_sgd(
         return EntropySGDState(
             count=jnp.zeros([], jnp.int32),
             momentum=init_momentum(options, params),
-            key=copied(options.key),
+            key_data=options.init_key_data(),
             carry=copied(init_carry),
         )
 
@@ -301,7 +302,7 @@ def entropy_sgd(
             direction = gradient_direction(updates, params)
         else:
             averages, carry = langevin_chain(
-                options.step_key(state.key, count),
+                options.step_key(state.key_data, count),
                 params,
                 _checked_grad_fn(grad_fn, batches, options.n_in),
                 batches,
@@ -313,7 +314,7 @@ def entropy_sgd(
             )
             direction = entropy_direction(options, averages.offset, averages.variance, count)
         increment, momentum = outer_increment(options, direction, params, momentum, count)
-        new_state = EntropySGDState(optax.safe_increment(count), momentum, state.key, carry)
+        new_state = EntropySGDState(optax.safe_increment(count), momentum, state.key_data, carry)
         return increment, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -121,9 +121,20 @@ class Options(NamedTuple):
             ascend=self.ascend,
         )
 
-    def step_key(self, key, count):
+    def init_key_data(self) -> jax.Array | None:
+        """The key as the state holds it: plain words, in a buffer that the state owns.
+
+        Words, because wrappers select, cast and serialise states, which typed keys do not allow
+        everywhere. In the state at all, so that one compiled program serves every seed.
+        """
+        return None if self.key is None else jnp.array(jax.random.key_data(self.key), copy=True)
+
+    def step_key(self, key_data, count) -> Any:
         """The key of outer step ``count``, or None when there is no noise."""
-        return None if _sgld.is_zero(self.noise) else jax.random.fold_in(key, count)
+        if _sgld.is_zero(self.noise):
+            return None
+        key = jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(self.key))
+        return jax.random.fold_in(key, count)
 
 
 def _number(name: str, value: Any) -> float | None:

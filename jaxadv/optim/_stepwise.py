@@ -33,7 +33,7 @@ class EntropySGDStepwiseState(NamedTuple):
     Attributes:
         count: number of outer steps done, shape (), int32.
         momentum: outer momentum buffer M; None if momentum is 0.
-        key: the factory's key, never changed.
+        key_data: words of the factory's key, never changed.
         inner_step: number of inner steps done in this outer step, shape (), int32.
         slow: the slow weights theta; None if n_in is 0.
         averages: moments of theta' - theta in this outer step; None if n_in is 0.
@@ -42,7 +42,7 @@ class EntropySGDStepwiseState(NamedTuple):
 
     count: ArrayLike
     momentum: PyTree
-    key: Key | None
+    key_data: Array | None
     inner_step: Array
     slow: PyTree
     averages: Averages | None
@@ -209,7 +209,7 @@ def entropy_sgd_stepwise(
         return EntropySGDStepwiseState(
             count=jnp.zeros([], jnp.int32),
             momentum=init_momentum(options, params),
-            key=copied(options.key),
+            key_data=options.init_key_data(),
             inner_step=jnp.zeros([], jnp.int32),
             slow=copied(params) if chained else None,
             averages=averages,
@@ -230,7 +230,7 @@ def entropy_sgd_stepwise(
         return updates, EntropySGDStepwiseState(
             count=optax.safe_increment(state.count),
             momentum=momentum,
-            key=state.key,
+            key_data=state.key_data,
             inner_step=jnp.zeros([], jnp.int32),
             slow=jax.tree.map(jnp.add, params, updates),
             averages=averages,
@@ -259,7 +259,7 @@ def entropy_sgd_stepwise(
         # The parameters in hand are the slow weights at the start of an outer step, also if
         # rounding, a later transformation or a checkpoint made them differ from state.slow.
         slow = jax.tree.map(lambda p, s: jnp.where(first, p, s), params, state.slow)
-        outer_key = options.step_key(state.key, count)
+        outer_key = options.step_key(state.key_data, count)
         increment, buffer = inner_increment(
             None if outer_key is None else jax.random.fold_in(outer_key, index),
             params,
@@ -273,7 +273,7 @@ def entropy_sgd_stepwise(
         state = EntropySGDStepwiseState(
             count=count,
             momentum=momentum,
-            key=state.key,
+            key_data=state.key_data,
             inner_step=index + 1,
             slow=slow,
             averages=averages,

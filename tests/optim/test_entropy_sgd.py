@@ -209,11 +209,11 @@ def test_presets_resolve_to_the_documented_table():
 
 
 def test_explicit_arguments_override_the_preset(x64):
-    key, batches = jax.random.key(0), make_batches(20)
+    batches = make_batches(20)
     explicit = optim.entropy_sgd(
-        0.1, key=key, preset="paper_literal", ascend=False, scale_by_gamma=False
+        0.1, preset="paper_literal", noise=0, ascend=False, scale_by_gamma=False
     )
-    fixed = optim.entropy_sgd(0.1, key=key, preset="paper_fixed")
+    fixed = optim.entropy_sgd(0.1, preset="paper_fixed", noise=0)
     np.testing.assert_array_equal(run(explicit, batches), run(fixed, batches))
 
 
@@ -285,9 +285,7 @@ def test_without_gamma_the_chain_forgets_its_anchor(x64):
 @pytest.mark.parametrize("second_order", [False, True])
 def test_only_the_printed_sign_climbs_a_convex_loss(x64, preset, descends, second_order):
     params = split(W0)
-    tx = optim.entropy_sgd(
-        0.1, key=jax.random.key(0), preset=preset, second_order=second_order, weight_decay=0
-    )
+    tx = optim.entropy_sgd(0.1, preset=preset, second_order=second_order, noise=0, weight_decay=0)
     grads = grad_fn(params, split(np.zeros(3)), None)[0]
     updates, _ = tx.update(
         grads, tx.init(params), params, grad_fn=grad_fn, batches=split(np.zeros((20, 3)))

@@ -10,11 +10,9 @@ from jaxadv import optim
 
 VARIANTS = {
     "default": dict(),
-    "second_order": dict(second_order=True),
-    "ucla_exact": dict(preset="ucla_exact"),
-    "lua": dict(preset="lua"),
-    "no_momentum": dict(preset="paper_fixed"),
-    "sgd": dict(n_in=0),
+    "second_order": dict(preset="ucla_exact", second_order=True),
+    "plain": dict(preset="paper_fixed", noise=0),
+    "sgd": dict(n_in=0, noise=0),
 }
 FORMS = ("scanned", "stepwise")
 pytestmark = pytest.mark.parametrize("form", FORMS)
@@ -75,7 +73,7 @@ def test_swallows_extra_args_and_does_not_recompile(form, variant):
 
 
 @variants
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_keeps_dtypes_and_fits_lax_cond(x64, form, variant, dtype):
     tx = make(form, **VARIANTS[variant])
     step = make_step(tx, form)
@@ -90,12 +88,11 @@ def test_keeps_dtypes_and_fits_lax_cond(x64, form, variant, dtype):
         new_params, new_state = maybe(take, params, state)
         assert new_params.dtype == jnp.dtype(dtype)
         for new, old in zip(jax.tree.leaves(new_state), jax.tree.leaves(state), strict=True):
-            assert (new.dtype, new.shape, new.weak_type) == (old.dtype, old.shape, old.weak_type)
+            assert jax.typeof(new) == jax.typeof(old)
         params, state = new_params, new_state
     assert np.all(np.isfinite(np.asarray(params, np.float64)))
 
 
-@pytest.mark.parametrize("schedule", [False, True])
 @pytest.mark.parametrize(
     ("loss", "start", "goal", "rate", "steps"),
     [
@@ -111,13 +108,13 @@ def test_keeps_dtypes_and_fits_lax_cond(x64, form, variant, dtype):
         ),
     ],
 )
-def test_converges(form, loss, start, goal, rate, steps, schedule):
+def test_converges(form, loss, start, goal, rate, steps):
     n_in = 10
     tx = make(
         form,
         n_in=n_in,
-        learning_rate=optax.constant_schedule(0.1) if schedule else 0.1,
-        inner_learning_rate=optax.constant_schedule(rate) if schedule else rate,
+        learning_rate=optax.constant_schedule(0.1),
+        inner_learning_rate=rate,
         weight_decay=0.0,
     )
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
@@ -234,7 +231,7 @@ def test_compiled_program_serves_every_seed(form):
     start = jnp.array([-1.0, 10.0, 1.0])
     state = tx.init(start)
     first, _ = step(start, state)
-    other, _ = step(start, state._replace(key=jax.random.key(7)))
+    other, _ = step(start, state._replace(key_data=jax.random.key_data(jax.random.key(7))))
     assert step._cache_size() == 1
     assert np.max(np.abs(first - other)) > 1e-4
 
@@ -243,5 +240,5 @@ def test_no_key_is_needed_without_noise(form):
     tx = make(form, key=None, noise=0)
     start = jnp.array([-1.0, 10.0, 1.0])
     params, state = make_step(tx, form)(start, tx.init(start))
-    assert state.key is None
+    assert state.key_data is None
     assert parabola(params) < parabola(start)

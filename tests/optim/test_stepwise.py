@@ -37,8 +37,12 @@ def make_batches(dtype=np.float32):
     )
 
 
+def dtype_of(x):
+    return x.dtype
+
+
 def assert_equal(actual, expected):
-    assert jax.tree.map(jnp.dtype, actual) == jax.tree.map(jnp.dtype, expected)
+    assert jax.tree.map(dtype_of, actual) == jax.tree.map(dtype_of, expected)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
