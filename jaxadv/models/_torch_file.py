@@ -45,7 +45,10 @@ class _Storage:
         self.load: Any = None  # () -> bytes
 
     def array(self, big_endian: bool) -> np.ndarray:
-        raw = self.load()
+        try:
+            raw = self.load()
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"storage {self.key}: {error}; get the file again.") from error
         if len(raw) != self.size * self.dtype.itemsize:
             raise ValueError(
                 f"storage {self.key} has {len(raw)} bytes instead of "
