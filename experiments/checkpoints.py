@@ -5,6 +5,7 @@ its length and SHA-256 tells a torn file from a good one. Writing goes to a temp
 same folder, is flushed to the disk, and then renamed over the old checkpoint.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -110,8 +111,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.exists() else None
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise type(error)(
             error.errno,
             f"can't write ({error.strerror}); what was there before is untouched. Free some space "

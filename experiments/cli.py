@@ -1,7 +1,8 @@
 """The command line that all training entry points share.
 
 ``--config=configs/at.py:laptop`` is found from the current directory first, then from
-``experiments/``; any field is overridden by ``--config.field=value``. Mistakes end in one line that
+``experiments/``; any field is overridden by ``--config.field=value``, radii also as fractions:
+``--config.threat.eps=8/255``. Mistakes end in one line that
 names the nearest thing that exists, and exit status 2.
 """
 
@@ -93,6 +94,7 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     argv = resolve_argv(argv, [ROOT])
     if not any(_PATH_FLAG.match(argument) for argument in argv):
         argv = [argv[0], f"--config={ROOT / DEFAULT_CONFIG}", *argv[1:]]
+    argv = _with_fractions_computed(argv)
     _check_fields(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
@@ -173,6 +175,7 @@ def help_text(dataset: str) -> str:
         "SCALE: paper (default), laptop (minutes to an hour on a CPU), smoke (seconds).",
         "workdir: default runs/DATASET-SCALE/METHOD/seedN.",
         "data_dir: default the environment variable JAXADV_DATA, else data.",
+        "VALUE: a number, a fraction such as 8/255, true or false, a name, or (0.5,0.75).",
         "",
         f"FIELD and its default on {dataset} at scale paper:",
     ]
@@ -195,26 +198,41 @@ def _summary(path: Path) -> str:
     return text.split('"""')[1].strip().splitlines()[0] if '"""' in text else ""
 
 
+def _with_fractions_computed(argv: Sequence[str]) -> list[str]:
+    """``--config.threat.eps=8/255`` with the quotient in its place: radii are written like this."""
+    known = dict(fields(settings.base()))
+
+    def computed(argument):
+        match = re.fullmatch(r"--?config\.([^=]+)=([0-9.]+)/([0-9.]+)", argument)
+        if match is None or match[1] not in known or _field_type(match[1]) is not float:
+            return argument
+        try:
+            return f"--config.{match[1]}={float(match[2]) / float(match[3])!r}"
+        except (ValueError, ZeroDivisionError):
+            return argument  # refused as no number by the check of types
+
+    return [computed(argument) for argument in argv]
+
+
 def _check_fields(argv: Sequence[str]) -> None:
     """Names the nearest field before absl says only that a flag is unknown."""
     known = dict(fields(settings.base()))
     for argument in argv[1:]:
         match = _FIELD_FLAG.match(argument)
         if match and match[1] not in known:
-            near = _nearest(match[1], known) or _nearest_leaf(match[1], known)
+            near = _nearest(match[1], known, "--config.") or _nearest_leaf(match[1], known)
             raise ValueError(f"unknown field config.{match[1]}{near}")
         if match and "=" in argument:
             _check_type(match[1], argument.split("=", 1)[1], known[match[1]])
         flag = re.match(r"^--?(\w+)", argument)
         if flag and not match and flag[1] not in ("config", "workdir", "data_dir"):
-            near = _nearest(flag[1], ("config", "workdir", "data_dir")) or _nearest_leaf(
-                flag[1], known
-            )
+            flag_names = ("config", "workdir", "data_dir")
+            near = _nearest(flag[1], flag_names, "--") or _nearest_leaf(flag[1], known)
             raise ValueError(f"unknown flag {argument.split('=')[0]}{near}")
 
 
 def _check_type(name: str, text: str, default: object) -> None:
-    kind = settings.base().get_type(name) if "." not in name else _leaf_type(name)
+    kind = _field_type(name)
     try:
         if kind in (int, float):
             kind(text)
@@ -225,7 +243,7 @@ def _check_type(name: str, text: str, default: object) -> None:
         raise ValueError(f"config.{name}={text!r} is not {expected}") from None
 
 
-def _leaf_type(name: str) -> type:
+def _field_type(name: str) -> type:
     *path, leaf = name.split(".")
     section = settings.base()
     for part in path:
@@ -233,9 +251,9 @@ def _leaf_type(name: str) -> type:
     return section.get_type(leaf)
 
 
-def _nearest(name: str, known) -> str:
+def _nearest(name: str, known, prefix: str = "") -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _nearest_leaf(name: str, known) -> str:

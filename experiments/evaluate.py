@@ -12,10 +12,20 @@ from typing import Any
 import jax
 
 from jaxadv import training
-from jaxadv._checks import NORMS, check_count, check_eps, check_step
+from jaxadv._checks import (
+    NORMS,
+    check_choice,
+    check_count,
+    check_eps,
+    check_norm,
+    check_step,
+)
 
 from . import build, checkpoints, cli, environment, evaluation
 from .runs import RunDirectory, write_json
+
+CHECKPOINTS = ("selected", "last")
+IMAGES = ("test", "selection", "train")
 
 
 def evaluate(
@@ -56,9 +66,12 @@ def evaluate(
         FileNotFoundError: if ``workdir`` is no run directory.
         ValueError: if an option makes no sense or the checkpoint does not fit.
     """
+    check_choice("checkpoint", checkpoint, CHECKPOINTS)
+    check_choice("images", images, IMAGES)
     directory = RunDirectory(workdir)
     config = directory.config()
     norm = norm or config.threat.norm
+    check_norm(norm)
     if norm != config.threat.norm and None in (eps, step_size):
         raise ValueError(
             f"norm={norm!r} is not the run's own ({config.threat.norm!r}), whose eps and step_size "
@@ -130,8 +143,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, help="run directory")
-    parser.add_argument("--checkpoint", choices=("selected", "last"), default="selected")
-    parser.add_argument("--images", choices=("test", "selection", "train"), default="test")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="selected")
+    parser.add_argument("--images", choices=IMAGES, default="test")
     parser.add_argument("--norm", choices=NORMS)
     parser.add_argument("--eps", type=_fraction, help="radius, for example 8/255")
     parser.add_argument("--step-size", type=_fraction, help="step, for example 2/255")

@@ -46,7 +46,7 @@ class RunDirectory:
             OSError: if the folder can't be written or the disk is too full.
         """
         if self.config_file.is_file():
-            self._check_same(config)
+            self.check_same(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.path).free
@@ -68,7 +68,7 @@ class RunDirectory:
     def environment(self) -> list[dict]:
         """What the run's starts ran on, oldest first."""
         file = self.path / "environment.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        return _read_json(file) if file.is_file() else []
 
     def config(self) -> ConfigDict:
         """The resolved configuration of the run.
@@ -81,7 +81,7 @@ class RunDirectory:
                 f"{self.path} is not a run directory (no config.json); train first, for example "
                 f"python -m experiments.digits --config=configs/at.py:laptop --workdir={self.path}"
             )
-        return ConfigDict(json.loads(self.config_file.read_text(encoding="utf-8")))
+        return ConfigDict(_read_json(self.config_file))
 
     def metrics(self) -> list[dict]:
         """The metrics of the epochs so far."""
@@ -99,9 +99,10 @@ class RunDirectory:
         """The final report, None while the run is unfinished."""
         if not self.report_file.is_file():
             return None
-        return json.loads(self.report_file.read_text(encoding="utf-8"))
+        return _read_json(self.report_file)
 
-    def _check_same(self, config: ConfigDict) -> None:
+    def check_same(self, config: ConfigDict) -> None:
+        """Raises a ``ValueError`` naming the fields in which the run's configuration differs."""
         stored, asked = (
             {name: _plain(value) for name, value in cli.fields(c)} for c in (self.config(), config)
         )
@@ -117,6 +118,15 @@ class RunDirectory:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: is damaged ({error}); restore it from a copy, or choose another --workdir"
+        ) from None
 
 
 def _plain(value):

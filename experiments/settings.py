@@ -10,7 +10,8 @@ import math
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxadv._checks import check_choice, check_count, check_eps, check_norm
+from jaxadv._checks import check_choice, check_count, check_eps
+from jaxadv._types import NORMS
 from jaxadv.augment import AUGMENTATIONS
 from jaxadv.models import MODELS
 from jaxadv.optim._options import DEFAULTS as ENTROPY_DEFAULTS
@@ -25,6 +26,9 @@ THREATS = {
     "cifar10": {"linf": (8 / 255, 2 / 255), "l2": (128 / 255, 15 / 255)},
     "digits": {"linf": (0.15, 0.03), "l2": (0.8, 0.16)},
 }
+
+# Numbers in an image: the radius of an L2 or L1 ball is bounded by the box that they span.
+NUM_FEATURES = {"cifar10": 32 * 32 * 3, "digits": 8 * 8}
 
 # By data set and scale. A scale inherits the paper's values; where there is no paper (digits),
 # "paper" is simply the longest of the three.
@@ -214,7 +218,7 @@ def resolve(config: ConfigDict, dataset: str) -> ConfigDict:
         defaults["entropy.n_in"] = N_IN_BY_MODEL[model]
     if model != defaults["model"]:
         defaults.pop("width", None)  # a width of one architecture means nothing for another
-    check_norm(config.threat.norm)
+    check_choice("config.threat.norm", config.threat.norm, NORMS)
     if config.threat.norm in THREATS[dataset]:
         eps, step_size = THREATS[dataset][config.threat.norm]
         defaults["threat.eps"] = eps
@@ -251,12 +255,21 @@ def _check(config: ConfigDict) -> None:
             )
     if config.eval.step_size is None:
         config.eval.step_size = config.threat.step_size
-    check_eps(config.threat.eps, config.threat.norm, name="config.threat.eps")
+    check_eps(
+        config.threat.eps,
+        config.threat.norm,
+        NUM_FEATURES[config.dataset],
+        name="config.threat.eps",
+    )
     for section, minimum in (("threat", 0), ("eval", 0)):
         check_count(f"config.{section}.num_steps", config[section].num_steps, minimum)
         _check_number(f"config.{section}.step_size", config[section].step_size, 0)
     for name, minimum in {"num_epochs": 1, "batch_size": 1, "seed": 0, "selection_size": 1}.items():
         check_count(f"config.{name}", config[name], minimum)
+    if config.seed >= 2**32:
+        raise ValueError(
+            f"config.seed={config.seed} must be below 2**32: larger ones would repeat smaller ones"
+        )
     for name in ("width", "train_size", "test_size"):
         if config[name] is not None:
             check_count(f"config.{name}", config[name], 1)
@@ -268,12 +281,28 @@ def _check(config: ConfigDict) -> None:
         ("bn", "refresh_batches", 0),
     ):
         check_count(f"config.{section}.{name}", config[section][name], minimum)
-    for name in ("learning_rate", "momentum", "weight_decay", "lr_factor"):
+    for name in ("learning_rate", "weight_decay", "lr_factor"):
         _check_number(f"config.{name}", config[name], 0)
-    if not config.momentum < 1:
-        raise ValueError(f"config.momentum={config.momentum} must be in [0, 1)")
+    for name in ("inner_learning_rate", "gamma", "noise", "weight_decay"):
+        _check_number(f"config.entropy.{name}", config.entropy[name], 0)
+    for name, value in (
+        ("momentum", config.momentum),
+        ("entropy.momentum", config.entropy.momentum),
+        ("entropy.inner_momentum", config.entropy.inner_momentum),
+    ):
+        if not 0 <= value < 1:
+            raise ValueError(f"config.{name}={value} must be in [0, 1); 0 turns it off")
+    if not 0 < config.entropy.new_weight <= 1:
+        raise ValueError(
+            f"config.entropy.new_weight={config.entropy.new_weight} must be in (0, 1]; it is the "
+            "weight of the newest iterate in the average"
+        )
     for drop in config.lr_drops:
-        _check_number("config.lr_drops", drop, 0)
+        if isinstance(drop, str) or not 0 <= drop <= 1:
+            raise ValueError(
+                f"config.lr_drops={tuple(config.lr_drops)} must be fractions of the run in [0, 1]; "
+                "for drops at epochs 100 and 150 of 200 give (0.5, 0.75)"
+            )
     check_choice("config.model", config.model, MODELS)
     check_choice("config.augment", config.augment, AUGMENTATIONS)
     check_choice("config.optimizer", config.optimizer, ("sgd", "entropy_sgd"))
