@@ -101,7 +101,7 @@ def run_numpy(
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-@pytest.mark.parametrize("n_in", [0, 1, 20])
+@pytest.mark.parametrize("n_in", [0, 20])
 @pytest.mark.parametrize("preset", [None, "ucla_exact"])
 def test_agrees_with_the_reference_code(x64, preset, n_in, noise):
     key, batches = jax.random.key(3), make_batches(n_in)
@@ -407,7 +407,6 @@ def test_schedules_count_outer_steps_and_rates_can_be_tied(x64):
 
 
 def test_the_carry_flows_through_the_chain_and_across_steps():
-    key = jax.random.key(0)
     init = {"count": jnp.zeros([], jnp.int32), "sum": 0.0, "key": jax.random.key(4)}
 
     def counting(params, batch, carry):
@@ -416,7 +415,7 @@ def test_the_carry_flows_through_the_chain_and_across_steps():
         next_key = jax.random.fold_in(carry["key"], 1)
         return grads, {"count": carry["count"] + 1, "sum": total, "key": next_key}
 
-    tx = optim.entropy_sgd(0.1, key=key, n_in=4, init_carry=init)
+    tx = optim.entropy_sgd(0.1, noise=0, n_in=4, init_carry=init)
     params = jax.tree.map(lambda x: x.astype(jnp.float32), split(W0))
     state = tx.init(params)
     batches = make_batches(4, 2).astype(np.float32)
