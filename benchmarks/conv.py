@@ -1,0 +1,198 @@
+"""The convolution of `jaxadv.models` against JAX's native one, in and out of loops.
+
+    python benchmarks/conv.py            # about 4 minutes on 2 cores
+    python benchmarks/conv.py --quick    # tiny sizes, seconds; writes only with --output
+
+Times are the least of several interleaved repeats; believe the ratios, not the milliseconds.
+Writes benchmarks/results/conv_cpu.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import jaxadv
+from jaxadv import models
+
+SHAPES = [  # batch, image size, channels in, channels out, kernel, stride
+    (64, 32, 16, 16, 3, 1),
+    (64, 16, 32, 32, 3, 1),
+    (64, 8, 64, 64, 3, 1),
+    (64, 32, 16, 32, 3, 2),
+    (64, 32, 16, 32, 1, 2),
+    (32, 32, 64, 64, 3, 1),
+    (32, 8, 256, 256, 3, 1),
+]
+QUICK = [(4, 8, 4, 4, 3, 1), (4, 8, 4, 8, 3, 2)]
+OUTPUT = pathlib.Path(__file__).parent / "results" / "conv_cpu.json"
+
+
+def compare(functions, args, calls, repeats):
+    """The least time per call in milliseconds of each function; repeats are interleaved."""
+    compiled = {name: jax.jit(f).lower(*args).compile() for name, f in functions.items()}
+    times = {name: [] for name in functions}
+    for f in compiled.values():
+        jax.block_until_ready(f(*args))
+    for _ in range(repeats):
+        for name, f in compiled.items():
+            start = time.perf_counter()
+            jax.block_until_ready(f(*args))
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * min(t) / calls[name] for name, t in times.items()}
+
+
+def convolution(shape, repeats, length=2):
+    """One convolution: forward, input gradient and kernel gradient, in and out of a scan."""
+    batch, size, channels, features, kernel, stride = shape
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(batch, size, size, channels)), jnp.float32)
+    k = jnp.asarray(rng.normal(size=(kernel, kernel, channels, features)), jnp.float32)
+    row = {}
+    for what in ("forward", "input gradient", "kernel gradient"):
+        functions = {}
+        for mode in ("native", "explicit"):
+
+            def conv(x, k, mode=mode):
+                padding = kernel // 2
+                return models.conv2d(x, k, strides=stride, padding=padding, gradients=mode)
+
+            g = 0.1 * conv(x, k)
+
+            def once(x, k, g, what=what, conv=conv):
+                if what == "forward":
+                    return conv(x, k)
+                wrt = ("input gradient", "kernel gradient").index(what)
+                return jax.vjp(conv, x, k)[1](g)[wrt]
+
+            def loop(x, k, g, once=once):
+                # The carry enters every operand, so that nothing is moved out of the loop.
+                def body(carry, _):
+                    tiny = 1e-30 * carry.ravel()[0]
+                    return once(x + tiny, k + tiny, g + tiny), None
+
+                return lax.scan(body, once(x, k, g), None, length=length)[0]
+
+            functions[f"{mode}"], functions[f"{mode} in a loop"] = once, loop
+        calls = {name: 1 + length * ("loop" in name) for name in functions}
+        row[what] = compare(functions, (x, k, g), calls, repeats)
+    return row
+
+
+def network(width, batch, size, blocks, repeats, steps=5):
+    """PGD and SGD steps of a PreActResNet in train mode, rolled and unrolled."""
+    x = jax.random.uniform(jax.random.key(0), (batch, size, size, 3))
+    labels = jnp.arange(batch) % 10
+    functions = {}
+    for mode in ("explicit", "native"):
+        module = models.preact_resnet18(10, width=width, blocks=blocks, gradients=mode)
+        variables = jax.jit(module.init)(jax.random.key(1), x)
+
+        def loss(params, x, module=module, variables=variables):
+            logits = module.apply({**variables, "params": params}, x, train=True)
+            return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(batch), labels])
+
+        def attack(params, x, loss=loss):
+            return x + 0.01 * jnp.sign(jax.grad(loss, 1)(params, x))
+
+        def descend(params, x, loss=loss):
+            gradient = jax.grad(loss)(params, x)
+            return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)
+
+        def rolled(params, x, attack=attack):
+            return lax.fori_loop(0, steps, lambda _, x: attack(params, x), x)
+
+        def unrolled(params, x, attack=attack):
+            for _ in range(steps):
+                x = attack(params, x)
+            return x
+
+        def sgd_rolled(params, x, descend=descend):
+            return lax.scan(lambda p, _: (descend(p, x), None), params, None, length=steps)[0]
+
+        def sgd_unrolled(params, x, descend=descend):
+            for _ in range(steps):
+                params = descend(params, x)
+            return params
+
+        functions[f"PGD, {mode}, unrolled"] = unrolled
+        functions[f"PGD, {mode}, rolled"] = rolled
+        functions[f"SGD, {mode}, unrolled"] = sgd_unrolled
+        if mode == "explicit":  # the native one takes minutes
+            functions[f"SGD, {mode}, rolled"] = sgd_rolled
+    args = (variables["params"], x)
+    times = compare(functions, args, dict.fromkeys(functions, steps), repeats)
+    return {"width": width, "batch": batch, "image_size": size, "ms_per_step": times}
+
+
+def provenance():
+    """Where the numbers come from."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parent,
+    ).stdout.strip()
+    cpu = platform.processor() or platform.machine()
+    if pathlib.Path("/proc/cpuinfo").exists():
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), cpu)
+    return {
+        "command": "python " + " ".join(["benchmarks/conv.py", *sys.argv[1:]]),
+        "commit": commit,
+        "hardware": f"{cpu}, {os.cpu_count()} cores",
+        "load_average": os.getloadavg()[0],
+        "platform": jax.default_backend(),
+        "precision": "float32",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "versions": {
+            "jax": jax.__version__,
+            "jaxadv": jaxadv.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def main():
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--output", type=pathlib.Path, help=f"default {OUTPUT.name}")
+    options = parser.parse_args()
+    repeats = 2 if options.quick else 3
+    report: dict[str, Any] = {**provenance(), "convolutions": [], "networks": []}
+    print(f"{'':34}{'out of a loop':>22}{'in a loop':>22}{'native/explicit':>18}")
+    print(f"{'':34}{'native':>11}{'explicit':>11}{'native':>11}{'explicit':>11}{'in a loop':>18}")
+    for shape in QUICK if options.quick else SHAPES:
+        row = convolution(shape, repeats)
+        report["convolutions"].append({"shape": shape, **row})
+        for what in ("forward", "input gradient", "kernel gradient"):
+            t = row[what]
+            cells = [t[m] for m in ("native", "explicit", "native in a loop", "explicit in a loop")]
+            ratio = t["native in a loop"] / t["explicit in a loop"]
+            numbers = "".join(f"{c:11.2f}" for c in cells)
+            print(f"{shape!s:17}{what:17}{numbers}{ratio:18.1f}", flush=True)
+    settings = (2, 4, 8, (1, 1)) if options.quick else (16, 64, 32, (2, 2, 2, 2))
+    result = network(*settings, repeats)
+    report["networks"].append(result)
+    print(f"\nPreActResNet, width {settings[0]}, batch {settings[1]}: ms per step")
+    for name, t in result["ms_per_step"].items():
+        print(f"  {name:30}{t:10.1f}", flush=True)
+    output = options.output or (None if options.quick else OUTPUT)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
