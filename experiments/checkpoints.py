@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 
@@ -157,7 +158,8 @@ def _spec(leaf) -> jax.ShapeDtypeStruct:
 def _rewrap(array, leaf):
     if not _is_key(leaf):
         return array
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    key = jnp.zeros((), leaf.dtype)  # key_impl wants an array, and a template has none
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(key))
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
