@@ -198,14 +198,14 @@ def build(config: ConfigDict, task: Task, sharding: jax.sharding.Sharding | None
         sharding=sharding,
     )
     num_batches = program.batches_per_epoch(len(task.train.labels))
+    entropy = config.optimizer == "entropy_sgd"
     rate = training.step_decay(
-        config.learning_rate,
+        config.entropy.learning_rate if entropy else config.learning_rate,
         num_epochs=config.num_epochs,
         batches_per_epoch=num_batches,
         drops=config.lr_drops,
         factor=config.lr_factor,
     )
-    entropy = config.optimizer == "entropy_sgd"
     make = _entropy_programs if entropy else _sgd_programs
     tx, advance, group = make(config, program, rate)
 
