@@ -91,14 +91,14 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     Raises:
         ValueError, FileNotFoundError: on mistakes, with a one-line message.
     """
-    argv = resolve_argv(argv, [ROOT])
-    if not any(_PATH_FLAG.match(argument) for argument in argv):
-        argv = [argv[0], f"--config={ROOT / DEFAULT_CONFIG}", *argv[1:]]
-    argv = _with_fractions_computed(argv)
+    argv = _with_fractions_computed(resolve_argv(argv, [ROOT]))
     _check_fields(argv)
+    location, argv = _split_config(argv)
+    path, _, scale = location.partition(".py:")
+    config = _load_file(Path(path if path.endswith(".py") else path + ".py"), scale)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, lock_config=True, flag_values=values, sys_argv=list(argv)
+    config_flags.DEFINE_config_dict(
+        "config", config, lock_config=True, flag_values=values, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
     flags.DEFINE_string("data_dir", None, "folder of the data sets", flag_values=values)
@@ -198,6 +198,31 @@ def _summary(path: Path) -> str:
     return text.split('"""')[1].strip().splitlines()[0] if '"""' in text else ""
 
 
+def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The last ``--config`` (or the default one), and the command line without any."""
+    location, rest, arguments = str(ROOT / DEFAULT_CONFIG), [], iter(argv)
+    for argument in arguments:
+        if _PATH_FLAG.match(argument):
+            location = argument.split("=", 1)[1] if "=" in argument else next(arguments)
+        else:
+            rest.append(argument)
+    return location, rest
+
+
+def _load_file(path: Path, scale: str) -> ConfigDict:
+    """What ``get_config(scale)`` of a config file returns."""
+    spec = importlib.util.spec_from_file_location(f"experiments.configs.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} has no get_config(scale); see {DEFAULT_CONFIG}")
+    return module.get_config(scale)
+
+
 def _with_fractions_computed(argv: Sequence[str]) -> list[str]:
     """``--config.threat.eps=8/255`` with the quotient in its place: radii are written like this."""
     known = dict(fields(settings.base()))
@@ -286,10 +311,9 @@ def load_config(method: str, scale: str, dataset: str, **overrides) -> ConfigDic
     if not path.is_file():
         existing = sorted(p.stem for p in path.parent.glob("*.py"))
         raise ValueError(f"unknown method {method!r}{_nearest(method, existing)}")
-    spec = importlib.util.spec_from_file_location(f"experiments.configs.{method}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(scale)
-    config.update(overrides)
+    config = _load_file(path, scale)
+    for name, value in overrides.items():
+        if name not in config:
+            raise ValueError(f"unknown field {name!r}{_nearest(name, config)}")
+        config[name] = value
     return settings.resolve(config, dataset)
