@@ -35,6 +35,7 @@ SHAPES = [  # batch, image size, channels in, channels out, kernel, stride
     (32, 8, 256, 256, 3, 1),
 ]
 QUICK = [(4, 8, 4, 4, 3, 1), (4, 8, 4, 8, 3, 2)]
+MODES: tuple[models.Gradients, ...] = ("native", "explicit")
 OUTPUT = pathlib.Path(__file__).parent / "results" / "conv_cpu.json"
 
 
@@ -61,7 +62,7 @@ def convolution(shape, repeats, length=2):
     row = {}
     for what in ("forward", "input gradient", "kernel gradient"):
         functions = {}
-        for mode in ("native", "explicit"):
+        for mode in MODES:
 
             def conv(x, k, mode=mode):
                 padding = kernel // 2
@@ -99,7 +100,7 @@ def network(width, batch, size, blocks, repeats, steps=5):
         variables = jax.jit(module.init)(jax.random.key(1), x)
 
         def loss(params, x, module=module, variables=variables):
-            logits = module.apply({**variables, "params": params}, x, train=True)
+            logits: Any = module.apply({**variables, "params": params}, x, train=True)
             return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(batch), labels])
 
         def attack(params, x, loss=loss):

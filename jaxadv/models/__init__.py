@@ -15,6 +15,7 @@ running ones.
 """
 
 from ._conv import Conv as Conv
+from ._conv import Gradients as Gradients
 from ._conv import conv2d as conv2d
 from ._layers import ACTIVATIONS as ACTIVATIONS
 from ._layers import BatchNorm as BatchNorm

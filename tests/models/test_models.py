@@ -119,7 +119,7 @@ def test_shortcut_of_the_raw_input_is_another_network():
     assert np.abs(apart).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["preact_resnet18", "mlp"])
 def test_normalisation_is_inside(name):
     images = _images()
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
@@ -229,9 +229,9 @@ def test_initialisation_does_not_move_the_statistics():
 @pytest.mark.parametrize(
     ("name", "train"),
     [
-        ("preact_resnet18", False),
+        pytest.param("preact_resnet18", False, marks=pytest.mark.slow),
         ("preact_resnet18", True),
-        ("wrn34_10", True),
+        pytest.param("wrn34_10", True, marks=pytest.mark.slow),
         ("small_convnet", False),
         ("mlp", False),
     ],
