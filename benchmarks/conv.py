@@ -64,7 +64,7 @@ def convolution(shape, repeats, length=2):
         functions = {}
         for mode in MODES:
 
-            def conv(x, k, mode=mode):
+            def conv(x, k, mode: models.Gradients = mode):
                 padding = kernel // 2
                 return models.conv2d(x, k, strides=stride, padding=padding, gradients=mode)
 
