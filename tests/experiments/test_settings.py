@@ -270,10 +270,6 @@ BAD = [
     (dict(augment="crop"), "config.augment='crop' is not one of"),
     (dict(bn__attack="Train"), "config.bn.attack='Train' .*did you mean 'train'"),
     (dict(bn__slow_weights="none"), "config.bn.slow_weights='none' is not one of"),
-    (
-        dict(dataset="cifar10"),
-        "under the entry point of 'digits'; run python -m experiments.cifar10",
-    ),
 ]
 
 

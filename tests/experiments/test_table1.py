@@ -1,0 +1,248 @@
+"""Table 1: means over the runs that exist, the paper's numbers marked, and the commands missing."""
+
+import json
+import shlex
+import statistics
+
+import pytest
+from conftest import load, tiny
+
+from experiments import cli, figures, settings, table1
+from experiments.runs import RunDirectory, write_json
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.environment.configure", lambda: None)
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["table1.py", *arguments])
+    table1.main()
+
+
+def fabricate(method, seed, robust, clean, *, scale="laptop", dataset="digits", last=10.0):
+    """A finished run directory, written by hand."""
+    config = cli.load_config(method, scale, dataset, seed=seed)
+    directory = RunDirectory(cli.default_workdir(config))
+    directory.open(config, needed_bytes=1)
+    directory.write_metrics(
+        [
+            {
+                "epoch": epoch,
+                "step": 10 * epoch,
+                "seconds": 1.5 * epoch + seed,
+                "train_robust": 10.0 * epoch,
+                "selection_robust": None if epoch == 1 else 9.0 * epoch + seed,
+            }
+            for epoch in (1, 2, 3)
+        ]
+    )
+    test = lambda robust, clean: {"robust": robust, "clean": clean, "images": 360, "classes": []}
+    report = {
+        "dataset": dataset,
+        "method": method,
+        "scale": scale,
+        "seed": seed,
+        "model": config.model,
+        "threat": "linf, eps 0.15",
+        "attack": "PGD-20",
+        "precision": "float32",
+        "selection": "validation",
+        "selected_epoch": 2,
+        "last_epoch": 3,
+        "minibatch_gradients": 30,
+        "train_seconds": 4.5 + seed,
+        "test": {"selected": test(robust, clean), "last": test(robust - last, clean + 1)},
+        "environment": directory.environment()[-1],
+    }
+    write_json(directory.report_file, report)
+    return directory
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def row(markdown, start):
+    [line] = [line for line in markdown.splitlines() if line.startswith(f"| {start}")]
+    return cells(line)[1:]
+
+
+def test_means_and_deviations(monkeypatch, tmp_path):
+    for seed, (robust, clean) in enumerate([(50.0, 90.0), (53.0, 92.0)]):
+        fabricate("at", seed, robust, clean)
+    fabricate("at_ensgd", 1, 61.0, 95.0)
+    command(monkeypatch, "--scale=laptop", "--seeds=2", "--no-run")
+    output = tmp_path / "runs/table1-digits-laptop"
+    table = json.loads((output / "table1.json").read_text())
+    at, ensgd = table["cells"]["at"], table["cells"]["at_ensgd"]
+    assert at["robust"] == {"mean": 51.5, "std": pytest.approx(statistics.stdev([50, 53])), "n": 2}
+    assert at["clean"]["mean"] == 91.0 and at["robust_last"]["mean"] == 41.5
+    assert ensgd["robust"] == {"mean": 61.0, "std": None, "n": 1}
+    assert [run["seed"] for run in at["runs"]] == [0, 1]
+    markdown = (output / "table1.md").read_text()
+    assert row(markdown, "**digits, small_convnet, PGD-20** (laptop)") == [
+        "51.5 ± 2.1 (n=2)",
+        "61.0 (n=1)",
+    ]
+    assert row(markdown, "robust, last checkpoint") == ["41.5 ± 2.1 (n=2)", "51.0 (n=1)"]
+    assert row(markdown, "clean, selected checkpoint") == ["91.0 ± 1.4 (n=2)", "95.0 (n=1)"]
+    assert row(markdown, "minibatch gradients") == ["30", "30"]
+    assert "best robust accuracy on validation images (linf, eps 0.15, 360 test images)" in markdown
+
+
+def test_the_papers_numbers_are_marked_as_the_papers(monkeypatch, tmp_path):
+    fabricate("at", 0, 50.0, 90.0)
+    command(monkeypatch, "--scale=laptop", "--seeds=1", "--no-run")
+    markdown = (tmp_path / "runs/table1-digits-laptop/table1.md").read_text()
+    # Kanai et al., Table 1.
+    assert row(markdown, "*the paper's: CIFAR10, PreActResNet-18, AutoAttack*") == [
+        "*48.0 ± 0.2*",
+        "*49.2 ± 0.4*",
+    ]
+    assert row(markdown, "*the paper's: CIFAR10, WRN-34-10") == ["*51.9 ± 0.5*", "*53.3 ± 0.3*"]
+    assert row(markdown, "*the paper's: SVHN") == ["*53.1 ± 0.6*", "*59.1 ± 0.4*"]
+    assert row(markdown, "*the paper's: CIFAR100") == ["*27.66 ± 0.04*", "*28.69 ± 0.03*"]
+    # Whatever is not in italics was measured here.
+    ours = [line for line in markdown.splitlines() if line.startswith("| ") and "*the" not in line]
+    for mean, std in [v for cells in table1.PAPER.values() for v in cells.values()]:
+        assert not any(f"{mean} ± {std}" in line for line in ours)
+    assert "Rows in italics are the paper's own numbers" in markdown
+
+
+def test_cells_that_were_not_run_are_empty(monkeypatch, tmp_path, capsys):
+    command(monkeypatch)
+    markdown = (tmp_path / "runs/table1-cifar10-paper/table1.md").read_text()
+    assert row(markdown, "**cifar10, paper**") == ["", ""]
+    assert markdown.strip() in capsys.readouterr().out
+    assert not (tmp_path / "runs/table1-cifar10-paper/curves.png").exists()
+    table = json.loads((tmp_path / "runs/table1-cifar10-paper/table1.json").read_text())
+    assert table["cells"]["at"]["robust"] is None and table["cells"]["at"]["runs"] == []
+    assert len(table["missing"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("scale", "dataset"), [("paper", "cifar10"), ("laptop", "digits"), ("laptop", "cifar10")]
+)
+def test_missing_runs_are_listed_as_commands_that_make_them(monkeypatch, tmp_path, scale, dataset):
+    fabricate("at", 1, 50.0, 90.0, scale=scale, dataset=dataset)
+    command(monkeypatch, f"--scale={scale}", f"--dataset={dataset}", "--no-run", "--seeds=2")
+    markdown = (tmp_path / f"runs/table1-{dataset}-{scale}/table1.md").read_text()
+    commands = [line.strip() for line in markdown.splitlines() if line.startswith("    python")]
+    expected = [("at", 0), ("at_ensgd", 0), ("at_ensgd", 1)]
+    assert len(commands) == len(expected)
+    for text, (method, seed) in zip(commands, expected, strict=True):
+        python, m, module, *arguments = shlex.split(text)
+        assert (python, m, module) == ("python", "-m", f"experiments.{dataset}")
+        parsed = cli.parse([module, *arguments], dataset)
+        assert parsed.config.to_json() == load(method, scale, dataset, seed=seed).to_json()
+        assert parsed.workdir == tmp_path / table1.workdir_of(dataset, scale, method, seed)
+
+
+def test_figures_and_their_data_are_written(monkeypatch, tmp_path):
+    fabricate("at", 0, 50.0, 90.0)
+    fabricate("at", 1, 53.0, 92.0)
+    fabricate("at_ensgd", 0, 61.0, 95.0)
+    command(monkeypatch, "--scale=laptop", "--no-run", f"--output={tmp_path / 'out'}")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("table1.md", "table1.json", "curves.png", "curves.pdf", "curves.json")
+    }
+    assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out/curves.pdf").read_bytes().startswith(b"%PDF")
+    data = json.loads((tmp_path / "out/curves.json").read_text())
+    at = data["AT"]
+    assert at["n"] == 2 and at["epoch"] == [1, 2, 3]
+    assert at["selection_robust_mean"] == [None, 18.5, 27.5]
+    assert at["selection_robust_min"][2] == 27.0 and at["selection_robust_max"][2] == 28.0
+    assert data["AT+EnSGD"]["n"] == 1
+
+
+def test_a_run_of_other_fields_is_no_cell(monkeypatch, capsys):
+    """What stands in the table's folder has to be what the table says it is."""
+    directory = fabricate("at", 0, 50.0, 90.0)
+    config = json.loads(directory.config_file.read_text())
+    config["num_epochs"] = 1
+    write_json(directory.config_file, config)
+    with pytest.raises(SystemExit) as exit_:
+        command(monkeypatch, "--scale=laptop", "--no-run", "--seeds=1")
+    assert exit_.value.code == 2
+    assert "another configuration (num_epochs=1 there; 1 different)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--seeds=0", "--seeds=0 must be an integer >= 1"),
+        ("--methods=at,sgd", "'sgd' is none of at, at_ensgd"),
+        ("--scale=tiny", "invalid choice: 'tiny'"),
+        ("--scales=laptop", "unrecognized arguments"),
+    ],
+)
+def test_mistakes(monkeypatch, capsys, argument, message):
+    with pytest.raises(SystemExit) as exit_:
+        command(monkeypatch, argument)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# From nothing to a table
+
+
+def test_it_trains_what_is_missing_and_skips_what_exists(monkeypatch, tmp_path, capsys):
+    def load_tiny(method, scale, dataset, **overrides):
+        return tiny(method, dataset, num_epochs=1, **overrides)
+
+    monkeypatch.setattr(cli, "load_config", load_tiny)
+    monkeypatch.setattr("experiments.train.describe_report", lambda report: "done")
+    command(monkeypatch, "--scale=smoke", "--seeds=1", "--methods=at")
+    assert "[1/1] AT on digits, seed 0" in capsys.readouterr().out
+    report = tmp_path / "runs/digits-smoke/at/seed0/report.json"
+    first = report.stat().st_mtime_ns
+    command(monkeypatch, "--scale=smoke", "--seeds=1")
+    out = capsys.readouterr().out
+    assert "1 of 2 runs exist already" in out and "[1/1] AT+EnSGD on digits, seed 0" in out
+    assert report.stat().st_mtime_ns == first
+    table = json.loads((tmp_path / "runs/table1-digits-smoke/table1.json").read_text())
+    for method in ("at", "at_ensgd"):
+        [run] = table["cells"][method]["runs"]
+        found = json.loads((tmp_path / run["workdir"] / "report.json").read_text())
+        assert run["robust"] == found["test"]["selected"]["robust"]
+        assert run["robust_last"] == found["test"]["last"]["robust"]
+        assert run["minibatch_gradients"] == 5
+    assert table["missing"] == []
+    assert (tmp_path / "runs/table1-digits-smoke/curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_smoke_table(monkeypatch, tmp_path):
+    command(monkeypatch, "--scale=smoke", "--seeds=1")
+    table = json.loads((tmp_path / "runs/table1-digits-smoke/table1.json").read_text())
+    config = cli.load_config("at", "smoke", "digits")
+    steps = config.num_epochs * -(-config.train_size // config.batch_size)
+    for method in ("at", "at_ensgd"):
+        [run] = table["cells"][method]["runs"]
+        assert run["minibatch_gradients"] == steps
+        assert 0 <= run["robust"] <= run["clean"] <= 100
+
+
+def test_both_columns_are_the_same_experiment():
+    """AT and EntropySGD get equal numbers of minibatch gradients on equal data."""
+    for dataset in settings.DEFAULTS:
+        for scale in settings.SCALES:
+            at, ensgd = (dict(cli.fields(load(m, scale, dataset))) for m in table1.METHODS)
+            different = {name for name in at if at[name] != ensgd[name]}
+            assert different == {"method", "optimizer"}
+
+
+def test_curves_of_unequal_length_are_cut_to_what_all_have(tmp_path):
+    rows = lambda length: [
+        {"epoch": e, "seconds": float(e), "train_robust": 1.0 * e, "selection_robust": 2.0 * e}
+        for e in range(1, length + 1)
+    ]
+    written = figures.training_curves({"A": [rows(3), rows(5)]}, tmp_path / "c", title="t")
+    assert [path.name for path in written] == ["c.png", "c.pdf", "c.json"]
+    data = json.loads((tmp_path / "c.json").read_text())["A"]
+    assert data["epoch"] == [1, 2, 3] and data["seconds"] == [1.0, 2.0, 3.0]
+    assert data["selection_robust_mean"] == [2.0, 4.0, 6.0]
