@@ -269,7 +269,7 @@ def _entropy_programs(config: ConfigDict, program: training.Program, rate):
         if num_steps >= group:
             return *step(state, device_data, key), group
         # The run ends inside a chain: its last outer step is a shorter one.
-        n_in = max(num_steps - extra, 1)
+        n_in = num_steps - extra
         last = program.entropy_step(optimizer(n_in), n_in, extra_minibatch=extra)
         return *last(state, device_data, key), n_in + extra
 

@@ -74,7 +74,7 @@ def train_and_evaluate(
     return report
 
 
-def data_sharding(batch_size: int) -> jax.sharding.Sharding | None:
+def data_sharding(batch_size: int) -> jax.sharding.NamedSharding | None:
     """Minibatches spread over all devices that divide them, or None on one device."""
     count = math.gcd(batch_size, jax.device_count())
     if count == 1:
@@ -82,6 +82,17 @@ def data_sharding(batch_size: int) -> jax.sharding.Sharding | None:
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((count,), ("batch",), auto, devices=jax.devices()[:count])
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+
+
+def _everywhere(sharding: jax.sharding.NamedSharding | None) -> jax.sharding.NamedSharding | None:
+    """A copy on each device of ``sharding``.
+
+    State and data have to start there: a first call with them on one device would compile a second
+    program for what it returns, and copy the data set again in every call.
+    """
+    if sharding is None:
+        return None
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
 
 
 def describe_report(report: dict) -> str:
@@ -110,7 +121,8 @@ class _Trainer:
         self.config, self.directory, self.task, self.run = config, directory, task, run
         self.shapes, self.verbose, self.say = shapes, verbose, say
         self.key = build.train_key(config)
-        self.data = training.DeviceData(*map(jax.device_put, task.train))
+        self.placement = _everywhere(data_sharding(config.batch_size))
+        self.data = jax.device_put(training.DeviceData(*task.train), self.placement)
         self.total_steps = config.num_epochs * run.batches_per_epoch
         self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": _no_sums()}
         self.stopped = threading.Event()
@@ -156,12 +168,12 @@ class _Trainer:
 
     def _initial_state(self) -> training.TrainState:
         if not self.directory.last.is_file():
-            return self.run.make_state()
+            return jax.device_put(self.run.make_state(), self.placement)
         state, self.record = checkpoints.load(self.directory.last, self.shapes)
         self.step = int(state.step)
         self.directory.write_metrics(self.record["rows"])
         self.say(f"resuming at minibatch {self.step:,} of {self.total_steps:,}")
-        return jax.device_put(state)
+        return jax.device_put(state, self.placement)
 
     def _train_epoch(self, state, epoch, bar):
         """All updates up to the epoch's end; an outer step that would cross it waits."""
@@ -188,6 +200,7 @@ class _Trainer:
                 pending = None
                 now = time.monotonic()
                 self.record["seconds"] += now - started
+                self._check_finite(state)
                 self._save(state)
                 started = saved = time.monotonic()
                 if self.stopped.is_set():
@@ -205,10 +218,7 @@ class _Trainer:
         if bad_step != training.NEVER:
             raise NonFiniteLossError(
                 f"the loss is not finite at minibatch {bad_step} (epoch "
-                f"{bad_step // self.run.batches_per_epoch + 1}). {self._kept()} Try a smaller "
-                f"--config.learning_rate (now {self.config.learning_rate:g})"
-                + (" or --config.precision=float32" if self.config.precision != "float32" else "")
-                + " in a new --workdir"
+                f"{bad_step // self.run.batches_per_epoch + 1}). {self._advice()}"
             )
         for name, value in values.items():
             sums[name] += value
@@ -223,15 +233,27 @@ class _Trainer:
         rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-9)
         return rate * self.config.batch_size
 
-    def _kept(self) -> str:
-        last = self.directory.last
+    def _check_finite(self, state: training.TrainState) -> None:
+        """The loss of an update is taken before it, so a last update can break unnoticed."""
+        leaves = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
+        if not all(np.isfinite(leaf).all() for leaf in leaves):
+            raise NonFiniteLossError(
+                f"the parameters are not finite after minibatch {self.step - 1} (epoch "
+                f"{(self.step - 1) // self.run.batches_per_epoch + 1}). {self._advice()}"
+            )
+
+    def _advice(self) -> str:
+        config, last = self.config, self.directory.last
+        kept = f"The last good checkpoint is kept in {last}."
         return (
-            f"The last good checkpoint is kept in {last}."
-            if last.is_file()
-            else ("There is no checkpoint yet.")
+            f"{kept if last.is_file() else 'There is no checkpoint yet.'} Try a smaller "
+            f"--config.learning_rate (now {config.learning_rate:g})"
+            + (" or --config.precision=float32" if config.precision != "float32" else "")
+            + " in a new --workdir"
         )
 
     def _finish_epoch(self, state, epoch):
+        self._check_finite(state)
         sums, config = self.record["sums"], self.config
         if self.run.refresh is not None and self._evaluates(epoch):
             state = state.replace(batch_stats=self.run.refresh(state, self.data, self.key))
