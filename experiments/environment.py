@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -74,7 +75,7 @@ def _command() -> str:
     program = Path(sys.argv[0])
     parts = program.with_suffix("").parts
     name = f"python -m {'.'.join(parts[-2:])}" if program.suffix == ".py" else program.name
-    return " ".join([name, *sys.argv[1:]])
+    return " ".join([name, *map(shlex.quote, sys.argv[1:])])
 
 
 def _cpu_name() -> str:

@@ -35,6 +35,20 @@ def workdir_of(dataset: str, scale: str, method: str, seed: int) -> Path:
     return cli.default_workdir(cli.load_config(method, scale, dataset, seed=seed))
 
 
+def _report(dataset: str, scale: str, method: str, seed: int) -> dict | None:
+    """The report of a cell's run, None if it is not finished.
+
+    Raises:
+        ValueError: if the run in the cell's folder has other fields than the config file says.
+    """
+    config = cli.load_config(method, scale, dataset, seed=seed)
+    directory = RunDirectory(cli.default_workdir(config))
+    report = directory.report()
+    if report is not None:
+        directory.check_same(config)
+    return report
+
+
 def train_missing(
     dataset: str, scale: str, methods: Sequence[str], seeds: Sequence[int], data_dir: Any = None
 ) -> None:
@@ -42,7 +56,7 @@ def train_missing(
     from .train import train_and_evaluate
 
     cells = [(method, seed) for seed in seeds for method in methods]
-    missing = [c for c in cells if RunDirectory(workdir_of(dataset, scale, *c)).report() is None]
+    missing = [cell for cell in cells if _report(dataset, scale, *cell) is None]
     if len(missing) < len(cells):
         print(f"{len(cells) - len(missing)} of {len(cells)} runs exist already")
     for number, (method, seed) in enumerate(missing, 1):
@@ -69,7 +83,7 @@ def collect(dataset: str, scale: str, methods: Sequence[str], seeds: Sequence[in
         runs = []
         for seed in seeds:
             workdir = workdir_of(dataset, scale, method, seed)
-            report = RunDirectory(workdir).report()
+            report = _report(dataset, scale, method, seed)
             if report is None:
                 missing.append(_command(dataset, scale, method, seed))
             else:
