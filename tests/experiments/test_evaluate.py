@@ -197,7 +197,7 @@ def test_summaries_by_hand():
     assert (summary["clean"], summary["robust"], summary["images"]) == (75.0, 25.0, 4)
     a, b, c = summary["classes"]
     assert a == {"class": "a", "images": 1, "clean": 100.0, "robust": 0.0}
-    assert b == {"class": "b", "images": 3, "clean": 200 / 3, "robust": 100 / 3}
+    assert b == {"class": "b", "images": 3, "clean": 100 * (2 / 3), "robust": 100 * (1 / 3)}
     assert c == {"class": "c", "images": 0, "clean": None, "robust": None}
     table = evaluation.format_table({"one": summary, "two": summary}, "PGD-20")
     assert table.splitlines()[-1].split() == ["c", "0", "-", "-", "-", "-"]

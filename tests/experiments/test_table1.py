@@ -191,10 +191,8 @@ def test_mistakes(monkeypatch, capsys, argument, message):
 
 
 def test_it_trains_what_is_missing_and_skips_what_exists(monkeypatch, tmp_path, capsys):
-    def load_tiny(method, scale, dataset, **overrides):
-        return tiny(method, dataset, num_epochs=1, **overrides)
-
-    monkeypatch.setattr(cli, "load_config", load_tiny)
+    configs = {method: tiny(method, num_epochs=1) for method in ("at", "at_ensgd")}
+    monkeypatch.setattr(cli, "load_config", lambda method, *_, **__: configs[method])
     monkeypatch.setattr("experiments.train.describe_report", lambda report: "done")
     command(monkeypatch, "--scale=smoke", "--seeds=1", "--methods=at")
     assert "[1/1] AT on digits, seed 0" in capsys.readouterr().out

@@ -17,6 +17,9 @@ from jaxadv import attacks, optim, training
 from jaxadv.models import MODELS
 
 
+SECOND = pytest.param("at_2nd_ensgd", marks=pytest.mark.slow)
+
+
 def run(config, workdir):
     return train.train_and_evaluate(config, workdir, verbose=False)
 
@@ -86,10 +89,10 @@ def test_logged_accuracies_are_those_of_the_checkpoints(method, finished):
         assert (found["clean"], found["robust"], found["images"]) == (clean, robust, 50)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["at", "at_ensgd", SECOND])
 def test_training_learns(method, tmp_path):
     """The loss falls, and the model ends far above chance on images it has not seen."""
-    config = tiny(method, num_epochs=24, train_size=None, eval__every=24, learning_rate=0.05)
+    config = tiny(method, num_epochs=12, train_size=600, eval__every=12, lr_drops=())
     report = run(config, tmp_path)
     rows = RunDirectory(tmp_path).metrics()
     assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"]
@@ -123,19 +126,22 @@ def test_durations_are_readable(seconds, text):
 # Reproducibility
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(method, finished, tmp_path):
+@pytest.mark.parametrize("method", ["at", "at_ensgd", SECOND])
+def test_the_same_seed_gives_the_same_bits(method, finished, tmp_path):
     done = finished(method)
     run(tiny(method), tmp_path / "same")
     assert_bitwise(
         parts(tmp_path / "same" / "last.ckpt", done.config), parts(done.directory.last, done.config)
     )
-    run(tiny(method, seed=1, num_epochs=1), tmp_path / "other")
+
+
+def test_another_seed_gives_another_run(finished, tmp_path):
+    run(tiny(seed=1), tmp_path)
     first, other = (
-        jax.tree.leaves(parts(path, done.config))[0]
-        for path in (done.directory.last, tmp_path / "other" / "last.ckpt")
+        jax.tree.leaves(parts(path, tiny()))
+        for path in (finished("at").directory.last, tmp_path / "last.ckpt")
     )
-    assert not np.array_equal(first, other)
+    assert all(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_one_device_and_two_agree(finished, tmp_path, monkeypatch):
@@ -165,7 +171,7 @@ class Compilations(logging.Handler):
 @pytest.mark.parametrize("method", ["at", "at_ensgd"])
 def test_a_program_is_compiled_once_whatever_the_number_of_epochs(method, tmp_path):
     counts = {}
-    for num_epochs in (2, 5):
+    for num_epochs in (2, 4):  # chains of 2 divide both runs
         handler = Compilations()
         logger = logging.getLogger("jax._src.interpreters.pxla")
         logger.addHandler(handler)
@@ -177,7 +183,7 @@ def test_a_program_is_compiled_once_whatever_the_number_of_epochs(method, tmp_pa
             logger.removeHandler(handler)
             logger.propagate = propagate
         counts[num_epochs] = handler.names
-    assert counts[2] == counts[5]
+    assert counts[2] == counts[4]
     assert counts[2]["jit(run)"] == 1, counts
     # Once at the size of the selection images and once at that of the test images.
     assert counts[2]["jit(predict)"] == 2, counts
@@ -197,7 +203,7 @@ def test_entropy_sgd_takes_as_many_minibatch_gradients_as_sgd(finished, tmp_path
 @pytest.mark.parametrize(
     ("fields", "steps"),
     [
-        ({"entropy__n_in": 7}, [0, 7, 15]),
+        pytest.param({"entropy__n_in": 7}, [0, 7, 15], marks=pytest.mark.slow),
         ({"entropy__n_in": 40}, [0, 0, 15]),
         # A step takes one minibatch more, so that the run ends with a chain of none.
         ({"entropy__n_in": 6, "entropy__preset": "ucla_exact"}, [0, 7, 15]),
@@ -255,7 +261,7 @@ def test_entropy_sgd_drops_at_the_next_outer_step(monkeypatch):
 
 
 def test_selection_on_the_test_set_is_said(tmp_path):
-    config = tiny(selection="test", num_epochs=1, train_size=None)
+    config = tiny(selection="test", num_epochs=1, train_size=1437)
     report = run(config, tmp_path)
     assert report["selection"] == "test"
     assert report["data"]["train"] == 1437
@@ -349,15 +355,29 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 @pytest.mark.parametrize("method", ["at", "at_ensgd"])
 def test_a_non_finite_loss_in_the_first_epoch(method, tmp_path):
     with pytest.raises(FloatingPointError, match="epoch 1.. There is no checkpoint yet. Try a sm"):
-        run(tiny(method, learning_rate=1e30), tmp_path)
+        run(tiny(method, learning_rate=1e30, entropy__learning_rate=1e30), tmp_path)
     assert not (tmp_path / "last.ckpt").exists() and not (tmp_path / "selected.ckpt").exists()
 
 
-def test_parameters_that_break_in_the_last_update_are_not_saved(tmp_path):
-    """The loss of that update is still finite: it was computed before."""
-    config = tiny(lr_drops=(1.0,), lr_factor=1e39, num_epochs=1)
+@pytest.mark.parametrize("inside", [False, True], ids=["epoch's end", "inside an epoch"])
+def test_parameters_that_break_after_a_finite_loss_are_not_saved(inside, tmp_path, monkeypatch):
+    """The loss of an update is computed before it, so that the loss of the last one is finite."""
+    make = build.build
+
+    def build_breaking(*args):
+        built = make(*args)
+
+        def advance(*arguments):
+            state, *rest = built.advance(*arguments)
+            return state.replace(params=jax.tree.map(lambda p: p * np.inf, state.params)), *rest
+
+        return built._replace(advance=advance)
+
+    monkeypatch.setattr(build, "build", build_breaking)
+    if inside:
+        monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
     with pytest.raises(FloatingPointError, match="parameters are not finite after minibatch 4"):
-        run(config, tmp_path)
+        run(tiny(), tmp_path)
     assert not (tmp_path / "last.ckpt").exists() and not (tmp_path / "selected.ckpt").exists()
 
 
@@ -368,23 +388,18 @@ class TinyNorm(nn.Module):
     """One hidden layer and BatchNorm: what the big models do, compiled in a second."""
 
     num_classes: int
-    mean: tuple
-    std: tuple
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images, train: bool = False):
-        x = ((images - jnp.array(self.mean)) / jnp.array(self.std)).reshape(images.shape[0], -1)
-        x = nn.Dense(16, dtype=self.dtype)(x)
+        x = nn.Dense(16, dtype=self.dtype)(images.reshape(images.shape[0], -1))
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
         return nn.Dense(self.num_classes)(nn.relu(x)).astype(jnp.float32)
 
 
-def tiny_norm(num_classes: int = 10, *, mean: tuple, std: tuple, dtype=jnp.float32) -> nn.Module:
-    return TinyNorm(num_classes, mean, std, dtype)
-
-
-tiny_norm.__annotations__["dtype"] = object
+def tiny_norm(num_classes: int = 10, *, mean: object, std: object, dtype: object) -> nn.Module:
+    del mean, std  # BatchNorm does it
+    return TinyNorm(num_classes, dtype)
 
 
 @pytest.fixture
@@ -397,8 +412,7 @@ def true_statistics(config, path):
     """Mean and variance in front of BatchNorm over all training images, clean."""
     [params] = parts(path, config, ("params",))
     task = build.load_task(config)
-    images = np.float32(task.train.images) / 255
-    x = ((images - task.dataset.mean) / task.dataset.std).reshape(len(images), -1)
+    x = (np.float32(task.train.images) / 255).reshape(len(task.train.images), -1)
     x = x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
     return x.mean(0), x.var(0)
 
@@ -434,7 +448,7 @@ def test_refreshed_statistics_belong_to_the_slow_weights(norm_model, tmp_path):
     # The statistics that evaluation uses don't feed back into training.
     assert_bitwise(params["inner"], params["refresh"])
     assert errors["refresh"] < 0.25
-    assert errors["inner"] > 2 * errors["refresh"]
+    assert errors["inner"] > 1.5 * errors["refresh"]
 
 
 def test_batch_statistics_resume(norm_model, tmp_path, monkeypatch):
@@ -465,6 +479,7 @@ def test_batch_statistics_resume(norm_model, tmp_path, monkeypatch):
     assert all(row["train_clean"] >= row["train_robust"] for row in rows)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_weights(norm_model, tmp_path):
     config = tiny(model="tiny_norm", width=None, precision="bfloat16", num_epochs=1)
     report = run(config, tmp_path)
