@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxadv import models, objectives, optim, training
 from jaxadv.augment import augmentation
 
 from . import data
+from .settings import Config
 
 _INIT, _TRAIN, _NOISE, _SELECTION, _TEST = range(5)  # streams of the run's seed
 
@@ -81,27 +81,27 @@ class Run(NamedTuple):
     batches_per_epoch: int
 
 
-def key_for(config: ConfigDict, stream: int) -> jax.Array:
+def key_for(config: Config, stream: int) -> jax.Array:
     """The typed key of one stream of randomness of a run."""
     return jax.random.fold_in(jax.random.key(config.seed), stream)
 
 
-def train_key(config: ConfigDict) -> jax.Array:
+def train_key(config: Config) -> jax.Array:
     """The key of minibatches, augmentation and training attacks."""
     return key_for(config, _TRAIN)
 
 
-def selection_key(config: ConfigDict) -> jax.Array:
+def selection_key(config: Config) -> jax.Array:
     """The key of the attack on the selection images."""
     return key_for(config, _SELECTION)
 
 
-def test_key(config: ConfigDict) -> jax.Array:
+def test_key(config: Config) -> jax.Array:
     """The key of the attack on the test images."""
     return key_for(config, _TEST)
 
 
-def load_task(config: ConfigDict, data_dir: Any = None) -> Task:
+def load_task(config: Config, data_dir: Any = None) -> Task:
     """Loads the data set and cuts it as the configuration says.
 
     The selection images are the last ``selection_size`` of the training set shuffled with a fixed
@@ -136,7 +136,7 @@ def load_task(config: ConfigDict, data_dir: Any = None) -> Task:
     return Task(dataset, train, test if config.selection == "test" else selection, test)
 
 
-def build_model(config: ConfigDict, dataset: data.Dataset):
+def build_model(config: Config, dataset: data.Dataset):
     """The linen module of a configuration, normalisation inside."""
     options: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
     if config.width is not None:
@@ -171,7 +171,7 @@ def init_variables(module, key: jax.Array, image_shape: tuple[int, int, int]):
     return variables["params"], variables.get("batch_stats", {})
 
 
-def build(config: ConfigDict, task: Task, sharding: jax.sharding.Sharding | None = None) -> Run:
+def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = None) -> Run:
     """Builds the model, the optimizer and the compiled programs of a run.
 
     Args:
@@ -231,7 +231,7 @@ def build(config: ConfigDict, task: Task, sharding: jax.sharding.Sharding | None
     return Run(apply_fn, make_state, advance, group, refresh, predict, num_parameters, num_batches)
 
 
-def _sgd_programs(config: ConfigDict, program: training.Program, rate):
+def _sgd_programs(config: Config, program: training.Program, rate):
     tx = training.sgd(rate, momentum=config.momentum, weight_decay=config.weight_decay)
     steps = program.sgd_steps(tx)
 
@@ -241,7 +241,7 @@ def _sgd_programs(config: ConfigDict, program: training.Program, rate):
     return tx, advance, 1
 
 
-def _entropy_programs(config: ConfigDict, program: training.Program, rate):
+def _entropy_programs(config: Config, program: training.Program, rate):
     entropy = config.entropy
     extra = entropy.preset in ("ucla_exact", "lua")
     group = entropy.n_in + extra

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -139,11 +139,11 @@ def _read(path: Path) -> dict:
             f"{path}: is torn or damaged ({len(body)} of {size} bytes); delete it to start again, "
             "or copy it anew from where it came"
         )
-    return serialization.msgpack_restore(body)
+    return cast(dict, serialization.msgpack_restore(body))
 
 
 def _is_key(leaf) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _to_numpy(leaf) -> np.ndarray:

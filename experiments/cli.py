@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxadv._checks import check_choice
 
 from . import settings
+from .settings import Config
 
 ROOT = Path(__file__).parent
 DEFAULT_CONFIG = "configs/at.py"
@@ -37,7 +38,7 @@ class Arguments(NamedTuple):
         data_dir: where data sets are looked for, None for the default.
     """
 
-    config: ConfigDict
+    config: Config
     workdir: Path
     data_dir: Path | None
 
@@ -115,7 +116,7 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     return Arguments(config, workdir, None if data_dir is None else Path(data_dir))
 
 
-def default_workdir(config: ConfigDict) -> Path:
+def default_workdir(config: Config) -> Path:
     """Where a run goes unless ``--workdir`` says otherwise: runs/DATASET-SCALE/METHOD/seedN."""
     return Path("runs") / f"{config.dataset}-{config.scale}" / config.method / f"seed{config.seed}"
 
@@ -184,7 +185,7 @@ def help_text(dataset: str) -> str:
     return "\n".join(lines)
 
 
-def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def fields(config: Config, prefix: str = "") -> Iterator[tuple[str, object]]:
     """All fields of a configuration as (dotted name, value)."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -209,7 +210,7 @@ def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
     return location, rest
 
 
-def _load_file(path: Path, scale: str) -> ConfigDict:
+def _load_file(path: Path, scale: str) -> Config:
     """What ``get_config(scale)`` of a config file returns."""
     spec = importlib.util.spec_from_file_location(f"experiments.configs.{path.stem}", path)
     assert spec is not None and spec.loader is not None
@@ -291,7 +292,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def load_config(method: str, scale: str, dataset: str, **overrides) -> ConfigDict:
+def load_config(method: str, scale: str, dataset: str, **overrides) -> Config:
     """The resolved configuration of ``configs/METHOD.py:SCALE``, for programs and notebooks.
 
     Args:

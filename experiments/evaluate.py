@@ -70,7 +70,7 @@ def evaluate(
     check_choice("images", images, IMAGES)
     directory = RunDirectory(workdir)
     config = directory.config()
-    norm = norm or config.threat.norm
+    norm = config.threat.norm if norm is None else norm
     check_norm(norm)
     if norm != config.threat.norm and None in (eps, step_size):
         raise ValueError(

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from . import cli, environment
 from .checkpoints import write_atomically
+from .settings import Config
 
 
 class RunDirectory:
@@ -34,7 +35,7 @@ class RunDirectory:
         self.last = self.path / "last.ckpt"
         self.selected = self.path / "selected.ckpt"
 
-    def open(self, config: ConfigDict, needed_bytes: int) -> None:
+    def open(self, config: Config, needed_bytes: int) -> None:
         """Creates the folder or checks that it belongs to this configuration.
 
         Args:
@@ -70,7 +71,7 @@ class RunDirectory:
         file = self.path / "environment.json"
         return _read_json(file) if file.is_file() else []
 
-    def config(self) -> ConfigDict:
+    def config(self) -> Config:
         """The resolved configuration of the run.
 
         Raises:
@@ -101,7 +102,7 @@ class RunDirectory:
             return None
         return _read_json(self.report_file)
 
-    def check_same(self, config: ConfigDict) -> None:
+    def check_same(self, config: Config) -> None:
         """Raises a ``ValueError`` naming the fields in which the run's configuration differs."""
         stored, asked = (
             {name: _plain(value) for name, value in cli.fields(c)} for c in (self.config(), config)

@@ -7,6 +7,7 @@ saved with every run.
 """
 
 import math
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict, config_dict
 
@@ -16,6 +17,9 @@ from jaxadv.augment import AUGMENTATIONS
 from jaxadv.models import MODELS
 from jaxadv.optim._options import DEFAULTS as ENTROPY_DEFAULTS
 from jaxadv.optim._options import PRESETS as ENTROPY_PRESETS
+
+# An ml_collections.ConfigDict; type checkers can't see the types of its fields.
+Config: TypeAlias = Any
 
 SCALES = ("paper", "laptop", "smoke")
 
@@ -56,8 +60,8 @@ _DIGITS = {
     "eval.batch_size": 360,
     "bn.clean_pass": False,
 }
-# With some hundred outer steps in all, outer momentum 0.9 would remember a good part of the run: the
-# same effective step eta / (1 - m) = 1 with a shorter memory.
+# With some hundred outer steps in all, outer momentum 0.9 would remember a good part of the run:
+# the same effective step eta / (1 - m) = 1 with a shorter memory.
 _FEW_OUTER_STEPS = {"entropy.learning_rate": 0.5, "entropy.momentum": 0.5}
 DEFAULTS = {
     "cifar10": {
@@ -107,7 +111,7 @@ DEFAULTS = {
 N_IN_BY_MODEL = {"wrn34_10": 30}
 
 
-def base(scale: str | None = None) -> ConfigDict:
+def base(scale: str | None = None) -> Config:
     """The configuration that every config file starts from: plain values, all fields present.
 
     Args:
@@ -194,7 +198,7 @@ def base(scale: str | None = None) -> ConfigDict:
     )
 
 
-def resolve(config: ConfigDict, dataset: str) -> ConfigDict:
+def resolve(config: Config, dataset: str) -> Config:
     """A copy with every open field filled for the data set and the scale, and checked.
 
     Args:
@@ -240,7 +244,7 @@ def resolve(config: ConfigDict, dataset: str) -> ConfigDict:
     return config
 
 
-def _fill_entropy(config: ConfigDict) -> None:
+def _fill_entropy(config: Config) -> None:
     entropy = config.entropy
     if entropy.preset is not None:
         check_choice("config.entropy.preset", entropy.preset, ENTROPY_PRESETS)
@@ -254,7 +258,7 @@ def _fill_entropy(config: ConfigDict) -> None:
             entropy[name] = values[name]
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: Config) -> None:
     for name in ("eps", "step_size"):
         if config.threat[name] is None:
             raise ValueError(
@@ -291,7 +295,7 @@ def _check(config: ConfigDict) -> None:
         check_count(f"config.{section}.{name}", config[section][name], minimum)
     for name in ("learning_rate", "weight_decay", "lr_factor"):
         _check_number(f"config.{name}", config[name], 0)
-    for name in ("inner_learning_rate", "gamma", "noise", "weight_decay"):
+    for name in ("learning_rate", "inner_learning_rate", "gamma", "noise", "weight_decay"):
         _check_number(f"config.entropy.{name}", config.entropy[name], 0)
     for name, value in (
         ("momentum", config.momentum),

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxadv import losses, training
 
 from . import build, checkpoints, environment, evaluation
 from .runs import RunDirectory, write_json
+from .settings import Config
 
 CHECKPOINT_SECONDS = 300  # between checkpoints inside a long epoch
 LONG_SECONDS = 12 * 3600  # a run on a CPU that is expected to take longer is warned about
@@ -27,7 +28,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: Path | str, *, data_dir: Any = None, verbose: bool = True
+    config: Config, workdir: Path | str, *, data_dir: Any = None, verbose: bool = True
 ) -> dict:
     """Trains as configured, or goes on where an earlier call stopped, and reports on the test set.
 
@@ -245,9 +246,12 @@ class _Trainer:
     def _advice(self) -> str:
         config, last = self.config, self.directory.last
         kept = f"The last good checkpoint is kept in {last}."
+        name, rate = "learning_rate", config.learning_rate
+        if config.optimizer == "entropy_sgd":
+            name, rate = "entropy.learning_rate", config.entropy.learning_rate
         return (
             f"{kept if last.is_file() else 'There is no checkpoint yet.'} Try a smaller "
-            f"--config.learning_rate (now {config.learning_rate:g})"
+            f"--config.{name} (now {rate:g})"
             + (" or --config.precision=float32" if config.precision != "float32" else "")
             + " in a new --workdir"
         )
@@ -381,7 +385,8 @@ def _minibatch_seconds(config, run: build.Run, task: build.Task) -> float:
     """
     state = run.make_state()
     rows = slice(0, min(config.batch_size, 64))
-    images, labels = training.to_float(task.train.images[rows]), task.train.labels[rows]
+    images = training.to_float(jnp.asarray(task.train.images[rows]))
+    labels = jnp.asarray(task.train.labels[rows])
 
     @jax.jit
     def gradient(params, batch_stats, images):

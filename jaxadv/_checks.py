@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

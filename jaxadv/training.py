@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -111,8 +112,8 @@ class Predictions(NamedTuple):
         adversarial: at the adversarial images, shape (B,).
     """
 
-    clean: Array
-    adversarial: Array
+    clean: Array | np.ndarray
+    adversarial: Array | np.ndarray
 
 
 def sgd(
@@ -275,17 +276,20 @@ class Program:
             minibatch = self._minibatches(data, key, state.step, num_steps)
 
             def grad_fn(params, step, carry):
+                batch_stats, metrics = carry
                 images, labels, attack_key = minibatch(step)
                 grads, batch_stats, metrics = self._gradient(
-                    params, *carry, step, images, labels, attack_key
+                    params, batch_stats, metrics, step, images, labels, attack_key
                 )
                 return grads, (batch_stats, metrics)
 
             grads, carry = None, (state.batch_stats, Metrics.zero())
             if extra_minibatch:
                 grads, carry = grad_fn(state.params, state.step, carry)
+            updates: Any
+            opt_state: Any
             updates, opt_state = tx.update(
-                grads,
+                grads,  # pyright: ignore[reportArgumentType]
                 state.opt_state,
                 state.params,
                 grad_fn=grad_fn,
