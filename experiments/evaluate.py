@@ -13,6 +13,7 @@ import jax
 
 from jaxadv import training
 from jaxadv._checks import (
+from jaxadv._types import Norm
     NORMS,
     check_choice,
     check_count,
@@ -70,15 +71,15 @@ def evaluate(
     check_choice("images", images, IMAGES)
     directory = RunDirectory(workdir)
     config = directory.config()
-    norm = config.threat.norm if norm is None else norm
-    check_norm(norm)
-    if norm != config.threat.norm and None in (eps, step_size):
+    attack_norm: Norm = config.threat.norm if norm is None else norm
+    check_norm(attack_norm)
+    if attack_norm != config.threat.norm and None in (eps, step_size):
         raise ValueError(
-            f"norm={norm!r} is not the run's own ({config.threat.norm!r}), whose eps and step_size "
+            f"norm={attack_norm!r} is not the run's own ({config.threat.norm!r}), whose eps and step_size "
             "mean nothing for it; give --eps and --step-size too"
         )
-    attack = {
-        "norm": norm,
+    attack: dict[str, Any] = {
+        "norm": attack_norm,
         "eps": config.threat.eps if eps is None else eps,
         "step_size": config.eval.step_size if step_size is None else step_size,
         "num_steps": config.eval.num_steps if num_steps is None else num_steps,
@@ -87,10 +88,10 @@ def evaluate(
     check_count("num_steps", attack["num_steps"], 0)
     check_count("num_restarts", attack["num_restarts"], 1)
     check_step(attack["step_size"])
-    batch_size = config.eval.batch_size if batch_size is None else batch_size
-    check_count("batch_size", batch_size, 1)
+    images_a_call: int = config.eval.batch_size if batch_size is None else batch_size
+    check_count("batch_size", images_a_call, 1)
     task = build.load_task(config, data_dir)
-    check_eps(attack["eps"], norm, task.test.images[0].size)
+    check_eps(attack["eps"], attack_norm, task.test.images[0].size)
     apply_fn = build.make_apply(module := build.build_model(config, task.dataset))
     templates = jax.eval_shape(
         lambda: build.init_variables(module, jax.random.key(0), task.dataset.image_shape)
@@ -104,7 +105,7 @@ def evaluate(
         batch_stats,
         build.test_key(config) if seed is None else jax.random.key(seed),
         *chosen,
-        batch_size=batch_size,
+        batch_size=images_a_call,
         description="evaluating" if verbose else None,
     )
     return {

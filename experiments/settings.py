@@ -69,7 +69,7 @@ DEFAULTS = {
         "laptop": _CIFAR10
         | {
             "width": 16,
-            "num_epochs": 6,
+            "num_epochs": 4,
             "batch_size": 64,
             "train_size": 10_000,
             "test_size": 2_000,
