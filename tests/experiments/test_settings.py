@@ -50,13 +50,6 @@ PAPER = {
 LAPTOP = {
     "cifar10": {
         "width": 16,
-        "num_epochs": 15,
-        "train_size": 10_000,
-        "test_size": 2_000,
-        "selection_size": 500,
-        "entropy.n_in": 10,
-        "bn.refresh_batches": 20,
-        "batch_size": 128,
         "threat.eps": 8 / 255,
         "threat.num_steps": 10,
         "eval.num_steps": 20,
@@ -68,7 +61,6 @@ LAPTOP = {
         "test_size": None,
         "threat.num_steps": 10,
         "eval.num_steps": 20,
-        "entropy.n_in": 20,
         "augment": "none",
     },
 }
@@ -126,6 +118,14 @@ def test_the_laptop_scale(method, dataset):
     found = values(cli.load_config(method, "laptop", dataset))
     expected = LAPTOP[dataset] | OPTIMIZERS[method]
     assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_scales_shrink(dataset):
+    paper, laptop, smoke = (cli.load_config("at", scale, dataset) for scale in settings.SCALES)
+    assert smoke.num_epochs < laptop.num_epochs <= paper.num_epochs
+    assert paper.train_size is None and smoke.train_size <= (laptop.train_size or 10**9)
+    assert laptop.num_epochs * (laptop.train_size or 1300) < 10**6
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -248,6 +248,7 @@ BAD = [
         dict(optimizer="entropy_sgd", entropy__n_in=0),
         "config.entropy.n_in=0 .*use --config.optimizer=sgd",
     ),
+    (dict(entropy__learning_rate=-1.0), "config.entropy.learning_rate=-1.0 must be"),
     (dict(entropy__gamma=-1.0), "config.entropy.gamma=-1.0 must be a finite number >= 0"),
     (dict(entropy__noise=float("inf")), "config.entropy.noise=inf must be"),
     (dict(entropy__new_weight=0.0), r"config.entropy.new_weight=0.0 must be in \(0, 1\]"),

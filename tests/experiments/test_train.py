@@ -16,7 +16,6 @@ from experiments.runs import RunDirectory
 from jaxadv import attacks, optim, training
 from jaxadv.models import MODELS
 
-
 SECOND = pytest.param("at_2nd_ensgd", marks=pytest.mark.slow)
 
 
@@ -95,9 +94,9 @@ def test_training_learns(method, tmp_path):
     config = tiny(method, num_epochs=12, train_size=600, eval__every=12, lr_drops=())
     report = run(config, tmp_path)
     rows = RunDirectory(tmp_path).metrics()
-    assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"]
-    assert report["test"]["last"]["clean"] > 70
-    assert 30 < report["test"]["last"]["robust"] <= report["test"]["last"]["clean"]
+    assert rows[-1]["train_loss"] < 0.75 * rows[0]["train_loss"]
+    assert report["test"]["last"]["clean"] > 50
+    assert 20 < report["test"]["last"]["robust"] <= report["test"]["last"]["clean"]
 
 
 def test_first_lines_say_what_runs(tmp_path, capsys, monkeypatch):
