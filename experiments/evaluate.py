@@ -13,7 +13,6 @@ import jax
 
 from jaxadv import training
 from jaxadv._checks import (
-from jaxadv._types import Norm
     NORMS,
     check_choice,
     check_count,
@@ -21,6 +20,7 @@ from jaxadv._types import Norm
     check_norm,
     check_step,
 )
+from jaxadv._types import Norm
 
 from . import build, checkpoints, cli, environment, evaluation
 from .runs import RunDirectory, write_json
@@ -75,8 +75,8 @@ def evaluate(
     check_norm(attack_norm)
     if attack_norm != config.threat.norm and None in (eps, step_size):
         raise ValueError(
-            f"norm={attack_norm!r} is not the run's own ({config.threat.norm!r}), whose eps and step_size "
-            "mean nothing for it; give --eps and --step-size too"
+            f"norm={attack_norm!r} is not the run's own ({config.threat.norm!r}), whose eps and "
+            "step_size mean nothing for it; give --eps and --step-size too"
         )
     attack: dict[str, Any] = {
         "norm": attack_norm,
