@@ -20,7 +20,6 @@ from jaxadv._checks import (
     check_norm,
     check_step,
 )
-from jaxadv._types import Norm
 
 from . import build, checkpoints, cli, environment, evaluation
 from .runs import RunDirectory, write_json
@@ -71,7 +70,7 @@ def evaluate(
     check_choice("images", images, IMAGES)
     directory = RunDirectory(workdir)
     config = directory.config()
-    attack_norm: Norm = config.threat.norm if norm is None else norm
+    attack_norm: Any = config.threat.norm if norm is None else norm
     check_norm(attack_norm)
     if attack_norm != config.threat.norm and None in (eps, step_size):
         raise ValueError(
