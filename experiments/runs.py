@@ -8,8 +8,11 @@ selected.ckpt       parameters and statistics of the best epoch on the selection
 report.json         final accuracies; written last, so its presence means "finished"
 """
 
+import contextlib
+import fcntl
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,23 @@ class RunDirectory:
         write_json(self.config_file, config.to_dict())
         starts = self.environment() + [environment.describe()]
         write_json(self.path / "environment.json", starts)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes out of the folder; the system lets go if this one dies.
+
+        Raises:
+            ValueError: if another process holds it.
+        """
+        with open(self.path / "lock", "w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{self.path}: another process is training there; wait for it, stop it, or "
+                    "choose another --workdir"
+                ) from None
+            yield
 
     def environment(self) -> list[dict]:
         """What the run's starts ran on, oldest first."""

@@ -17,7 +17,7 @@ jax.config.update("jax_num_cpu_devices", 2)  # as in the tests, so that results 
 
 from conftest import tiny  # noqa: E402
 
-from experiments import build, checkpoints, cli, train  # noqa: E402
+from experiments import build, checkpoints, cli, train, trainer  # noqa: E402
 
 
 def main():
@@ -29,8 +29,8 @@ def main():
         if where == point and left["now"] == 0:
             os.kill(os.getpid(), getattr(signal, name))
 
-    train.CHECKPOINT_SECONDS = 0
-    train._CALL_MINIBATCHES = {"cpu": 2}
+    trainer.CHECKPOINT_SECONDS = 0
+    trainer.CALL_MINIBATCHES = {"cpu": 2}
     make = build.build
 
     def build_watched(*args):

@@ -5,7 +5,7 @@ import signal
 import pytest
 from conftest import ROOT, assert_same_run, parts, python, tiny
 
-from experiments import build, checkpoints, cli, train
+from experiments import build, checkpoints, cli, train, trainer
 from experiments.runs import RunDirectory
 
 DRIVER = ROOT / "tests" / "experiments" / "killed_run.py"
@@ -77,8 +77,8 @@ def stop_after(monkeypatch, count):
 )
 def test_stopping_at_every_call_changes_nothing(method, finished, tmp_path, monkeypatch):
     """One compiled call, a checkpoint and a new process's worth of state each time."""
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(train, "_CALL_MINIBATCHES", {"cpu": 3})
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(trainer, "CALL_MINIBATCHES", {"cpu": 3})
     for _ in range(20):
         with monkeypatch.context() as patch:
             stop_after(patch, 2)
@@ -137,3 +137,11 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
         cli.execute(lambda: train.train_and_evaluate(tiny(), tmp_path, verbose=False))
     assert exit_.value.code == 130
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
+    config = tiny()
+    directory = RunDirectory(tmp_path)
+    with directory.lock(), pytest.raises(ValueError, match="another process is training there"):
+        train.train_and_evaluate(config, tmp_path, verbose=False)
+    train.train_and_evaluate(config, tmp_path, verbose=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import METHODS, assert_bitwise, load, parts, shapes, tiny
 
-from experiments import build, checkpoints, settings, train
+from experiments import announce, build, checkpoints, settings, train, trainer
 from experiments.runs import RunDirectory
 from jaxadv import attacks, optim, training
 from jaxadv.models import MODELS
@@ -119,7 +119,7 @@ def test_first_lines_say_what_runs(tmp_path, capsys, monkeypatch):
     ("seconds", "text"), [(90, "90 s"), (600, "10 min"), (36_000, "10 h"), (6e6, "69 days")]
 )
 def test_durations_are_readable(seconds, text):
-    assert train._duration(seconds) == text
+    assert announce.duration(seconds) == text
 
 
 # Reproducibility
@@ -145,7 +145,7 @@ def test_another_seed_gives_another_run(finished, tmp_path):
 
 def test_one_device_and_two_agree(finished, tmp_path, monkeypatch):
     assert jax.device_count() == 2
-    assert train.data_sharding(24) is not None and train.data_sharding(25) is None
+    assert build.data_sharding(24) is not None and build.data_sharding(25) is None
     monkeypatch.setattr(train, "data_sharding", lambda batch_size: None)
     run(tiny(), tmp_path)
     one = parts(tmp_path / "last.ckpt", tiny())
@@ -281,9 +281,9 @@ def test_selection_every_few_epochs_and_at_the_end(tmp_path):
 
 def test_the_best_epoch_is_kept_and_ties_go_to_the_first(tmp_path, monkeypatch):
     values = iter([20.0, 60.0, 60.0, 40.0])
-    evaluate = train._Trainer._evaluate
+    evaluate = trainer.Trainer._evaluate
     monkeypatch.setattr(
-        train._Trainer, "_evaluate", lambda *a: evaluate(*a) | {"robust": next(values)}
+        trainer.Trainer, "_evaluate", lambda *a: evaluate(*a) | {"robust": next(values)}
     )
     config = tiny(num_epochs=4)
     seen = []

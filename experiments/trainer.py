@@ -1,0 +1,244 @@
+"""The training loop: epochs, metrics, selection, checkpoints, interruption and resumption."""
+
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxadv import training
+
+from . import build, checkpoints, evaluation
+from .announce import announce
+
+CHECKPOINT_SECONDS = 300  # between checkpoints inside a long epoch
+CALL_MINIBATCHES = {"cpu": 8}  # minibatches of SGD in one compiled call; elsewhere 64
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss became infinite or NaN; the message says where, what is kept and what to try."""
+
+
+class Trainer:
+    """The training loop of one run and what it carries besides the device state.
+
+    Attributes:
+        record: what a checkpoint stores beside the arrays: sums of the current epoch, seconds of
+            training, the best epoch so far and the metrics of the finished epochs.
+    """
+
+    def __init__(self, config, directory, task, run, shapes, verbose, say):
+        self.config, self.directory, self.task, self.run = config, directory, task, run
+        self.shapes, self.verbose, self.say = shapes, verbose, say
+        self.key = build.train_key(config)
+        self.placement = build.everywhere(build.data_sharding(config.batch_size))
+        self.data = jax.device_put(training.DeviceData(*task.train), self.placement)
+        self.total_steps = config.num_epochs * run.batches_per_epoch
+        self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": _no_sums()}
+        self.stopped = threading.Event()
+        self.step = 0
+        self.compile_seconds = None
+
+    def train(self) -> None:
+        """Runs all epochs that are not done yet."""
+        announce(self.config, self.task, self.run, self.total_steps, self.say)
+        state = self._initial_state()
+        restore_handler = self._catch_interrupt()
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            unit="minibatch",
+            disable=not self.verbose,
+            dynamic_ncols=True,
+        )
+        try:
+            for epoch in range(len(self.record["rows"]), self.config.num_epochs):
+                state = self._train_epoch(state, epoch, bar)
+                state = self._finish_epoch(state, epoch)
+        finally:
+            bar.close()
+            restore_handler()
+
+    def _initial_state(self) -> training.TrainState:
+        if not self.directory.last.is_file():
+            return jax.device_put(self.run.make_state(), self.placement)
+        state, self.record = checkpoints.load(self.directory.last, self.shapes)
+        self.step = int(state.step)
+        self.directory.write_metrics(self.record["rows"])
+        self.say(f"resuming at minibatch {self.step:,} of {self.total_steps:,}")
+        return jax.device_put(state, self.placement)
+
+    def _train_epoch(self, state, epoch, bar):
+        """All updates up to the epoch's end; an outer step that would cross it waits."""
+        end = (epoch + 1) * self.run.batches_per_epoch
+        longest = max(self.run.group, CALL_MINIBATCHES.get(jax.default_backend(), 64))
+        is_last = epoch + 1 == self.config.num_epochs
+        pending = None
+        started = saved = time.monotonic()
+        while self.step < end and (is_last or end - self.step >= self.run.group):
+            count = min(end - self.step, longest)
+            called = time.monotonic()
+            state, metrics, taken = self.run.advance(state, self.data, self.key, count)
+            if self.compile_seconds is None:
+                # The call returns when the program is compiled, long before it has run.
+                self.compile_seconds = time.monotonic() - called
+                started += self.compile_seconds
+            self.step += taken
+            # The previous call's sums are read while this one runs.
+            if pending is not None:
+                self._add(*pending, bar)
+            pending = metrics, taken
+            if self.stopped.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self._add(*pending, bar)
+                pending = None
+                now = time.monotonic()
+                self.record["seconds"] += now - started
+                self._check_finite(state)
+                self._save(state)
+                started = saved = time.monotonic()
+                if self.stopped.is_set():
+                    self.say("interrupted and saved; give the same command again to go on")
+                    raise KeyboardInterrupt
+        if pending is not None:
+            self._add(*pending, bar)
+        self.record["seconds"] += time.monotonic() - started
+        return state
+
+    def _add(self, metrics: training.Metrics, minibatches: int, bar) -> None:
+        sums = self.record["sums"]
+        values = {name: np.asarray(value).item() for name, value in metrics._asdict().items()}
+        bad_step = values.pop("bad_step")
+        if bad_step != training.NEVER:
+            raise NonFiniteLossError(
+                f"the loss is not finite at minibatch {bad_step} (epoch "
+                f"{bad_step // self.run.batches_per_epoch + 1}). {self._advice()}"
+            )
+        for name, value in values.items():
+            sums[name] += value
+        bar.update(minibatches)
+        bar.set_postfix_str(
+            f"loss {sums['loss'] / sums['count']:.3f}, robust {_percent(sums, 'robust'):.1f} %, "
+            f"{self._speed(bar):.0f} images/s"
+        )
+
+    def _speed(self, bar) -> float:
+        done = bar.n - bar.initial
+        return done * self.config.batch_size / max(bar.format_dict["elapsed"], 1e-9)
+
+    def _check_finite(self, state: training.TrainState) -> None:
+        """The loss of an update is taken before it, so a last update can break unnoticed."""
+        leaves = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
+        if not all(np.isfinite(leaf).all() for leaf in leaves):
+            raise NonFiniteLossError(
+                f"the parameters are not finite after minibatch {self.step - 1} (epoch "
+                f"{(self.step - 1) // self.run.batches_per_epoch + 1}). {self._advice()}"
+            )
+
+    def _advice(self) -> str:
+        config, last = self.config, self.directory.last
+        kept = f"The last good checkpoint is kept in {last}."
+        name, rate = "learning_rate", config.learning_rate
+        if config.optimizer == "entropy_sgd":
+            name, rate = "entropy.learning_rate", config.entropy.learning_rate
+        return (
+            f"{kept if last.is_file() else 'There is no checkpoint yet.'} Try a smaller "
+            f"--config.{name} (now {rate:g})"
+            + (" or --config.precision=float32" if config.precision != "float32" else "")
+            + " in a new --workdir"
+        )
+
+    def _finish_epoch(self, state, epoch):
+        self._check_finite(state)
+        sums, config = self.record["sums"], self.config
+        if self.run.refresh is not None and self._evaluates(epoch):
+            state = state.replace(batch_stats=self.run.refresh(state, self.data, self.key))
+        row = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "seconds": round(self.record["seconds"], 3),
+            "images_per_second": round(
+                sums["count"] / max(self.record["seconds"] - self._seconds_before(), 1e-9), 2
+            ),
+            "train_loss": sums["loss"] / sums["count"] if sums["count"] else None,
+            "train_robust": _percent(sums, "robust"),
+            "train_clean": _percent(sums, "clean") if self._has_clean_pass() else None,
+            "selection_clean": None,
+            "selection_robust": None,
+        }
+        if self._evaluates(epoch):
+            result = self._evaluate(state)
+            row["selection_clean"], row["selection_robust"] = result["clean"], result["robust"]
+            best = self.record["best"]
+            if best is None or result["robust"] > best["robust"]:
+                self.record["best"] = {"epoch": epoch + 1, "robust": result["robust"]}
+                part = {"params": state.params, "batch_stats": state.batch_stats}
+                checkpoints.save(self.directory.selected, part, self.record["best"])
+        self.record["rows"].append(row)
+        self.record["sums"] = _no_sums()
+        self._save(state)
+        self.directory.write_metrics(self.record["rows"])
+        self.say(_epoch_line(row, config.num_epochs))
+        if self.stopped.is_set():
+            self.say("interrupted and saved; give the same command again to go on")
+            raise KeyboardInterrupt
+        return state
+
+    def _evaluates(self, epoch: int) -> bool:
+        return (epoch + 1) % self.config.eval.every == 0 or epoch + 1 == self.config.num_epochs
+
+    def _has_clean_pass(self) -> bool:
+        return self.config.bn.clean_pass and self.config.optimizer == "sgd"
+
+    def _seconds_before(self) -> float:
+        rows = self.record["rows"]
+        return rows[-1]["seconds"] if rows else 0.0
+
+    def _evaluate(self, state) -> dict:
+        images, labels = self.task.selection
+        predictions = evaluation.predict_all(
+            self.run.predict,
+            state.params,
+            state.batch_stats,
+            build.selection_key(self.config),
+            images,
+            labels,
+            batch_size=self.config.eval.batch_size,
+        )
+        return evaluation.summarize(predictions, labels, self.task.dataset.class_names)
+
+    def _save(self, state) -> None:
+        checkpoints.save(self.directory.last, state, self.record)
+
+    def _catch_interrupt(self):
+        """Ctrl-C asks the loop to save and stop; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return lambda: None
+
+        def handle(signum, frame):
+            if self.stopped.is_set():
+                raise KeyboardInterrupt
+            self.stopped.set()
+            self.say("interrupted: saving after the current update (Ctrl-C again: stop at once)")
+
+        previous = signal.signal(signal.SIGINT, handle)
+        return lambda: signal.signal(signal.SIGINT, previous)
+
+
+def _no_sums() -> dict:
+    return {"loss": 0.0, "robust": 0, "clean": 0, "count": 0}
+
+
+def _percent(sums: dict, name: str) -> float | None:
+    return 100 * sums[name] / sums["count"] if sums["count"] else None
+
+
+def _epoch_line(row: dict, num_epochs: int) -> str:
+    number = lambda value, form: "-" if value is None else format(value, form)
+    return (
+        f"epoch {row['epoch']}/{num_epochs}  loss {number(row['train_loss'], '.3f')}  "
+        f"robust: train {number(row['train_robust'], '.1f')} %, "
+        f"selection {number(row['selection_robust'], '.1f')} %  "
+        f"clean: selection {number(row['selection_clean'], '.1f')} %  {row['seconds']:.0f} s"
+    )
