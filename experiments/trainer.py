@@ -38,13 +38,15 @@ class Trainer:
         self.total_steps = config.num_epochs * run.batches_per_epoch
         self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": _no_sums()}
         self.stopped = threading.Event()
-        self.step = 0
+        self.step = self.first_step = 0
+        self.began = time.monotonic()
         self.compile_seconds = None
 
     def train(self) -> None:
         """Runs all epochs that are not done yet."""
         announce(self.config, self.task, self.run, self.total_steps, self.say)
         state = self._initial_state()
+        self.first_step, self.began = self.step, time.monotonic()
         restore_handler = self._catch_interrupt()
         bar = tqdm(
             total=self.total_steps,
@@ -120,12 +122,13 @@ class Trainer:
         bar.update(minibatches)
         bar.set_postfix_str(
             f"loss {sums['loss'] / sums['count']:.3f}, robust {_percent(sums, 'robust'):.1f} %, "
-            f"{self._speed(bar):.0f} images/s"
+            f"{self._speed():.0f} images/s"
         )
 
-    def _speed(self, bar) -> float:
-        done = bar.n - bar.initial
-        return done * self.config.batch_size / max(bar.format_dict["elapsed"], 1e-9)
+    def _speed(self) -> float:
+        """Training images a second since this process started, without compilation."""
+        elapsed = time.monotonic() - self.began - (self.compile_seconds or 0.0)
+        return (self.step - self.first_step) * self.config.batch_size / max(elapsed, 1e-9)
 
     def _check_finite(self, state: training.TrainState) -> None:
         """The loss of an update is taken before it, so a last update can break unnoticed."""
