@@ -1,0 +1,38 @@
+# `make reproduce` and `make test` set up what they need; everything else expects one of them once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: reproduce test test-slow lint format setup help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
+
+setup: $(READY)  ## virtual environment with the pinned requirements
+
+$(READY): requirements.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+reproduce: setup  ## train AT and AT+EntropySGD on the embedded digits and print Table 1
+	$(BIN)/python -m experiments.table1 --scale=laptop
+
+test: setup lint  ## lint, types and the default tests
+	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest --doctest-modules jaxadv experiments -n auto
+
+test-slow: setup  ## the tests that take minutes
+	$(BIN)/python -m pytest -n auto -m slow
+
+lint: setup  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup  ## format and fix what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
