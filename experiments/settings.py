@@ -212,7 +212,7 @@ def resolve(config: Config, dataset: str) -> Config:
         >>> config = base("laptop")
         >>> config.method = "at"
         >>> resolve(config, "digits").batch_size
-        64
+        32
     """
     check_choice("dataset", dataset, DEFAULTS)
     check_choice("config.scale", config.scale, SCALES)
@@ -229,6 +229,9 @@ def resolve(config: Config, dataset: str) -> Config:
         defaults["entropy.n_in"] = N_IN_BY_MODEL[model]
     if model != defaults["model"]:
         defaults.pop("width", None)  # a width of one architecture means nothing for another
+    if config.entropy.preset is not None:
+        for name in _FEW_OUTER_STEPS:
+            defaults.pop(name, None)  # a preset is complete
     check_choice("config.threat.norm", config.threat.norm, NORMS)
     if config.threat.norm in THREATS[dataset]:
         eps, step_size = THREATS[dataset][config.threat.norm]
@@ -252,7 +255,8 @@ def _fill_entropy(config: Config) -> None:
     else:
         own = {"momentum": config.momentum, "weight_decay": config.weight_decay}
         values = ENTROPY_DEFAULTS | own | {"inner_momentum": config.momentum}
-    values["learning_rate"] = config.learning_rate
+    # The Lua code has no outer momentum and a rate of 1, the effective step of 0.1 / (1 - 0.9).
+    values["learning_rate"] = 1.0 if entropy.preset == "lua" else config.learning_rate
     for name, value in entropy.items():
         if value is None and name in values:
             entropy[name] = values[name]
