@@ -15,7 +15,7 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 2)  # as in the tests, so that results compare bitwise
 
-from conftest import tiny  # noqa: E402
+from tiny_runs import tiny  # noqa: E402
 
 from experiments import build, checkpoints, cli, train, trainer  # noqa: E402
 

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import ROOT, load, python
+from tiny_runs import ROOT, load, python
 
 from experiments import cli, settings
 

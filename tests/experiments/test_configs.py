@@ -5,7 +5,7 @@ import json
 import shlex
 
 import pytest
-from conftest import METHODS, ROOT
+from tiny_runs import METHODS, ROOT
 
 from experiments import cli, settings, table1
 

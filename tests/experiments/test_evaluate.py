@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import METHODS, python
+from tiny_runs import METHODS, python
 
 from experiments import build, evaluate, evaluation
 from experiments.checkpoints import CheckpointError

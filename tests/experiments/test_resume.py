@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from conftest import ROOT, assert_same_run, parts, python, tiny
+from tiny_runs import ROOT, assert_same_run, parts, python, tiny
 
 from experiments import build, checkpoints, cli, train, trainer
 from experiments.runs import RunDirectory

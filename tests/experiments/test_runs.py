@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from conftest import tiny
+from tiny_runs import tiny
 
 from experiments.runs import RunDirectory, write_json
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import METHODS, load
+from tiny_runs import METHODS, load
 
 from experiments import build, cli, settings
 

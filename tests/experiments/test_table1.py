@@ -5,7 +5,7 @@ import shlex
 import statistics
 
 import pytest
-from conftest import load, tiny
+from tiny_runs import load, tiny
 
 from experiments import cli, figures, settings, table1
 from experiments.runs import RunDirectory, write_json

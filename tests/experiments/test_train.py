@@ -4,44 +4,16 @@ import collections
 import logging
 import shutil
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import METHODS, assert_bitwise, load, parts, shapes, tiny
+from tiny_runs import METHODS, accuracies, assert_bitwise, load, parts, run, shapes, tiny
 
-from experiments import announce, build, checkpoints, settings, train, trainer
+from experiments import announce, build, checkpoints, train, trainer
 from experiments.runs import RunDirectory
-from jaxadv import attacks, optim, training
-from jaxadv.models import MODELS
+from jaxadv import optim, training
 
 SECOND = pytest.param("at_2nd_ensgd", marks=pytest.mark.slow)
-
-
-def run(config, workdir):
-    return train.train_and_evaluate(config, workdir, verbose=False)
-
-
-def accuracies(config, path, images, labels, key):
-    """Clean and robust accuracy in %, in one batch and without the code of the experiments."""
-    params, batch_stats = parts(path, config)
-    task = build.load_task(config)
-    apply_fn = build.make_apply(build.build_model(config, task.dataset))
-    logits_fn = lambda x: apply_fn(params, batch_stats, x, False)[0]
-    clean = jnp.asarray(images, jnp.float32) / 255
-    adversarial = attacks.pgd(
-        key,
-        logits_fn,
-        clean,
-        jnp.asarray(labels),
-        norm=config.threat.norm,
-        eps=config.threat.eps,
-        step_size=config.eval.step_size,
-        num_steps=config.eval.num_steps,
-    )
-    correct = [np.asarray(logits_fn(x).argmax(1)) == labels for x in (clean, adversarial)]
-    return [100 * c.sum() / len(labels) for c in correct]
 
 
 # What a run writes
@@ -378,132 +350,6 @@ def test_parameters_that_break_after_a_finite_loss_are_not_saved(inside, tmp_pat
     with pytest.raises(FloatingPointError, match="parameters are not finite after minibatch 4"):
         run(tiny(), tmp_path)
     assert not (tmp_path / "last.ckpt").exists() and not (tmp_path / "selected.ckpt").exists()
-
-
-# BatchNorm
-
-
-class TinyNorm(nn.Module):
-    """One hidden layer and BatchNorm: what the big models do, compiled in a second."""
-
-    num_classes: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, images, train: bool = False):
-        x = nn.Dense(16, dtype=self.dtype)(images.reshape(images.shape[0], -1))
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
-        return nn.Dense(self.num_classes)(nn.relu(x)).astype(jnp.float32)
-
-
-def tiny_norm(num_classes: int = 10, *, mean: object, std: object, dtype: object) -> nn.Module:
-    del mean, std  # BatchNorm does it
-    return TinyNorm(num_classes, dtype)
-
-
-@pytest.fixture
-def norm_model(monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny_norm", tiny_norm)
-    assert "tiny_norm" in settings.MODELS
-
-
-def true_statistics(config, path):
-    """Mean and variance in front of BatchNorm over all training images, clean."""
-    [params] = parts(path, config, ("params",))
-    task = build.load_task(config)
-    x = (np.float32(task.train.images) / 255).reshape(len(task.train.images), -1)
-    x = x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
-    return x.mean(0), x.var(0)
-
-
-def test_refreshed_statistics_belong_to_the_slow_weights(norm_model, tmp_path):
-    errors, params = {}, {}
-    for mode in ("inner", "refresh"):
-        config = tiny(
-            "at_ensgd",
-            model="tiny_norm",
-            width=None,
-            bn__slow_weights=mode,
-            bn__refresh_batches=60,
-            threat__eps=0.01,
-            threat__step_size=0.01,
-        )
-        report = run(config, tmp_path / mode)
-        path = tmp_path / mode / "last.ckpt"
-        params[mode], stats = parts(path, config)
-        mean, var = true_statistics(config, path)
-        found = stats["BatchNorm_0"]
-        errors[mode] = max(
-            np.abs(found["mean"] - mean).max() / np.sqrt(var.mean()),
-            np.abs(found["var"] / var - 1).max(),
-        )
-        # What was evaluated is what was stored.
-        task = build.load_task(config)
-        clean, robust = accuracies(config, path, *task.test, build.test_key(config))
-        assert (report["test"]["last"]["clean"], report["test"]["last"]["robust"]) == (
-            clean,
-            robust,
-        )
-    # The statistics that evaluation uses don't feed back into training.
-    assert_bitwise(params["inner"], params["refresh"])
-    assert errors["refresh"] < 0.25
-    assert errors["inner"] > 1.5 * errors["refresh"]
-
-
-def test_batch_statistics_resume(norm_model, tmp_path, monkeypatch):
-    config = tiny("at", model="tiny_norm", width=None, bn__attack="eval", bn__clean_pass=True)
-    run(config, tmp_path / "whole")
-    make, calls = build.build, []
-
-    def stopping(*args):
-        built = make(*args)
-
-        def advance(*arguments):
-            calls.append(1)
-            if len(calls) == 2:
-                raise RuntimeError("stopped")
-            return built.advance(*arguments)
-
-        return built._replace(advance=advance)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "build", stopping)
-        with pytest.raises(RuntimeError, match="stopped"):
-            run(config, tmp_path / "cut")
-    run(config, tmp_path / "cut")
-    # Attacked in eval mode, training depends on the running statistics.
-    whole, cut = (parts(tmp_path / n / "last.ckpt", config) for n in ("whole", "cut"))
-    assert_bitwise(cut, whole)
-    rows = RunDirectory(tmp_path / "whole").metrics()
-    assert all(row["train_clean"] >= row["train_robust"] for row in rows)
-
-
-@pytest.mark.slow
-def test_bfloat16_keeps_float32_weights(norm_model, tmp_path):
-    config = tiny(model="tiny_norm", width=None, precision="bfloat16", num_epochs=1)
-    report = run(config, tmp_path)
-    assert report["precision"] == "bfloat16"
-    leaves = jax.tree.leaves(parts(tmp_path / "last.ckpt", config))
-    assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["refresh", "inner"])
-def test_preact_resnet_trains(mode, tmp_path):
-    config = tiny(
-        "at_ensgd",
-        model="preact_resnet18",
-        width=4,
-        augment="reflect_crop_flip",
-        bn__slow_weights=mode,
-        bn__refresh_batches=4,
-    )
-    report = run(config, tmp_path)
-    task = build.load_task(config)
-    path = tmp_path / "last.ckpt"
-    clean, robust = accuracies(config, path, *task.test, build.test_key(config))
-    assert (report["test"]["last"]["clean"], report["test"]["last"]["robust"]) == (clean, robust)
-    assert report["minibatch_gradients"] == 15
 
 
 @pytest.mark.slow
