@@ -12,6 +12,7 @@ from .runs import write_json
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -49,13 +50,15 @@ def training_curves(
             for axis, x in zip(axes, ("epoch", "seconds"), strict=True):
                 _draw(axis, curves, x, label, color)
         axes[0].set(xlabel="epoch", ylabel="robust accuracy, %")
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[1].set(xlabel="training time, s")
         axes[0].text(0.02, 0.98, "(a)", transform=axes[0].transAxes, va="top")
         axes[1].text(0.02, 0.98, "(b)", transform=axes[1].transAxes, va="top")
         axes[1].legend(loc="lower right", fontsize=8)
         counts = sorted({curves["n"] for curves in data.values()})
         seeds = " to ".join(str(n) for n in counts[:: max(len(counts) - 1, 1)])
-        figure.suptitle(f"{title}; mean over {seeds} seed{'s' if counts != [1] else ''}", size=9)
+        sample = "1 seed" if counts == [1] else f"mean over {seeds} seeds"
+        figure.suptitle(f"{title}; {sample}", size=9)
         written = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
         for file in written:
             figure.savefig(

@@ -1,5 +1,10 @@
 """Attacks: functions from a model and clean images to adversarial images."""
 
+from ._apgd import apgd as apgd
+from ._apgd import apgd_targeted as apgd_targeted
+from ._fab import fab as fab
+from ._fab import fab_targeted as fab_targeted
 from ._pgd import fgsm as fgsm
 from ._pgd import pgd as pgd
 from ._pgd import pgd_stateful as pgd_stateful
+from ._square import square as square

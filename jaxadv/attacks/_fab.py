@@ -107,6 +107,13 @@ def fab(
         ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range, an
             unknown norm, or counts below 1.
 
+    Example:
+        >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
+        >>> images, labels = jnp.full((1, 2, 2, 1), 0.55), jnp.array([0])
+        >>> result = fab(jax.random.key(0), logits_fn, images, labels, norm="linf", eps=0.4)
+        >>> bool(result.success[0])
+        True
+
     References:
         Croce and Hein 2020, algorithm 1.
     """
@@ -162,6 +169,14 @@ def fab_targeted(
 
     Raises:
         ValueError: as :func:`fab`.
+
+    Example:
+        >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
+        >>> images, labels = jnp.full((1, 2, 2, 1), 0.55), jnp.array([0])
+        >>> result = fab_targeted(jax.random.key(0), logits_fn, images, labels,
+        ...                       norm="linf", eps=0.4, num_targets=1)
+        >>> bool(result.success[0])
+        True
 
     References:
         Croce and Hein, "Reliable evaluation of adversarial robustness", 2020, appendix.

@@ -118,6 +118,14 @@ def square(
         ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range, an
             unknown norm or loss, or num_queries < 1.
 
+    Example:
+        >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 17 - x.sum((1, 2, 3))], 1)
+        >>> images, labels = jnp.full((1, 4, 4, 1), 0.55), jnp.array([0])
+        >>> result = square(jax.random.key(0), logits_fn, images, labels, norm="linf", eps=0.1,
+        ...                 num_queries=50)
+        >>> bool(result.success[0])
+        True
+
     References:
         Andriushchenko et al. 2020, algorithms 1 to 3.
     """

@@ -235,7 +235,7 @@ def test_no_gradient_reaches_parameters_through_the_attack(batch):
 
     def loss(scale):
         logits_fn = lambda x: LOGITS_FN(x) * scale
-        adversarial = attacks.pgd(KEY, logits_fn, images, labels, num_steps=3, **THREATS["linf"])
+        adversarial = attacks.pgd(KEY, logits_fn, images, labels, num_steps=3, **THREATS["l2"])
         return adversarial.sum()
 
     assert jax.grad(loss)(1.0) == 0.0
