@@ -15,7 +15,7 @@ Example:
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
     >>> images, labels = jnp.full((1, 2, 2, 1), 0.5).at[0, 0, 0].set(0.7), jnp.array([0])
     >>> result = fab(jax.random.key(0), logits_fn, images, labels, norm="linf", eps=0.1)
-    >>> round(float(result.norms[0]), 3)  # 1.2 / 4 above the boundary at sum 1
+    >>> round(float(result.norms[0]), 2)  # the boundary is 1.2 / 4 away, at sum 1
     0.3
 
 References:
