@@ -53,18 +53,18 @@ def loss_at(images, labels):
     return np.asarray(losses.cross_entropy(LOGITS_FN(images), labels))
 
 
-OPTIONS = [
-    {},
-    {"num_restarts": 3},
-    {"keep_best": True},
-    {"init": "zero"},
-    {"early_stop": True},
-    {"num_steps": 0},
-    {"loss": losses.dlr},
-]
+OPTIONS = {
+    "plain": {},
+    "restarts": {"num_restarts": 3},
+    "keep best": {"keep_best": True},
+    "zero start": {"init": "zero"},
+    "early stop": {"early_stop": True},
+    "no steps": {"num_steps": 0},
+    "dlr": {"loss": losses.dlr},
+}
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_contract_of_an_attack(batch, norm, options):
     images, labels = batch
@@ -89,10 +89,11 @@ def test_no_radius_is_the_identity(batch, norm):
     np.testing.assert_allclose(adversarial, images, atol=1e-7)
 
 
-@pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
+@pytest.mark.parametrize("options", ["plain", "restarts", "keep best"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_an_image_alone_or_in_another_batch_gets_the_same_attack(batch, norm, options):
     images, labels = batch
+    options = OPTIONS[options]
     whole = run(images, labels, norm, **options)
     order = jnp.array([9, 0, 3])
     some = run(images[order], labels[order], norm, indices=order, **options)
