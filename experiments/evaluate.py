@@ -143,14 +143,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, help="run directory")
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="selected")
-    parser.add_argument("--images", choices=IMAGES, default="test")
-    parser.add_argument("--norm", choices=NORMS)
+    parser.add_argument(
+        "--checkpoint",
+        choices=CHECKPOINTS,
+        default="selected",
+        help="the best on the selection images (default) or the last",
+    )
+    parser.add_argument("--images", choices=IMAGES, default="test", help="default test")
+    parser.add_argument("--norm", choices=NORMS, help="norm of the ball")
     parser.add_argument("--eps", type=_fraction, help="radius, for example 8/255")
     parser.add_argument("--step-size", type=_fraction, help="step, for example 2/255")
-    parser.add_argument("--num-steps", type=int)
-    parser.add_argument("--num-restarts", type=int)
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--num-steps", type=int, help="steps of PGD")
+    parser.add_argument("--num-restarts", type=int, help="random starts an image")
+    parser.add_argument("--batch-size", type=int, help="images a call; no effect on the result")
     parser.add_argument("--seed", type=int, help="seed of the attack's random starts")
     parser.add_argument("--data-dir", help="folder of the data sets")
     parser.add_argument("--output", type=Path, help="JSON file; default in the run directory")
