@@ -29,7 +29,7 @@ def describe() -> dict:
 
     Example:
         >>> sorted(describe())[:3]
-        ['command', 'commit', 'device']
+        ['command', 'commit', 'cpu']
     """
     device = jax.devices()[0]
     return {

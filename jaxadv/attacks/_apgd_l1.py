@@ -31,8 +31,8 @@ def project_l1_box(images: Array, deltas: Array, eps) -> Array:
     Example:
         >>> import jax.numpy as jnp
         >>> x, d = jnp.array([[0.9, 0.5, 0.5]]), jnp.array([[2.0, 0.4, 0.1]])
-        >>> project_l1_box(x, d, 0.4).round(4).tolist()
-        [[0.1, 0.3, 0.0]]
+        >>> [round(float(v), 4) for v in project_l1_box(x, d, 0.4)[0]]
+        [0.1, 0.3, 0.0]
 
     References:
         Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks", 2021, section 2.

@@ -38,8 +38,9 @@ def project_to_hyperplane(points: Array, normals: Array, offsets: Array, norm: N
 
     Example:
         >>> t, w = jnp.array([[0.5, 0.5]]), jnp.array([[3.0, 4.0]])
-        >>> project_to_hyperplane(t, w, jnp.array([1.0]), "l2").round(3).tolist()
-        [[-0.12, -0.16]]
+        >>> steps = project_to_hyperplane(t, w, jnp.array([1.0]), "l2")
+        >>> [round(float(step), 3) for step in steps[0]]
+        [-0.12, -0.16]
 
     References:
         Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
