@@ -106,7 +106,7 @@ def apgd(
             few classes for the loss, an unknown norm, loss or rule, or counts below 1.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
         >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
         >>> result = apgd(jax.random.key(0), logits_fn, x, y, norm="l2", eps=0.6, num_steps=5)
@@ -200,7 +200,7 @@ def apgd_targeted(
         ValueError: as :func:`apgd`.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> logits_fn = lambda x: x.reshape(x.shape[0], -1)
         >>> x = jnp.array([0.9, 0.5, 0.4, 0.1]).reshape(1, 2, 2, 1)
         >>> result = apgd_targeted(jax.random.key(0), logits_fn, x, jnp.array([0]),
