@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxadv import losses
 from jaxadv.attacks._fab import fab, fab_targeted
 from jaxadv.attacks._fab_projections import project_to_hyperplane
 
@@ -84,14 +85,16 @@ RADII = {"linf": 0.01, "l2": 0.06, "l1": 0.5}
 def test_result_is_the_nearest_misclassified_image(norm):
     options = dict(norm=norm, eps=RADII[norm], num_steps=20)
     found = fab_targeted(jax.random.key(0), LOGITS, X, Y, **options, num_restarts=2)
-    np.testing.assert_array_equal(LOGITS(found.images).argmax(1) != Y, found.success)
+    # FAB stops just beyond the boundary, so another order of sums may move an image back onto it.
+    beyond = lambda images: np.asarray(losses.margin(LOGITS(images), Y)) > -1e-5
+    np.testing.assert_array_equal(beyond(found.images), found.success)
     wrong = np.asarray(LOGITS(X).argmax(1) != Y)
     assert wrong.any() and (np.asarray(found.norms)[wrong] == 0).all()
     assert 0 < found.success.sum() < 12
     sizes = norms(found.best_images - X, norm)
     np.testing.assert_allclose(sizes, found.norms, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(found.success, np.asarray(found.norms) <= RADII[norm])
-    assert (LOGITS(found.best_images).argmax(1) != Y).all()
+    assert beyond(found.best_images).all()
     rows = jnp.array([7, 2, 9])
     early = fab_targeted(
         jax.random.key(0),
