@@ -2,6 +2,8 @@
 
 from ._apgd import apgd as apgd
 from ._apgd import apgd_targeted as apgd_targeted
+from ._autoattack import AutoAttackResult as AutoAttackResult
+from ._autoattack import autoattack as autoattack
 from ._fab import fab as fab
 from ._fab import fab_targeted as fab_targeted
 from ._pgd import fgsm as fgsm

@@ -1,0 +1,211 @@
+r"""AutoAttack: an ensemble of attacks without parameters, as one verdict an image.
+
+The standard version runs APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and
+Square, in this order, each on the images that are still robust and from the clean image.
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxadv.attacks._autoattack import autoattack
+    >>> weights = jax.random.normal(jax.random.key(0), (16, 4))
+    >>> logits_fn = lambda x: x.reshape(x.shape[0], -1) @ weights
+    >>> images = jnp.full((2, 4, 4, 1), 0.5)
+    >>> labels = logits_fn(images).argmax(1).astype("int32")
+    >>> result = autoattack(jax.random.key(1), logits_fn, images, labels, eps=0.2, progress=False)
+    >>> result.robust.tolist(), result.broken_by.tolist()
+    ([False, False], ['apgd-ce', 'apgd-ce'])
+
+References:
+    Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks", 2020; "Mind the box: l1-APGD", 2021; and the code they published.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._checks import check_count
+from .._types import Array, Key, LogitsFn, Norm
+from . import _autoattack_checks as checks
+from . import _autoattack_memory as memory
+from . import _model
+from ._apgd_run import Rule
+from ._autoattack_plan import make_plan
+from ._autoattack_progress import Progress, Reporter
+from ._autoattack_result import AutoAttackResult
+from ._autoattack_run import Evaluation
+from ._autoattack_runner import Runner
+from ._autoattack_store import Store, digest, model_digest
+
+_CHECKED = 16  # images that the checks before the attacks look at
+
+
+def autoattack(
+    key: Key,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    norm: Norm = "linf",
+    eps: float = 8 / 255,
+    version: str = "standard",
+    attacks: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    store=None,
+    progress: bool | Callable[[Progress], object] = True,
+    num_steps: int = 100,
+    num_queries: int = 5000,
+    early_exit: bool = True,
+    individual: bool = False,
+    few_classes: str = "adapt",
+    apgd_rule: Rule = "repo",
+    square_shared: bool = False,
+    square_full_range: bool = False,
+    devices: Sequence[Any] | None = None,
+) -> AutoAttackResult:
+    r"""Robust accuracy by the AutoAttack ensemble.
+
+    The settings are those of the published code. Deliberate differences: every image has its own
+    random numbers, from (key, attack, run, its index), so that a verdict does not depend on the
+    batch size, on the other images, on the number of devices or on an interruption; Square
+    places its squares image by image; with fewer than 10 classes the targeted attacks have K - 1
+    targets, and the attacks whose loss does not exist (3 and 2 classes) use DLR or the margin;
+    an image stops at its first misclassified point (the verdict is the same). Every
+    adversarial image is evaluated again on its own in float32 and its norm and box are checked: a
+    violation makes the image robust again and is reported in ``checks``. ``square_shared``,
+    ``few_classes="error"`` and ``early_exit=False`` restore the published behaviour; the single
+    attacks :func:`apgd`, :func:`apgd_targeted`, :func:`fab`, :func:`square` take the draws
+    themselves, and with the published code's draws do what it does.
+
+    Args:
+        key: typed PRNG key.
+        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K), deterministic and
+            with each image for itself. For ``version="rand"`` it takes a key as second argument.
+            It is called with batches of 16 images on CPU. With a
+            ``jax.tree_util.Partial(apply, variables)`` new weights need no new compilation.
+        images: (N, H, W, C), float32 in [0, 1]; normalisation belongs to the model.
+        labels: (N,) integers.
+        norm: "linf", "l2" or "l1".
+        eps: radius, in the units of the images.
+        version: "standard", "plus", "rand" (gradients averaged over 20 draws, success decided by
+            most of 10 evaluations) or "custom".
+        attacks: for "custom": names out of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
+        batch_size: images in flight, rounded up to a multiple of 16 on CPU; default: what fits.
+        store: folder in which progress is kept, or None. A second call with the same arguments
+            resumes; the batch size may differ.
+        progress: a line on stderr, nothing, or a function of a :class:`Progress`.
+        num_steps: iterations of APGD and FAB; 100 in every version.
+        num_queries: queries of Square; 5000 in every version.
+        early_exit: take images out of an attack as soon as they are broken. Verdicts are the same
+            without, adversarial images may differ.
+        individual: give every attack all correctly classified images, not only those that are
+            left, and report each attack's own verdicts too; ``robust`` is the worst case.
+        few_classes: "adapt" as described above, or "error".
+        apgd_rule: "repo", or "paper" for the checkpoints and comparisons of the paper.
+        square_shared: the same squares and signs for all images, as in the published code.
+        square_full_range: squares that touch the last row and column, which those of the published
+            code never do.
+        devices: devices that share the work; default all accelerators, or one CPU.
+
+    Returns:
+        An :class:`AutoAttackResult`.
+
+    Raises:
+        ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range,
+            unknown names, a radius that makes no sense, or a store of another evaluation.
+
+    Example:
+        >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
+        >>> x, y = jnp.full((1, 2, 2, 1), 0.9), jnp.array([0])
+        >>> result = autoattack(jax.random.key(0), logits_fn, x, y, eps=0.1, progress=False)
+        >>> result.robust_accuracy, result.evaluations["square"].forward
+        (1.0, 5003)
+
+    References:
+        Croce and Hein 2020, section 5.
+    """
+    randomized = version == "rand"
+    num_classes = _model.check_attack(logits_fn, images, labels, norm, eps, None, randomized)
+    if images.dtype != np.float32:
+        raise ValueError(f"images has dtype {images.dtype}; pass images.astype('float32')")
+    check_count("num_steps", num_steps, 3)
+    check_count("num_queries", num_queries, 1)
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
+    if randomized:
+        early_exit = False
+    plan, notes = make_plan(
+        version,
+        norm,
+        num_classes,
+        attacks=attacks,
+        num_steps=num_steps,
+        num_queries=num_queries,
+        few_classes=few_classes,
+        apgd_rule=apgd_rule,
+        square_shared=square_shared,
+        square_full_range=square_full_range,
+    )
+    pixels, classes = np.asarray(images), np.asarray(labels).astype(np.int32)
+    devices = memory.default_devices() if devices is None else list(devices)
+    shapes = memory.chunk_shapes(logits_fn, pixels, batch_size, devices, randomized)
+    model, leaves = _model.split(logits_fn)
+    runner = Runner(
+        model,
+        leaves,
+        key,
+        pixels,
+        classes,
+        num_classes,
+        norm=norm,
+        eps=float(eps),
+        shapes=shapes,
+        early_exit=early_exit,
+        randomized=randomized,
+        devices=devices,
+    )
+    settings = {
+        "version": version,
+        "norm": norm,
+        "eps": float(eps),
+        "attacks": [list(attack) for attack in plan],
+        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+        "images": digest(pixels),
+        "labels": digest(classes),
+        "model": model_digest(logits_fn, pixels.shape[1:], pixels.dtype, randomized),
+        "early_exit": early_exit,
+        "individual": individual,
+    }
+    few = min(_CHECKED, len(pixels))
+    probe = runner.logits(pixels[:few], np.arange(few), 0)
+    kept = Store(store, settings, probe if not randomized else probe * 0)
+    reporter = Reporter(progress)
+
+    call = _model.call_fn(logits_fn, key, randomized)
+    first = jnp.asarray(pixels[:few]), jnp.asarray(classes[:few])
+    found = checks.check_model(call, *first, randomized)
+    found += [checks.Check("classes", False, note) for note in notes]
+    started = time.monotonic()
+    evaluation = Evaluation(runner, kept, reporter, plan, norm, float(eps), individual)
+    evaluation.clean()
+    for place in range(len(plan)):
+        evaluation.attack(place)
+    reporter.close()
+    found += evaluation.checks()
+    found += checks.check_square(evaluation.accuracy)
+    settings |= {
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "precision": str(jax.config.values["jax_default_matmul_precision"] or "default")
+        + " float32",
+        "backend": jax.default_backend(),
+        "devices": max(len(devices), 1),
+        "batch_size": runner.chunk,
+        "total_seconds": time.monotonic() - started,
+    }
+    result = evaluation.result(found, settings)
+    if progress is True:
+        print(result.summary())
+    return result

@@ -1,0 +1,106 @@
+"""Automatic checks of AutoAttack: signs that a robust accuracy would not mean what it says.
+
+Wrong shapes, dtypes, ranges and labels are errors before anything runs. The checks here look at
+the model on the first images and return data; none stops the evaluation.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import losses
+from .._types import Array
+from ._autoattack_result import Check
+
+_ROUNDING = 1e-4  # relative: what different batch shapes may change in float32 logits
+
+
+def check_model(call, images: Array, labels: Array, randomized: bool) -> list[Check]:
+    """The checks before the attacks.
+
+    Args:
+        call: from images and the number of the evaluation to logits.
+        images: the first few images of the data set.
+        labels: theirs.
+        randomized: whether the caller says that the model is.
+
+    Returns:
+        One :class:`Check` each.
+    """
+    logits = np.asarray(call(images, 0), np.float64)
+    found = [_finite(logits)]
+    if not found[0].passed:
+        return found
+    found.append(_probabilities(logits))
+    scale = 1 + np.abs(logits).max()
+    if not randomized:
+        found.append(_repeatable(call, images, logits))
+        if found[-1].passed:
+            found.append(_composition(call, images, logits, scale))
+    found.append(_gradients(call, images, labels))
+    return found
+
+
+def check_square(accuracy: dict[str, float]) -> list[Check]:
+    """Whether Square broke images that the gradient attacks did not: a sign of masking."""
+    names = list(accuracy)
+    if "square" not in names or len(names) < 3:
+        return []
+    before = accuracy[names[names.index("square") - 1]]
+    drop = before - accuracy["square"]
+    return [
+        Check(
+            "square",
+            drop <= 0.002,
+            f"Square took {100 * drop:.2f} points after the gradient attacks"
+            + ("" if drop <= 0.002 else ": gradients may be masked; try more queries or restarts"),
+            drop,
+        )
+    ]
+
+
+def _finite(logits) -> Check:
+    bad = int((~np.isfinite(logits)).any(axis=1).sum())
+    return Check("finite", bad == 0, f"logits of {bad} of {len(logits)} images are not finite", bad)
+
+
+def _probabilities(logits) -> Check:
+    off = float(np.abs(logits.sum(axis=1) - 1).max())
+    inside = logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and off < 1e-5
+    message = "the outputs are probabilities: return the logits before the softmax"
+    return Check("logits", not inside, message if inside else "the outputs are logits", off)
+
+
+def _repeatable(call, images, logits) -> Check:
+    unit = lambda z: z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10)
+    again = [np.asarray(call(images, n), np.float64) for n in range(1, 5)]
+    apart = max(float(np.linalg.norm(unit(z) - unit(logits), axis=1).max()) for z in again)
+    moved = any((z.argmax(1) != logits.argmax(1)).any() for z in again)
+    good = apart <= 1e-4 and not moved
+    message = (
+        "the same images get different logits: use version='rand' with a model that takes a key"
+    )
+    return Check("deterministic", good, "logits are repeatable" if good else message, apart)
+
+
+def _composition(call, images, logits, scale) -> Check:
+    alone = np.concatenate([np.asarray(call(images[i : i + 1], 0)) for i in range(len(images))])
+    # Other neighbours too: a single image would be compared with itself.
+    mixed = np.asarray(call(jnp.concatenate([images, 1 - images]), 0))[: len(images)]
+    apart = float(max(np.abs(alone - logits).max(), np.abs(mixed - logits).max()) / scale)
+    good = apart <= _ROUNDING
+    message = "the logits of an image depend on its batch: is BatchNorm in train mode?"
+    return Check("batch", good, "logits do not depend on the batch" if good else message, apart)
+
+
+def _gradients(call, images, labels) -> Check:
+    total = lambda points: losses.margin(call(points, 0), labels).sum()
+    gradients = jax.grad(total)(images).reshape(len(images), -1)
+    zero = int((jnp.abs(gradients).max(axis=1) == 0).sum())
+    bad = int((~jnp.isfinite(gradients)).any(axis=1).sum())
+    if bad:
+        return Check("gradients", False, f"gradients of {bad} images are not finite", bad)
+    message = f"gradients of {zero} of {len(images)} images are zero"
+    if zero:
+        message += ": gradient-based attacks cannot be trusted"
+    return Check("gradients", zero == 0, message, zero)

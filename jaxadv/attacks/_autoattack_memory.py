@@ -1,0 +1,64 @@
+"""How many images AutoAttack keeps in flight, and on which devices."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from .. import losses
+
+# Rows of a block on CPU, whatever the batch size: fixed shapes round in one way only.
+CPU_ROWS = 16
+_CPU_LANES = 256
+_CPU_BYTES = 2**29
+_COPIES = 12  # arrays of the size of the images that the state of an attack holds
+
+
+def default_devices() -> list:
+    """All accelerators, or one CPU (an empty list: wherever JAX computes by default)."""
+    return [] if jax.default_backend() == "cpu" else jax.local_devices()
+
+
+def chunk_shapes(logits_fn, images, batch_size, devices, randomized: bool) -> tuple[int, ...]:
+    """Number of blocks of a chunk, then the sizes that a block may have, decreasing.
+
+    Args:
+        logits_fn: the model.
+        images: all images.
+        batch_size: images in flight, or None.
+        devices: devices that share a chunk.
+        randomized: whether the model takes a key.
+
+    Returns:
+        On CPU (blocks, 16); elsewhere (devices, size, size / 2, size / 4, size / 8).
+    """
+    parts = max(len(devices), 1)
+    if jax.default_backend() == "cpu":
+        lanes = batch_size or _cpu_lanes(images)
+        number = math.ceil(min(lanes, len(images)) / CPU_ROWS)
+        return math.ceil(number / parts) * parts, CPU_ROWS
+    lanes = batch_size or _accelerator_lanes(logits_fn, images, devices, randomized) * parts
+    rows = math.ceil(min(lanes, len(images)) / parts)
+    sizes = [math.ceil(rows / 2**halvings) for halvings in range(4)]
+    return parts, *dict.fromkeys(size for size in sizes if size == rows or size >= 8)
+
+
+def _cpu_lanes(images) -> int:
+    room = _CPU_BYTES // (_COPIES * images[0].nbytes)
+    return max(CPU_ROWS, min(_CPU_LANES, room))
+
+
+def _accelerator_lanes(logits_fn, images, devices, randomized: bool) -> int:
+    """The largest power of two whose gradient fits into two fifths of the free memory."""
+    rows = 8
+    shape = jax.ShapeDtypeStruct((rows, *images.shape[1:]), images.dtype)
+
+    def total(points):
+        logits = logits_fn(points, jax.random.key(0)) if randomized else logits_fn(points)
+        return losses.cross_entropy(logits, jnp.zeros(rows, jnp.int32)).sum()
+
+    analysis = jax.jit(jax.grad(total)).lower(shape).compile().memory_analysis()
+    used = getattr(analysis, "temp_size_in_bytes", 0) / rows + _COPIES * images[0].nbytes
+    stats = (devices[0] if devices else jax.local_devices()[0]).memory_stats() or {}
+    free = stats.get("bytes_limit", 2**33) - stats.get("bytes_in_use", 0)
+    return int(2 ** min(max(math.floor(math.log2(max(0.4 * free / used, 1))), 5), 11))
