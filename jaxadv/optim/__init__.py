@@ -1,5 +1,7 @@
-"""Optimizers: EntropySGD, first and second order, and the Langevin chain that it is made of."""
+"""Optimizers: EntropySGD of both orders, the Langevin chain that it is made of, and AWP."""
 
+from ._awp import awp_perturbation as awp_perturbation
+from ._awp import awp_value_and_grad as awp_value_and_grad
 from ._entropy_sgd import EntropySGDState as EntropySGDState
 from ._entropy_sgd import entropy_sgd as entropy_sgd
 from ._sgld import LangevinAverages as LangevinAverages
