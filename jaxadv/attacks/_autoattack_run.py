@@ -175,7 +175,7 @@ class Evaluation:
 
     def _predict(self, place: int, run: int, ids: np.ndarray) -> dict:
         number = {_CLEAN: 0, _FILTER: _FILTER_NUMBER, _RECHECK: _RECHECK_NUMBER}[run] + place + 1
-        points = self.images[ids]
+        points = (self.images if run == _RECHECK else self._runner.images)[ids]
         logits = self._runner.logits(points, ids, number)
         if self._runner.randomized:
             wrong, logits, votes = self._runner.confirm(points, ids)
