@@ -26,154 +26,28 @@ Example: one epoch of adversarial training of a linear model.
     (4, 16)
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import struct
 
 from ._checks import check_count
-from ._types import Array, Key, Params, PyTree
+from ._schedules import sgd as sgd
+from ._schedules import step_decay as step_decay
+from ._train_state import NEVER as NEVER
+from ._train_state import DeviceData as DeviceData
+from ._train_state import Metrics as Metrics
+from ._train_state import Predictions as Predictions
+from ._train_state import TrainState as TrainState
+from ._types import Array, Key
 from .attacks import pgd
 from .augment import Augmentation
 from .objectives import ApplyFn, Objective
+from .optim import awp_value_and_grad
 
-NEVER = jnp.iinfo(jnp.int32).max
 _SHUFFLE, _AUGMENT, _ATTACK, _REFRESH = range(4)  # the streams that one key is split into
-
-
-class DeviceData(NamedTuple):
-    """A data set on the device.
-
-    Attributes:
-        images: uint8 of shape (N, H, W, C).
-        labels: int32 of shape (N,).
-    """
-
-    images: Array
-    labels: Array
-
-
-class TrainState(struct.PyTreeNode):
-    """What training changes, and all that a checkpoint has to hold.
-
-    Attributes:
-        step: minibatch gradients taken so far, shape (), int32.
-        params: the parameters theta; under EntropySGD the slow weights.
-        batch_stats: running statistics of BatchNorm, {} without.
-        opt_state: state of the optimizer.
-    """
-
-    step: Array
-    params: Params
-    batch_stats: PyTree
-    opt_state: Any
-
-    @classmethod
-    def create(cls, params: Params, batch_stats: PyTree, tx) -> "TrainState":
-        """The state before the first minibatch, sharing no buffer with its arguments."""
-        copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-        params = copy(params)
-        return cls(jnp.zeros((), jnp.int32), params, copy(batch_stats), tx.init(params))
-
-
-class Metrics(NamedTuple):
-    """Sums over the minibatches of a call, to be divided by ``count`` on the host.
-
-    Attributes:
-        loss: sum of the training loss over images.
-        robust: number of adversarial training images classified correctly.
-        clean: number of clean ones, if the clean pass is on.
-        count: number of images.
-        bad_step: first minibatch whose loss was not finite, ``NEVER`` if none.
-    """
-
-    loss: Array
-    robust: Array
-    clean: Array
-    count: Array
-    bad_step: Array
-
-    @classmethod
-    def zero(cls) -> "Metrics":
-        """No minibatch seen."""
-        integer = lambda value=0: jnp.full((), value, jnp.int32)
-        return cls(jnp.zeros(()), integer(), integer(), integer(), integer(NEVER))
-
-
-class Predictions(NamedTuple):
-    """Predicted classes of a batch.
-
-    Attributes:
-        clean: at the clean images, shape (B,).
-        adversarial: at the adversarial images, shape (B,).
-    """
-
-    clean: Array | np.ndarray
-    adversarial: Array | np.ndarray
-
-
-def sgd(
-    learning_rate, *, momentum: float = 0.9, weight_decay: float = 5e-4
-) -> optax.GradientTransformation:
-    r"""SGD as PyTorch does it: :math:`b \leftarrow \mu b + (g + \lambda w)`, :math:`w -= \eta b`.
-
-    Heavy ball, weight decay on all parameters (BatchNorm and biases too), and the learning rate
-    outside the buffer, so that a drop acts at once on everything accumulated.
-
-    Args:
-        learning_rate: a number or an optax schedule of the minibatch counter.
-        momentum: mu.
-        weight_decay: lambda.
-
-    Returns:
-        The optimizer.
-
-    Example:
-        >>> tx = sgd(0.1, momentum=0.0, weight_decay=0.0)
-        >>> updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
-        >>> updates.tolist()
-        [-0.10000000149011612, -0.10000000149011612]
-    """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum)
-    )
-
-
-def step_decay(
-    learning_rate: float,
-    *,
-    num_epochs: int,
-    batches_per_epoch: int,
-    drops: Sequence[float] = (0.5, 0.75),
-    factor: float = 0.1,
-) -> optax.Schedule:
-    """Learning rate of a minibatch counter, multiplied by ``factor`` at fractions of the run.
-
-    As in the AWP code, minibatch i of epoch e asks for the rate at ``t = e + (i + 1) / batches``,
-    so the *last* minibatch of the epoch before a drop already uses the lower rate.
-
-    Args:
-        learning_rate: initial rate.
-        num_epochs: length of the run.
-        batches_per_epoch: minibatches an epoch.
-        drops: fractions of the run.
-        factor: what each drop multiplies the rate by.
-
-    Returns:
-        An optax schedule of the minibatch counter.
-
-    Example:
-        >>> rate = step_decay(0.1, num_epochs=200, batches_per_epoch=391)
-        >>> [round(float(rate(t)), 6) for t in (100 * 391 - 2, 100 * 391 - 1)]
-        [0.1, 0.01]
-    """
-    total = num_epochs * batches_per_epoch
-    boundaries = {max(-int(-drop * total // 1) - 1, 0): factor for drop in drops}
-    return optax.piecewise_constant_schedule(learning_rate, boundaries)
 
 
 class Program:
@@ -186,7 +60,10 @@ class Program:
         augment: applied to the float images of a minibatch; default none.
         clean_pass: SGD only: after each update run one train-mode pass over the clean images, as
             the AWP code does for its clean training accuracy; it moves the running statistics.
-        value_and_grad: the transformation that turns the loss into its gradient.
+        weight_perturbation: gamma_A of adversarial weight perturbation, a number or an optax
+            schedule of the minibatch counter; 0 is none.
+        perturbed_decay: weight decay of the optimizer if it is to act on the perturbed weights;
+            see :func:`jaxadv.optim.awp_value_and_grad`.
         sharding: how minibatches are laid out over devices, for example
             ``NamedSharding(mesh, PartitionSpec("batch"))``; default one device.
     """
@@ -199,7 +76,8 @@ class Program:
         batch_size: int,
         augment: Augmentation | None = None,
         clean_pass: bool = False,
-        value_and_grad: Callable = jax.value_and_grad,
+        weight_perturbation: optax.ScalarOrSchedule = 0.0,
+        perturbed_decay: float = 0.0,
         sharding: jax.sharding.Sharding | None = None,
     ):
         check_count("batch_size", batch_size, 1)
@@ -208,7 +86,8 @@ class Program:
         self.batch_size = batch_size
         self.augment = augment
         self.clean_pass = clean_pass
-        self.value_and_grad = value_and_grad
+        self.weight_perturbation = weight_perturbation
+        self.perturbed_decay = perturbed_decay
         self.sharding = sharding
 
     def batches_per_epoch(self, num_images: int) -> int:
@@ -373,9 +252,14 @@ class Program:
         adversarial, batch_stats = self.objective.perturb(
             attack_key, params, batch_stats, images, labels
         )
-        (loss, aux), grads = self.value_and_grad(self.objective.loss, has_aux=True)(
-            params, batch_stats, images, adversarial, labels
+        gamma = self.weight_perturbation
+        value_and_grad = awp_value_and_grad(
+            self.objective.loss,
+            gamma(step) if callable(gamma) else gamma,
+            has_aux=True,
+            weight_decay=self.perturbed_decay,
         )
+        (loss, aux), grads = value_and_grad(params, batch_stats, images, adversarial, labels)
         bad = jnp.where(jnp.isfinite(loss), NEVER, step)
         metrics = metrics._replace(
             loss=metrics.loss + loss.astype(metrics.loss.dtype) * self.batch_size,

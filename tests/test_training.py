@@ -1,43 +1,14 @@
-"""Objective, minibatches, compiled steps and prediction against plain step-by-step code."""
+"""Minibatches, compiled steps and prediction against plain step-by-step code."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training_cases import ATTACK, KEY, START, apply_bn, apply_linear, close, equal, init_bn
 
-from jaxadv import attacks, losses, objectives, optim, training
+from jaxadv import attacks, objectives, optim, training
 from jaxadv.augment import augmentation, random_crop, random_flip
-
-KEY = jax.random.key(0)
-START = jnp.array(0.1 * np.random.default_rng(8).normal(size=(9, 4)), jnp.float32)
-ATTACK = dict(norm="linf", eps=0.1, step_size=0.04, num_steps=3)
-
-
-class TinyBatchNorm(nn.Module):
-    """Dense, BatchNorm, tanh, dense: the smallest model with running statistics."""
-
-    @nn.compact
-    def __call__(self, images, train):
-        x = nn.Dense(8)(images.reshape(images.shape[0], -1))
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return nn.Dense(4)(nn.tanh(x))
-
-
-MODULE = TinyBatchNorm()
-
-
-def apply_bn(params, batch_stats, images, train):
-    variables = {"params": params, "batch_stats": batch_stats}
-    if not train:
-        return MODULE.apply(variables, images, False), batch_stats
-    logits, changed = MODULE.apply(variables, images, True, mutable=["batch_stats"])
-    return logits, changed["batch_stats"]
-
-
-def apply_linear(params, batch_stats, images, train):
-    return images.reshape(images.shape[0], -1) @ params, batch_stats
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +20,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def bn_variables():
-    variables = MODULE.init(jax.random.key(5), jnp.zeros((1, 3, 3, 1)), False)
-    return variables["params"], variables["batch_stats"]
+    return init_bn()
 
 
 def linear_program(batch_size=8, **options):
@@ -61,89 +31,6 @@ def linear_program(batch_size=8, **options):
 def bn_program(batch_size=8, clean_pass=False, **options):
     objective = objectives.adversarial_cross_entropy(apply_bn, **ATTACK | options)
     return training.Program(apply_bn, objective, batch_size=batch_size, clean_pass=clean_pass)
-
-
-def close(a, b, **tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
-
-
-def equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-# --- objective -----------------------------------------------------------------------------------
-
-
-def test_objective_is_cross_entropy_at_pgd_images():
-    objective = objectives.adversarial_cross_entropy(apply_linear, **ATTACK)
-    params = 10 * START
-    images, labels = jnp.full((5, 3, 3, 1), 0.5), jnp.arange(5) % 4
-    adversarial, stats = objective.perturb(KEY, params, {}, images, labels)
-    logits_fn = lambda x: apply_linear(params, {}, x, True)[0]
-    expected = attacks.pgd(KEY, logits_fn, images, labels, **ATTACK)
-    np.testing.assert_allclose(adversarial, expected, atol=1e-7)
-    assert stats == {}
-    value, aux = objective.loss(params, {}, images, adversarial, labels)
-    by_hand = losses.cross_entropy(logits_fn(adversarial), labels).mean()
-    assert value == pytest.approx(float(by_hand), rel=1e-6)
-    np.testing.assert_allclose(aux.logits, logits_fn(adversarial), rtol=1e-6)
-
-
-def count_passes(bn_variables, **options):
-    """Running statistics after a minibatch, and those of a plain list of train-mode passes."""
-    params, stats = bn_variables
-    objective = objectives.adversarial_cross_entropy(apply_bn, **ATTACK | options)
-    rng = np.random.default_rng(2)
-    images = jnp.array(rng.uniform(size=(6, 3, 3, 1)), jnp.float32)
-    labels = jnp.arange(6) % 4
-    adversarial, after_attack = objective.perturb(KEY, params, stats, images, labels)
-    (_, aux), _ = jax.value_and_grad(objective.loss, has_aux=True)(
-        params, after_attack, images, adversarial, labels
-    )
-    train_mode = options.get("attack_bn", "train") == "train"
-    logits_fn = lambda x: apply_bn(params, stats, x, train_mode)[0]
-    iterates = [
-        attacks.pgd(KEY, logits_fn, images, labels, **ATTACK | dict(num_steps=n)) for n in range(4)
-    ]
-    return stats, after_attack, aux.batch_stats, params, iterates
-
-
-def forward_all(stats, params, batches):
-    for images in batches:
-        stats = apply_bn(params, stats, images, True)[1]
-    return stats
-
-
-def test_train_mode_attack_moves_the_statistics_with_every_pass(bn_variables):
-    """Three attack passes, the selection pass and the pass of the loss, as in the AWP code."""
-    stats, after_attack, final, params, iterates = count_passes(bn_variables)
-    close(after_attack, forward_all(stats, params, iterates[:3]), rtol=1e-4, atol=1e-6)
-    expected = forward_all(stats, params, [*iterates, iterates[3]])
-    close(final, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "options", [dict(attack_updates_stats=False), dict(attack_bn="eval")], ids=str
-)
-def test_otherwise_only_the_loss_moves_the_statistics(bn_variables, options):
-    stats, after_attack, final, params, iterates = count_passes(bn_variables, **options)
-    equal(after_attack, stats)
-    close(final, forward_all(stats, params, iterates[3:]), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (dict(norm="linfty"), "did you mean 'linf'"),
-        (dict(eps=8.0), r"8/255"),
-        (dict(eps=-1.0), "eps=-1.0"),
-        (dict(num_steps=-1), "num_steps=-1"),
-        (dict(attack_bn="training"), "did you mean 'train'"),
-    ],
-)
-def test_objective_rejects_what_makes_no_sense(options, message):
-    with pytest.raises(ValueError, match=message):
-        objectives.adversarial_cross_entropy(apply_linear, **ATTACK | options)
 
 
 # --- minibatches ---------------------------------------------------------------------------------
@@ -324,6 +211,36 @@ def test_the_extra_minibatch_is_spent_first(data):
     np.testing.assert_allclose(state.params, start + updates, rtol=1e-4, atol=1e-6)
 
 
+def test_weight_perturbation_from_a_step_on(data, bn_variables):
+    """Two plain steps, then two of AWP with decay at the perturbed weights, against plain code."""
+    decay, params, stats = 0.05, *bn_variables
+    tx = training.sgd(0.2, weight_decay=decay)
+    objective = objectives.adversarial_cross_entropy(apply_bn, **ATTACK, weights_move=True)
+    program = training.Program(
+        apply_bn,
+        objective,
+        batch_size=8,
+        weight_perturbation=lambda step: jnp.where(step < 2, 0.0, 0.3),
+        perturbed_decay=decay,
+    )
+    state = training.TrainState.create(params, stats, tx)
+    state, metrics = program.sgd_steps(tx)(state, data, KEY, 4)
+    opt_state, correct = tx.init(params), 0
+    for t, (images, labels, key) in enumerate(all_minibatches(program, data, KEY, 0, 4)):
+        adversarial, stats = objective.perturb(key, params, stats, images, labels)
+        gradient = optim.awp_value_and_grad(
+            objective.loss, 0.0 if t < 2 else 0.3, has_aux=True, weight_decay=decay
+        )
+        (_, aux), grads = gradient(params, stats, images, adversarial, labels)
+        stats = aux.batch_stats
+        correct += int((aux.logits.argmax(1) == labels).sum())
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    close(state.params, params, rtol=1e-3, atol=1e-5)
+    close(state.batch_stats, stats, rtol=1e-3, atol=1e-5)
+    assert int(metrics.robust) == correct
+
+
 def test_refreshed_statistics_belong_to_the_slow_weights(data, bn_variables):
     params, stats = bn_variables
     program, tx = bn_program(), training.sgd(0.1)
@@ -380,6 +297,19 @@ def test_the_last_minibatch_before_a_drop_uses_the_lower_rate():
         t = epoch + (i + 1) / 391  # the rule of the AWP code, in its own floats
         expected = 0.1 if t / 200 < 0.5 else 0.01 if t / 200 < 0.75 else 0.001
         assert float(rate(epoch * 391 + i)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("first_epoch", [0, 1])
+def test_a_rate_asked_for_once_an_epoch(first_epoch):
+    """The TRADES code counts epochs from 1 and drops when the counter reaches 100 and 150."""
+    rate = training.step_decay(
+        0.1, num_epochs=200, batches_per_epoch=391, unit="epoch", first_epoch=first_epoch
+    )
+    for epoch in range(98, 152):
+        counter = epoch + first_epoch
+        expected = 0.1 if counter < 100 else 0.01 if counter < 150 else 0.001
+        for step in (epoch * 391, epoch * 391 + 390):
+            assert float(rate(step)) == pytest.approx(expected, rel=1e-5), step
 
 
 def test_prediction_is_pgd_in_eval_mode_whatever_the_batch(data, bn_variables):

@@ -1,0 +1,83 @@
+"""What training carries: data and state on the device, and the sums that a call returns."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ._types import Array, Params, PyTree
+
+NEVER = jnp.iinfo(jnp.int32).max
+
+
+class DeviceData(NamedTuple):
+    """A data set on the device.
+
+    Attributes:
+        images: uint8 of shape (N, H, W, C).
+        labels: int32 of shape (N,).
+    """
+
+    images: Array
+    labels: Array
+
+
+class TrainState(struct.PyTreeNode):
+    """What training changes, and all that a checkpoint has to hold.
+
+    Attributes:
+        step: minibatch gradients taken so far, shape (), int32.
+        params: the parameters theta; under EntropySGD the slow weights.
+        batch_stats: running statistics of BatchNorm, {} without.
+        opt_state: state of the optimizer.
+    """
+
+    step: Array
+    params: Params
+    batch_stats: PyTree
+    opt_state: Any
+
+    @classmethod
+    def create(cls, params: Params, batch_stats: PyTree, tx) -> "TrainState":
+        """The state before the first minibatch, sharing no buffer with its arguments."""
+        copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+        params = copy(params)
+        return cls(jnp.zeros((), jnp.int32), params, copy(batch_stats), tx.init(params))
+
+
+class Metrics(NamedTuple):
+    """Sums over the minibatches of a call, to be divided by ``count`` on the host.
+
+    Attributes:
+        loss: sum of the training loss over images.
+        robust: number of adversarial training images classified correctly.
+        clean: number of clean ones, if the clean pass is on.
+        count: number of images.
+        bad_step: first minibatch whose loss was not finite, ``NEVER`` if none.
+    """
+
+    loss: Array
+    robust: Array
+    clean: Array
+    count: Array
+    bad_step: Array
+
+    @classmethod
+    def zero(cls) -> "Metrics":
+        """No minibatch seen."""
+        integer = lambda value=0: jnp.full((), value, jnp.int32)
+        return cls(jnp.zeros(()), integer(), integer(), integer(), integer(NEVER))
+
+
+class Predictions(NamedTuple):
+    """Predicted classes of a batch.
+
+    Attributes:
+        clean: at the clean images, shape (B,).
+        adversarial: at the adversarial images, shape (B,).
+    """
+
+    clean: Array | np.ndarray
+    adversarial: Array | np.ndarray
