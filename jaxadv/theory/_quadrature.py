@@ -12,7 +12,7 @@ import numpy as np
 from .._checks import check_count
 from .._types import Array
 
-_SMALL, _LARGE = 4096, 65536  # points a compiled call, so that two programs serve every grid
+_SMALL, _LARGE = 4096, 16384  # points a compiled call, so that two programs serve every grid
 
 
 class Nodes(NamedTuple):
