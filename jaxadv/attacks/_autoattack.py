@@ -151,7 +151,8 @@ def autoattack(
     )
     pixels, classes = np.asarray(images), np.asarray(labels).astype(np.int32)
     devices = memory.default_devices() if devices is None else list(devices)
-    shapes = memory.chunk_shapes(logits_fn, pixels, batch_size, devices, randomized)
+    workers = memory.default_workers(devices)
+    shapes = memory.chunk_shapes(logits_fn, pixels, batch_size, devices, workers, randomized)
     model, leaves = _model.split(logits_fn)
     runner = Runner(
         model,
@@ -166,6 +167,7 @@ def autoattack(
         early_exit=early_exit,
         randomized=randomized,
         devices=devices,
+        workers=workers,
     )
     settings = {
         "version": version,
@@ -202,7 +204,7 @@ def autoattack(
         + " float32",
         "backend": jax.default_backend(),
         "devices": max(len(devices), 1),
-        "batch_size": runner.chunk,
+        "batch_size": runner.chunk * workers,
         "total_seconds": time.monotonic() - started,
     }
     result = evaluation.result(found, settings)

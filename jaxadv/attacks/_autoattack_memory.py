@@ -1,6 +1,7 @@
 """How many images AutoAttack keeps in flight, and on which devices."""
 
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from .. import losses
 # Rows of a block on CPU, whatever the batch size: fixed shapes round in one way only.
 CPU_ROWS = 16
 _CPU_LANES = 256
+_CPU_BLOCKS = 4  # a worker; fewer would be compacted badly
 _CPU_BYTES = 2**29
 _COPIES = 12  # arrays of the size of the images that the state of an attack holds
 
@@ -19,7 +21,23 @@ def default_devices() -> list:
     return [] if jax.default_backend() == "cpu" else jax.local_devices()
 
 
-def chunk_shapes(logits_fn, images, batch_size, devices, randomized: bool) -> tuple[int, ...]:
+def default_workers(devices) -> int:
+    """Chunks that are worked on at the same time, by threads.
+
+    XLA's kernels leave most of a many-core CPU idle on batches this small; whole chunks side by
+    side don't.
+    """
+    if devices or jax.default_backend() != "cpu":
+        return 1
+    cores = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return len(cores)
+
+
+def chunk_shapes(
+    logits_fn, images, batch_size, devices, workers: int, randomized: bool
+) -> tuple[int, ...]:
     """Number of blocks of a chunk, then the sizes that a block may have, decreasing.
 
     Args:
@@ -27,6 +45,7 @@ def chunk_shapes(logits_fn, images, batch_size, devices, randomized: bool) -> tu
         images: all images.
         batch_size: images in flight, or None.
         devices: devices that share a chunk.
+        workers: chunks that are in flight.
         randomized: whether the model takes a key.
 
     Returns:
@@ -34,18 +53,19 @@ def chunk_shapes(logits_fn, images, batch_size, devices, randomized: bool) -> tu
     """
     parts = max(len(devices), 1)
     if jax.default_backend() == "cpu":
-        lanes = batch_size or _cpu_lanes(images)
+        lanes = batch_size or _cpu_lanes(images, workers)
         number = math.ceil(min(lanes, len(images)) / CPU_ROWS)
-        return math.ceil(number / parts) * parts, CPU_ROWS
+        parts = max(parts, workers)
+        return math.ceil(number / parts) * parts // workers, CPU_ROWS
     lanes = batch_size or _accelerator_lanes(logits_fn, images, devices, randomized) * parts
     rows = math.ceil(min(lanes, len(images)) / parts)
     sizes = [math.ceil(rows / 2**halvings) for halvings in range(4)]
     return parts, *dict.fromkeys(size for size in sizes if size == rows or size >= 8)
 
 
-def _cpu_lanes(images) -> int:
+def _cpu_lanes(images, workers: int) -> int:
     room = _CPU_BYTES // (_COPIES * images[0].nbytes)
-    return max(CPU_ROWS, min(_CPU_LANES, room))
+    return max(CPU_ROWS, min(max(_CPU_LANES, workers * _CPU_BLOCKS * CPU_ROWS), room))
 
 
 def _accelerator_lanes(logits_fn, images, devices, randomized: bool) -> int:

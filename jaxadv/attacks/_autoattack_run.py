@@ -153,10 +153,9 @@ class Evaluation:
         left = np.setdiff1d(ids, done)
         runs = self._plan[place].runs if place >= 0 else 1
         finished = len(ids) - len(left)
-        for chunk in self._runner.chunks(left):
-            started = time.monotonic()
-            fields = compute(place, run, chunk)
-            seconds = time.monotonic() - started
+        started = time.monotonic()
+        for chunk, fields in self._runner.each(left, lambda ids: compute(place, run, ids)):
+            seconds, started = time.monotonic() - started, time.monotonic()
             record = self._store.add(tag=tag, ids=chunk, seconds=seconds, **fields)
             self._account(name, record)
             yield record

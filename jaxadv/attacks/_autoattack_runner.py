@@ -1,7 +1,10 @@
 """The host side of AutoAttack: cuts the images into chunks, regroups them, checks what breaks."""
 
+import concurrent.futures
 import math
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -50,26 +53,53 @@ class Runner:
         early_exit: whether images stop at their first success.
         randomized: whether the model takes a key.
         devices: devices that share the blocks of a chunk, or an empty list.
+        workers: chunks that threads work on at the same time.
     """
 
     def __init__(
         self, model, leaves, key, images, labels, num_classes, *, norm, eps, shapes, early_exit,
-        randomized, devices,
+        randomized, devices, workers,
     ):  # fmt: skip
         self.images, self.labels = images, labels
         self.chunk = shapes[0] * shapes[1]
         self._shapes = shapes
         self._num_classes = num_classes
         self._devices = max(len(devices), 1)
+        self._workers, self._stop = workers, threading.Event()
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
         self._leaves, self._key, self._eps = leaves, key, eps
         self._early_exit, self.randomized = early_exit, randomized
         self._program = blocks.Program(model, None, norm, early_exit, randomized, mesh)
 
-    def chunks(self, ids: np.ndarray) -> Iterator[np.ndarray]:
-        """Consecutive pieces of at most the size of a chunk."""
-        for start in range(0, len(ids), self.chunk):
-            yield ids[start : start + self.chunk]
+    def each(
+        self, ids: np.ndarray, compute: Callable[[np.ndarray], dict]
+    ) -> Iterator[tuple[np.ndarray, dict]]:
+        """Consecutive pieces of at most the size of a chunk, and what is computed of each.
+
+        The pieces of all workers are of similar size, whole blocks. When the caller stops early,
+        the workers do so too.
+        """
+        rows = self._shapes[-1]
+        blocks_left = math.ceil(len(ids) / rows)
+        number = math.ceil(math.ceil(len(ids) / self.chunk) / self._workers) * self._workers
+        size = math.ceil(blocks_left / max(number, 1)) * rows
+        pieces = deque(ids[start : start + size] for start in range(0, len(ids), max(size, 1)))
+        if self._workers == 1 or len(pieces) < 2:
+            for piece in pieces:
+                yield piece, compute(piece)
+            return
+        pool = concurrent.futures.ThreadPoolExecutor(self._workers)
+        running: deque = deque()
+        try:
+            while pieces or running:
+                while pieces and len(running) < self._workers:
+                    running.append((pieces[0], pool.submit(compute, pieces.popleft())))
+                piece, future = running.popleft()
+                yield piece, future.result()
+        finally:
+            self._stop.set()
+            pool.shutdown(cancel_futures=True)
+            self._stop.clear()
 
     def logits(self, images: np.ndarray, ids: np.ndarray, number: int) -> np.ndarray:
         """Logits of at most a chunk of images, (B, K); the number separates random draws."""
@@ -121,6 +151,8 @@ class Runner:
         parts = blocks.segments(attack, program.norm, program.early_exit)
         last_phase = parts[-1][0]
         for number, (phase, first, last) in enumerate(parts):
+            if self._stop.is_set():
+                raise InterruptedError("another part of the evaluation has stopped")
             if phase != current:
                 lanes = blocks.enter(*shared, rows, lanes, program=program, phase=phase)
                 current = phase
