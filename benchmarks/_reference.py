@@ -1,0 +1,114 @@
+"""The reference AutoAttack (``pyautoattack``, PyTorch on CPU), attack by attack, with verdicts."""
+
+import contextlib
+import time
+from unittest import mock
+
+import numpy as np
+
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+def run_reference(
+    logits_fn,
+    x,
+    y,
+    *,
+    norm: str,
+    eps: float,
+    seed: int,
+    batch_size: int,
+    attacks,
+    num_queries: int = 5000,
+    key=None,
+):
+    """Verdicts after each attack and seconds.
+
+    Args:
+        logits_fn: PyTorch function of NCHW images.
+        x: (N, H, W, C) float32.
+        y: (N,) labels.
+        norm: "linf", "l2" or "l1".
+        eps: the radius.
+        seed: of the reference's generator.
+        batch_size: images in a batch.
+        attacks: names out of apgd-ce, apgd-t, fab-t, square, in order.
+        num_queries: of Square.
+        key: of jaxadv: APGD gets the start noise that ``autoattack(key, ...)`` draws for each
+            image, so that both do the same up to rounding. FAB-T has no random numbers, Square
+            keeps its own.
+
+    Returns:
+        A dict of boolean verdicts by name ("clean" first), and a dict of seconds.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+    from pyautoattack import AutoAttack  # pyright: ignore[reportMissingImports]
+
+    images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+    labels = torch.from_numpy(y.astype(np.int64))
+    with torch.no_grad():
+        pieces = [logits_fn(part).argmax(1) for part in images.split(batch_size)]
+    robust = (torch.cat(pieces) == labels).numpy()
+    verdicts, seconds = {"clean": robust.copy()}, {}
+    runner = AutoAttack(logits_fn, norm=NORMS[norm], eps=eps, seed=seed, version="standard")
+    runner.square.n_queries = num_queries
+    for name in attacks:
+        started = time.monotonic()
+        runner.attacks = [name]
+        left = np.flatnonzero(robust)
+        for start in range(0, len(left), batch_size):
+            ids = left[start : start + batch_size]
+            with _same_noise(runner, attacks, name, x, ids, norm, key):
+                found = _attack(runner, name, images[ids], labels[ids], seed)
+            with torch.no_grad():
+                robust[ids] = (logits_fn(found).argmax(1) == labels[ids]).numpy()
+        verdicts[name], seconds[name] = robust.copy(), time.monotonic() - started
+    return verdicts, seconds
+
+
+def _attack(runner, name, images, labels, seed):
+    attack = {
+        "apgd-ce": runner.apgd,
+        "apgd-t": runner.apgd_targeted,
+        "fab-t": runner.fab,
+        "square": runner.square,
+    }[name]
+    attack.seed = seed
+    if name == "apgd-ce":
+        attack.loss = "ce"
+    if name == "fab-t":
+        attack.targeted, attack.n_restarts = True, 1
+    return attack.perturb(images, labels)
+
+
+@contextlib.contextmanager
+def _same_noise(runner, attacks, name: str, x, ids, norm: str, key):
+    """Replaces the start noise of the reference's APGD by that of jaxadv for the same images."""
+    if key is None or not name.startswith("apgd"):
+        yield
+        return
+    import jax
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from jaxadv.attacks import _apgd_run, _model
+
+    attack = runner.apgd if name == "apgd-ce" else runner.apgd_targeted
+    stream = jax.random.fold_in(key, list(attacks).index(name) + 1)
+    places = {x[place].tobytes(): place for place in ids}
+    plain, runs = attack.attack_single_run, iter(range(10_000))
+
+    def single_run(images, *args, **kwargs):
+        pixels = np.ascontiguousarray(np.moveaxis(images.numpy(), 1, -1))
+        found = np.array([places[image.tobytes()] for image in pixels])
+        keys = _model.fold(_model.image_keys(stream, jax.numpy.asarray(found)), next(runs))
+        noise = np.asarray(_apgd_run.draw_noise(keys, jax.numpy.asarray(pixels), norm))  # pyright: ignore[reportArgumentType]
+        drawn = torch.from_numpy(np.moveaxis(noise, -1, 1).copy())
+        # The reference maps uniform numbers of [0, 1) to [-1, 1) itself.
+        replaced = {"rand": (drawn + 1) / 2} if norm == "linf" else {"randn": drawn}
+        with contextlib.ExitStack() as stack:
+            for function, value in replaced.items():
+                stack.enter_context(mock.patch.object(torch, function, lambda *a, v=value, **k: v))
+            return plain(images, *args, **kwargs)
+
+    with mock.patch.object(attack, "attack_single_run", single_run):
+        yield

@@ -1,0 +1,115 @@
+r"""Time of AutoAttack against the reference: same weights, images and machine, in one run.
+
+    python -m benchmarks.autoattack --checkpoint=FILE.npz --number=128
+    python -m benchmarks.autoattack --resnet_width=16 --number=32
+
+The second has random weights, random images, and its own predictions as labels. Both
+implementations run the standard version; compilation is inside our first time, and a second run
+on the same images shows the time without it.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from experiments import environment
+
+from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
+from ._reference import run_reference
+
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
+    parser.add_argument("--resnet_width", type=int, default=0, help="instead of a checkpoint")
+    parser.add_argument("--number", type=int, default=128)
+    parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
+    parser.add_argument("--eps", type=float, help="default: that of the checkpoint")
+    parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; default: its own")
+    parser.add_argument("--output", help="JSON")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> dict:
+    """Runs both and returns what it writes."""
+    import jax
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from jaxadv.attacks._autoattack import autoattack
+
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model: Any
+    if options.resnet_width:
+        model, torch_fn = resnets(options.resnet_width)
+        x = np.random.default_rng(0).uniform(size=(options.number, 32, 32, 3)).astype(np.float32)
+        y = np.asarray(model(jax.numpy.asarray(x)).argmax(1), np.int32)
+        eps = 2e-4 if options.eps is None else options.eps
+    else:
+        checkpoint = load_checkpoint(options.checkpoint)
+        model, torch_fn = jax_model(checkpoint), torch_model(checkpoint)
+        x, y = load_images(options.data or checkpoint.dataset, options.number)
+        eps = checkpoint.eps if options.eps is None else options.eps
+    runs, result = {}, None
+    for name in ("first", "again"):
+        started = time.monotonic()
+        result = autoattack(
+            jax.random.key(0),
+            model,
+            jax.numpy.asarray(x),
+            jax.numpy.asarray(y),
+            norm=options.norm,
+            eps=eps,
+            batch_size=options.batch_size,
+            progress=False,
+        )
+        runs[name] = {"total": time.monotonic() - started, **result.seconds}
+    assert result is not None
+    started = time.monotonic()
+    verdicts, seconds = run_reference(
+        torch_fn,
+        x,
+        y,
+        norm=options.norm,
+        eps=eps,
+        seed=0,
+        batch_size=options.batch_size,
+        attacks=ATTACKS,
+    )
+    seconds["total"] = time.monotonic() - started
+    report = {
+        "command": vars(options),
+        "environment": environment.describe() | {"torch": torch.__version__},
+        "torch_threads": torch.get_num_threads(),
+        "precision": "float32",
+        "compiling_and_running": runs["first"],
+        "running": runs["again"],
+        "reference": seconds,
+        "ratio": {name: seconds[name] / runs["again"][name] for name in (*ATTACKS, "total")},
+        "ratio_with_compilation": seconds["total"] / runs["first"]["total"],
+        "accuracy": result.accuracy,
+        "reference_accuracy": {name: float(v.mean()) for name, v in verdicts.items()},
+        "agreement": float(np.mean(result.robust == verdicts["square"])),
+        "evaluations": {name: cost._asdict() for name, cost in result.evaluations.items()},
+    }
+    for name in (*ATTACKS, "total"):
+        print(f"{name:9} jaxadv {runs['again'][name]:8.1f} s  reference {seconds[name]:8.1f} s  "
+              f"ratio {report['ratio'][name]:5.2f}")  # fmt: skip
+    print(f"with compilation: ratio {report['ratio_with_compilation']:.2f}")
+    if options.output:
+        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+r"""AutoAttack of jaxadv beside the reference, attack by attack and image by image.
+
+    python -m benchmarks.parity --checkpoint=FILE.npz --number=1000 --output=parity.json
+
+The reference is the package ``pyautoattack`` (PyTorch), the version is "standard". It runs once
+for each of its seeds and once for each key with the start noise that jaxadv draws from that key:
+then the two agree up to rounding before Square, while runs with other random numbers show by how
+much such runs differ. With ``--reference=FILE.npz`` its verdicts are kept, and not computed again.
+``--min_norm`` prints medians of the norms that FAB finds instead, ``--pgd_steps`` what PGD without
+random start breaks. Checkpoints and images: see
+``_checkpoints.py``.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+
+import numpy as np
+
+from experiments import environment
+
+from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
+
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def ours(checkpoint, x, y, options, key: int):
+    """Verdicts after each attack, and the result, of jaxadv."""
+    import jax
+
+    from jaxadv.attacks import autoattack
+
+    result = autoattack(
+        jax.random.key(key),
+        jax_model(checkpoint),
+        jax.numpy.asarray(x),
+        jax.numpy.asarray(y),
+        norm=options.norm,
+        eps=options.eps,
+        batch_size=options.batch_size,
+        progress=options.progress,
+        num_queries=options.num_queries,
+        store=options.store and pathlib.Path(options.store) / f"key{key}",
+    )
+    verdicts, broken = {}, np.zeros(len(y), bool)
+    for name in result.accuracy:
+        broken = broken | (result.broken_by == name)
+        verdicts[name] = ~broken
+    return verdicts, result
+
+
+def reference(checkpoint, x, y, options) -> dict[str, dict[str, np.ndarray]]:
+    """Verdicts of the reference by run: one a seed, and those with the draws of jaxadv.
+
+    What the file ``options.reference`` holds is not run again; what is run is added to it.
+    """
+    import jax
+
+    path = options.reference and pathlib.Path(options.reference)
+    arrays: dict[str, np.ndarray] = {}
+    if path and path.exists():
+        with np.load(path) as file:
+            # Files with one run hold its first and last verdict only.
+            old = {"clean": "seed 0/clean", "robust": "seed 0/square"}
+            arrays = {old.get(n) or n: file[n] for n in file.files if n != "pred_adv"}
+    names = [f"seed {seed}" for seed in options.reference_seeds]
+    names += [f"draws of key {key}" for key in options.same_draws]
+    for name in names:
+        if any(entry.startswith(f"{name}/") for entry in arrays):
+            continue
+        from ._reference import run_reference
+
+        number = int(name.split()[-1])
+        verdicts, seconds = run_reference(
+            torch_model(checkpoint),
+            x,
+            y,
+            norm=options.norm,
+            eps=options.eps,
+            seed=number,
+            batch_size=options.reference_batch,
+            attacks=ATTACKS,
+            num_queries=options.num_queries,
+            key=jax.random.key(number) if name.startswith("draws") else None,
+        )
+        accuracy = {attack: f"{100 * found.mean():.2f}" for attack, found in verdicts.items()}
+        print(f"reference, {name}", accuracy, {k: f"{v:.0f} s" for k, v in seconds.items()})
+        arrays |= {f"{name}/{attack}": found for attack, found in verdicts.items()}
+        if path:
+            np.savez_compressed(path, allow_pickle=False, **arrays)
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
+    for entry, value in arrays.items():
+        name, attack = entry.split("/")
+        if name in found:
+            found[name][attack] = value.astype(bool)[: len(y)]
+    return found
+
+
+def table(own: dict[str, dict], others: dict[str, dict]) -> list[dict]:
+    """One row for each attack and pair of runs."""
+    pairs = [(one, two) for one in own for two in others]
+    pairs += [pair for runs in (own, others) for pair in itertools.combinations(runs, 2)]
+    everything = own | others
+    return [
+        {
+            "first": f"{'jaxadv' if one in own else 'reference'}, {one}",
+            "second": f"{'jaxadv' if two in own else 'reference'}, {two}",
+            "attack": attack,
+            "accuracy_first": float(verdicts.mean()),
+            "accuracy_second": float(everything[two][attack].mean()),
+            "agreement": float((verdicts == everything[two][attack]).mean()),
+        }
+        for one, two in pairs
+        for attack, verdicts in everything[one].items()
+        if attack in everything[two]
+    ]
+
+
+def spread(own: dict[str, dict], others: dict[str, dict]) -> list[dict]:
+    """For each attack mean and standard deviation of the accuracy over the independent runs."""
+    seeds = {name: verdicts for name, verdicts in others.items() if name.startswith("seed")}
+    rows = []
+    for label, runs in (("jaxadv", own), ("reference", seeds)):
+        attacks = next(iter(runs.values()), {})
+        for attack in attacks:
+            values = [float(found[attack].mean()) for found in runs.values() if attack in found]
+            rows.append(
+                {
+                    "runs": f"{label}, {len(values)} runs",
+                    "attack": attack,
+                    "mean": float(np.mean(values)),
+                    "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                }
+            )
+    return rows
+
+
+def min_norm(checkpoint, x, y, options) -> dict:
+    """Norms of the perturbations that untargeted FAB finds on the correctly classified images."""
+    import jax
+
+    from jaxadv.attacks._fab import fab
+
+    model, norms, correct = jax_model(checkpoint), [], []
+    size = options.batch_size or 256
+    for start in range(0, len(y), size):
+        part = slice(start, start + size)
+        indices = jax.numpy.arange(len(y))[part]
+        found = fab(
+            jax.random.key(options.keys[0]),
+            model,
+            x[part],
+            y[part],
+            norm=options.norm,
+            eps=options.eps,
+            num_steps=options.min_norm,
+            indices=indices,
+        )
+        norms.append(np.asarray(found.norms))
+        correct.append(np.asarray(model(x[part]).argmax(1) == y[part]))
+    norms = np.concatenate(norms)[np.concatenate(correct)]
+    finite = norms[np.isfinite(norms)]
+    return {
+        "norm": options.norm,
+        "found": float(len(finite) / len(norms)),
+        "median": float(np.median(finite)),
+        "mean": float(finite.mean()),
+    }
+
+
+def parse(arguments=None):
+    """The command line."""
+    numbers = lambda text: [int(part) for part in text.split(",") if part]
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--arch", choices=ARCHITECTURES)
+    parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
+    parser.add_argument("--number", type=int, default=1000)
+    parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
+    parser.add_argument("--eps", type=float, help="default: that of the checkpoint")
+    parser.add_argument("--num_queries", type=int, default=5000, help="of Square")
+    parser.add_argument("--keys", type=numbers, default=[0, 1, 2], help="of jaxadv")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--reference", help="npz with verdicts: read if it exists, else written")
+    parser.add_argument("--reference_seeds", type=numbers, default=[0, 1, 2])
+    parser.add_argument("--same_draws", type=numbers, default=[0], help="keys; Linf and L2 only")
+    parser.add_argument("--store", help="folder that keeps the progress of jaxadv")
+    parser.add_argument("--reference_batch", type=int, default=500)
+    parser.add_argument("--min_norm", type=int, default=0, help="steps of FAB; no AutoAttack then")
+    parser.add_argument("--pgd_steps", type=int, default=0, help="PGD only, no AutoAttack then")
+    parser.add_argument("--pgd_step_size", type=float, default=0.01)
+    parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--output", help="JSON")
+    return parser.parse_args(arguments)
+
+
+def pgd_rate(checkpoint, x, y, options) -> dict:
+    """The fraction of the correctly classified images that PGD without random start breaks."""
+    import jax
+
+    from jaxadv.attacks import pgd
+
+    model = jax_model(checkpoint)
+    predict = jax.jit(lambda images: model(images).argmax(1))
+    correct, wrong, size = [], [], options.batch_size or 256
+    for start in range(0, len(y), size):
+        part = slice(start, start + size)
+        found = pgd(
+            jax.random.key(0),
+            model,
+            jax.numpy.asarray(x[part]),
+            jax.numpy.asarray(y[part]),
+            norm=options.norm,
+            eps=options.eps,
+            step_size=options.pgd_step_size,
+            num_steps=options.pgd_steps,
+            init="zero",
+        )
+        correct.append(np.asarray(predict(x[part])) == y[part])
+        wrong.append(np.asarray(predict(found)) != y[part])
+    good = np.concatenate(correct)
+    rate = np.concatenate(wrong)[good].mean()
+    return {"clean": float(good.mean()), "success": float(rate), "robust": float(1 - rate)}
+
+
+def compare(checkpoint, x, y, options) -> dict:
+    """Runs both and prints the tables."""
+    report, own = {}, {}
+    for key in options.keys:
+        own[f"key {key}"], result = ours(checkpoint, x, y, options, key)
+        print(result.summary(), flush=True)
+        report[f"key {key}"] = {
+            "accuracy": result.accuracy,
+            "evaluations": {k: v._asdict() for k, v in result.evaluations.items()},
+            "seconds": result.seconds,
+            "settings": result.settings,
+        }
+    if options.norm == "l1":
+        options.same_draws = []
+    others = reference(checkpoint, x, y, options)
+    report["rows"], report["spread"] = table(own, others), spread(own, others)
+    for row in report["rows"]:
+        print("{first:26} {second:30} {attack:8} {accuracy_first:7.2%} {accuracy_second:7.2%} "
+              "same verdict {agreement:8.2%}".format(**row))  # fmt: skip
+    for row in report["spread"]:
+        deviation = "" if row["std"] is None else f" +- {row['std']:.2%}"
+        print(f"{row['runs']:26} {row['attack']:8} {row['mean']:7.2%}{deviation}")
+    return report
+
+
+def main(arguments=None) -> dict:
+    """Runs the comparison and returns what it writes."""
+    options = parse(arguments)
+    checkpoint = load_checkpoint(options.checkpoint, options.arch)
+    options.eps = checkpoint.eps if options.eps is None else options.eps
+    x, y = load_images(options.data or checkpoint.dataset, options.number)
+    report: dict = {"command": vars(options).copy(), "environment": environment.describe()}
+    if options.pgd_steps:
+        report["pgd"] = pgd_rate(checkpoint, x, y, options)
+        print(report["pgd"])
+    elif options.min_norm:
+        report["min_norm"] = min_norm(checkpoint, x, y, options)
+        print(report["min_norm"])
+    else:
+        report |= compare(checkpoint, x, y, options)
+    if options.output:
+        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    return report
+
+
+if __name__ == "__main__":
+    main()
