@@ -45,8 +45,10 @@ def announce(
 def minibatch_seconds(config: Config, task: build.Task, run: build.Run) -> float:
     """An estimate of a training minibatch from one timed input gradient of the first images.
 
-    A minibatch is num_steps of them and a parameter gradient, which costs about one and a half.
+    A minibatch is num_steps of them and a parameter gradient, which costs about one and a half; AWP
+    takes a second one, and TRADES takes them at the clean images too.
     """
+    passes = 1.5 * (1 + (config.awp.gamma > 0)) * (1 + (config.objective == "trades"))
     state = run.make_state()
     rows = slice(0, min(config.batch_size, 64))
     images = training.to_float(jnp.asarray(task.train.images[rows]))
@@ -65,7 +67,7 @@ def minibatch_seconds(config: Config, task: build.Task, run: build.Run) -> float
     started = time.monotonic()
     jax.block_until_ready(gradient(*arguments))
     seconds = time.monotonic() - started
-    return seconds * (config.threat.num_steps + 1.5) * config.batch_size / len(labels)
+    return seconds * (config.threat.num_steps + passes) * config.batch_size / len(labels)
 
 
 def duration(seconds: float) -> str:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv import models, objectives, optim, training
+from jaxadv import models, objectives, training
 from jaxadv.augment import augmentation
 
-from . import data
+from . import data, phases
 from .settings import Config
 
 _INIT, _TRAIN, _NOISE, _SELECTION, _TEST = range(5)  # streams of the run's seed
@@ -62,11 +62,11 @@ class Run(NamedTuple):
     Attributes:
         apply_fn: the model in the form of :mod:`jaxadv.objectives`.
         make_state: () -> the initial TrainState.
-        advance: (state, data, key, num_steps) -> (state, metrics, number of minibatches taken);
-            takes num_steps of them or the largest update that they allow.
-        group: minibatches that one indivisible update takes: 1, or those of an outer step.
-        refresh: (state, data, key) -> batch_stats for evaluation, or None where training keeps
-            them current.
+        parts: the phases of the run, each with its optimizer.
+        advance: (state, data, key, step, num_steps) -> (state, metrics, number of minibatches
+            taken); see :func:`experiments.phases.advance`.
+        refresh: (state, data, key) -> batch_stats for evaluation after a phase of EntropySGD, or
+            None where training keeps them current.
         predict: as made by :func:`jaxadv.training.make_predict`.
         num_parameters: number of parameters.
         batches_per_epoch: minibatches an epoch.
@@ -74,12 +74,16 @@ class Run(NamedTuple):
 
     apply_fn: objectives.ApplyFn
     make_state: Callable[[], training.TrainState]
+    parts: tuple[phases.Phase, ...]
     advance: Callable
-    group: int
     refresh: Callable | None
     predict: Callable[..., training.Predictions]
     num_parameters: int
     batches_per_epoch: int
+
+    def phase_at(self, step: int) -> phases.Phase:
+        """The phase that takes the minibatch of that number."""
+        return self.parts[phases.phase_number(self.parts, step)]
 
 
 def key_for(config: Config, stream: int) -> jax.Array:
@@ -139,7 +143,9 @@ def load_task(config: Config, data_dir: Any = None) -> Task:
 
 def build_model(config: Config, dataset: data.Dataset):
     """The linen module of a configuration, normalisation inside."""
-    options: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
+    options: dict[str, Any] = {"mean": None, "std": None}
+    if config.normalize:
+        options = {"mean": dataset.mean, "std": dataset.std}
     if config.width is not None:
         options |= WIDTH_OPTIONS[config.model](config.width)
     return models.build(
@@ -182,99 +188,72 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
     """
     module = build_model(config, task.dataset)
     apply_fn = make_apply(module)
-    threat = dict(norm=config.threat.norm, eps=config.threat.eps)
-    attack = threat | dict(step_size=config.threat.step_size, num_steps=config.threat.num_steps)
-    objective = objectives.adversarial_cross_entropy(
-        apply_fn,
-        **attack,
-        attack_bn=config.bn.attack,
-        attack_updates_stats=config.bn.attack_updates_stats,
-    )
+    objective, gentle = _objectives(config, apply_fn)
     program = training.Program(
         apply_fn,
         objective,
         batch_size=config.batch_size,
         augment=None if config.augment == "none" else augmentation(config.augment),
         clean_pass=config.bn.clean_pass,
+        weight_perturbation=phases.weight_perturbation(
+            config, num_batches := -(-len(task.train.labels) // config.batch_size)
+        ),
         sharding=sharding,
     )
-    num_batches = program.batches_per_epoch(len(task.train.labels))
-    entropy = config.optimizer == "entropy_sgd"
-    rate = training.step_decay(
-        config.entropy.learning_rate if entropy else config.learning_rate,
-        num_epochs=config.num_epochs,
-        batches_per_epoch=num_batches,
-        drops=config.lr_drops,
-        factor=config.lr_factor,
-    )
-    make = _entropy_programs if entropy else _sgd_programs
-    tx, advance, group = make(config, program, rate)
+    parts = phases.make_phases(config, program, num_batches, key_for(config, _NOISE))
 
     def make_state():
         params, batch_stats = init_variables(
             module, key_for(config, _INIT), task.dataset.image_shape
         )
-        return training.TrainState.create(params, batch_stats, tx)
+        return training.TrainState.create(params, batch_stats, phases.AllPhases(parts))
 
     shapes = jax.eval_shape(make_state)
     refresh = None
-    if entropy and shapes.batch_stats and config.bn.slow_weights == "refresh":
-        gentle = objectives.adversarial_cross_entropy(apply_fn, **attack, attack_bn="eval")
-        refresh = program.refresh_stats(config.bn.refresh_batches, gentle.perturb)
+    if config.bn.slow_weights == "refresh" and shapes.batch_stats:
+        if any(phase.is_entropy for phase in parts):
+            refresh = program.refresh_stats(config.bn.refresh_batches, gentle.perturb)
     predict = training.make_predict(
         apply_fn,
-        **threat,
+        norm=config.threat.norm,
+        eps=config.eval.eps,
         step_size=config.eval.step_size,
         num_steps=config.eval.num_steps,
         num_restarts=config.eval.num_restarts,
     )
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    return Run(apply_fn, make_state, advance, group, refresh, predict, num_parameters, num_batches)
+    return Run(
+        apply_fn,
+        make_state,
+        parts,
+        lambda *arguments: phases.advance(parts, *arguments),
+        refresh,
+        predict,
+        num_parameters,
+        num_batches,
+    )
 
 
-def _sgd_programs(config: Config, program: training.Program, rate):
-    tx = training.sgd(rate, momentum=config.momentum, weight_decay=config.weight_decay)
-    steps = program.sgd_steps(tx)
-
-    def advance(state, device_data, key, num_steps):
-        return *steps(state, device_data, key, num_steps), num_steps
-
-    return tx, advance, 1
-
-
-def _entropy_programs(config: Config, program: training.Program, rate):
-    entropy = config.entropy
-    extra = entropy.preset in ("ucla_exact", "lua")
-    group = entropy.n_in + extra
-
-    def optimizer(n_in: int):
-        return optim.entropy_sgd(
-            lambda outer_step: rate(outer_step * group),
-            key=key_for(config, _NOISE),
-            preset=entropy.preset,
-            n_in=n_in,
-            inner_learning_rate=entropy.inner_learning_rate,
-            gamma=entropy.gamma,
-            noise=entropy.noise,
-            new_weight=entropy.new_weight,
-            momentum=entropy.momentum,
-            inner_momentum=entropy.inner_momentum,
-            weight_decay=entropy.weight_decay,
-            second_order=entropy.second_order,
+def _objectives(config: Config, apply_fn: objectives.ApplyFn):
+    """The objective of a run, and one that attacks in eval mode."""
+    threat = config.threat
+    attack = dict(
+        norm=threat.norm, eps=threat.eps, step_size=threat.step_size, num_steps=threat.num_steps
+    )
+    if config.objective == "trades":
+        objective = objectives.trades(
+            apply_fn, beta=config.trades.beta, start_noise=config.trades.start_noise, **attack
         )
-
-    tx = optimizer(entropy.n_in)
-    step = program.entropy_step(tx, entropy.n_in, extra_minibatch=extra)
-
-    def advance(state, device_data, key, num_steps):
-        if num_steps >= group:
-            return *step(state, device_data, key), group
-        # The run ends inside a chain: its last outer step is a shorter one.
-        n_in = num_steps - extra
-        last = program.entropy_step(optimizer(n_in), n_in, extra_minibatch=extra)
-        return *last(state, device_data, key), n_in + extra
-
-    return tx, advance, group
+        return objective, objective
+    objective = objectives.adversarial_cross_entropy(
+        apply_fn,
+        **attack,
+        attack_bn=config.bn.attack,
+        attack_updates_stats=config.bn.attack_updates_stats,
+        weights_move=config.awp.enabled,
+    )
+    gentle = objectives.adversarial_cross_entropy(apply_fn, **attack, attack_bn="eval")
+    return objective, gentle
 
 
 def data_sharding(batch_size: int) -> jax.sharding.NamedSharding | None:

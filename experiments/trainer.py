@@ -40,7 +40,7 @@ class Trainer:
         self.stopped = threading.Event()
         self.step = self.first_step = 0
         self.began = time.monotonic()
-        self.compile_seconds = None
+        self.compiled, self.compile_seconds = set(), 0.0
 
     def train(self) -> None:
         """Runs all epochs that are not done yet."""
@@ -75,18 +75,23 @@ class Trainer:
     def _train_epoch(self, state, epoch, bar):
         """All updates up to the epoch's end; an outer step that would cross it waits."""
         end = (epoch + 1) * self.run.batches_per_epoch
-        longest = max(self.run.group, CALL_MINIBATCHES.get(jax.default_backend(), 64))
+        usual = CALL_MINIBATCHES.get(jax.default_backend(), 64)
         is_last = epoch + 1 == self.config.num_epochs
         pending = None
         started = saved = time.monotonic()
-        while self.step < end and (is_last or end - self.step >= self.run.group):
-            count = min(end - self.step, longest)
+        while self.step < end:
+            phase = self.run.phase_at(self.step)
+            if end - self.step < phase.group and not is_last:
+                break
+            count = min(end - self.step, max(phase.group, usual))
             called = time.monotonic()
-            state, metrics, taken = self.run.advance(state, self.data, self.key, count)
-            if self.compile_seconds is None:
+            state, metrics, taken = self.run.advance(state, self.data, self.key, self.step, count)
+            if phase.first not in self.compiled:
                 # The call returns when the program is compiled, long before it has run.
-                self.compile_seconds = time.monotonic() - called
-                started += self.compile_seconds
+                self.compiled.add(phase.first)
+                seconds = time.monotonic() - called
+                self.compile_seconds += seconds
+                started += seconds
             self.step += taken
             # The previous call's sums are read while this one runs.
             if pending is not None:
@@ -127,7 +132,7 @@ class Trainer:
 
     def _speed(self) -> float:
         """Training images a second since this process started, without compilation."""
-        elapsed = time.monotonic() - self.began - (self.compile_seconds or 0.0)
+        elapsed = time.monotonic() - self.began - self.compile_seconds
         return (self.step - self.first_step) * self.config.batch_size / max(elapsed, 1e-9)
 
     def _check_finite(self, state: training.TrainState) -> None:
@@ -143,7 +148,7 @@ class Trainer:
         config, last = self.config, self.directory.last
         kept = f"The last good checkpoint is kept in {last}."
         name, rate = "learning_rate", config.learning_rate
-        if config.optimizer == "entropy_sgd":
+        if self.run.phase_at(max(self.step - 1, 0)).is_entropy:
             name, rate = "entropy.learning_rate", config.entropy.learning_rate
         return (
             f"{kept if last.is_file() else 'There is no checkpoint yet.'} Try a smaller "
@@ -155,7 +160,9 @@ class Trainer:
     def _finish_epoch(self, state, epoch):
         self._check_finite(state)
         sums, config = self.record["sums"], self.config
-        if self.run.refresh is not None and self._evaluates(epoch):
+        # The running statistics of the slow weights; SGD keeps those of its weights current.
+        chained = self.run.phase_at(max(self.step - 1, 0)).is_entropy
+        if self.run.refresh is not None and chained and self._evaluates(epoch):
             state = state.replace(batch_stats=self.run.refresh(state, self.data, self.key))
         row = {
             "epoch": epoch + 1,
@@ -192,7 +199,12 @@ class Trainer:
         return (epoch + 1) % self.config.eval.every == 0 or epoch + 1 == self.config.num_epochs
 
     def _has_clean_pass(self) -> bool:
-        return self.config.bn.clean_pass and self.config.optimizer == "sgd"
+        """Whether all of this epoch's minibatches had one: EntropySGD has none."""
+        rows = self.record["rows"]
+        ends = (rows[-1]["step"] if rows else 0, max(self.step - 1, 0))
+        return self.config.bn.clean_pass and not any(
+            self.run.phase_at(step).is_entropy for step in ends
+        )
 
     def _seconds_before(self) -> float:
         rows = self.record["rows"]

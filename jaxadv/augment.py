@@ -61,19 +61,68 @@ def random_flip(key: Key, images: Array) -> Array:
     return jnp.where(flips, images[:, :, ::-1], images)
 
 
-def _crop_flip(key: Key, images: Array) -> Array:
+def random_rotation(key: Key, images: Array, *, degrees: float = 15.0) -> Array:
+    """Rotates each image about its centre, nearest pixel, zeros where nothing was.
+
+    Args:
+        key: typed PRNG key.
+        images: of shape (B, H, W, C).
+        degrees: the angle is uniform in [-degrees, degrees], counter-clockwise.
+
+    Returns:
+        Images of the same shape.
+
+    Example:
+        >>> random_rotation(jax.random.key(0), jnp.ones((2, 8, 8, 3))).shape
+        (2, 8, 8, 3)
+    """
+    angles = jax.random.uniform(key, images.shape[:1], minval=-degrees, maxval=degrees)
+    return jax.vmap(_rotate)(images, jnp.deg2rad(angles))
+
+
+def _rotate(image: Array, angle: Array) -> Array:
+    height, width = image.shape[:2]
+    rows = (jnp.arange(height) + 0.5 - height / 2)[:, None]
+    columns = (jnp.arange(width) + 0.5 - width / 2)[None, :]
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    # Where each pixel of the result comes from: the inverse rotation, in a y axis that points down.
+    row = jnp.floor(sine * columns + cosine * rows + height / 2).astype(jnp.int32)
+    column = jnp.floor(cosine * columns - sine * rows + width / 2).astype(jnp.int32)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    found = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
+    return jnp.where(inside[..., None], found, 0)
+
+
+def _crop_flip(key: Key, images: Array, mode: str = "reflect") -> Array:
     crop_key, flip_key = jax.random.split(key)
-    return random_flip(flip_key, random_crop(crop_key, images))
+    return random_flip(flip_key, random_crop(crop_key, images, mode=mode))
+
+
+def _crop_flip_rotate(key: Key, images: Array) -> Array:
+    first_key, rotation_key = jax.random.split(key)
+    return random_rotation(rotation_key, _crop_flip(first_key, images, "constant"))
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": lambda key, images: images,
     "reflect_crop_flip": _crop_flip,
+    "zero_crop_flip": lambda key, images: _crop_flip(key, images, "constant"),
+    "zero_crop_flip_rotate": _crop_flip_rotate,
 }
 
 
 def augmentation(name: str) -> Augmentation:
-    """The augmentation of that name: "none" or "reflect_crop_flip" (CIFAR-10 in the AWP code).
+    """The augmentation of that name.
+
+    ======================= ========================================== ==========================
+    name                    what it does                               where it is used
+    ======================= ========================================== ==========================
+    "none"                  nothing                                    SVHN
+    "reflect_crop_flip"     reflect 4 pixels, crop, flip               CIFAR-10 in the AWP code
+    "zero_crop_flip"        4 pixels of zeros, crop, flip              TRADES on CIFAR-10
+    "zero_crop_flip_rotate" the same, then rotation by up to 15        CIFAR-100 in the AWP code
+                            degrees, nearest pixel
+    ======================= ========================================== ==========================
 
     Args:
         name: a key of ``AUGMENTATIONS``.

@@ -62,8 +62,6 @@ class Program:
             the AWP code does for its clean training accuracy; it moves the running statistics.
         weight_perturbation: gamma_A of adversarial weight perturbation, a number or an optax
             schedule of the minibatch counter; 0 is none.
-        perturbed_decay: weight decay of the optimizer if it is to act on the perturbed weights;
-            see :func:`jaxadv.optim.awp_value_and_grad`.
         sharding: how minibatches are laid out over devices, for example
             ``NamedSharding(mesh, PartitionSpec("batch"))``; default one device.
     """
@@ -77,7 +75,6 @@ class Program:
         augment: Augmentation | None = None,
         clean_pass: bool = False,
         weight_perturbation: optax.ScalarOrSchedule = 0.0,
-        perturbed_decay: float = 0.0,
         sharding: jax.sharding.Sharding | None = None,
     ):
         check_count("batch_size", batch_size, 1)
@@ -87,7 +84,6 @@ class Program:
         self.augment = augment
         self.clean_pass = clean_pass
         self.weight_perturbation = weight_perturbation
-        self.perturbed_decay = perturbed_decay
         self.sharding = sharding
 
     def batches_per_epoch(self, num_images: int) -> int:
@@ -99,11 +95,13 @@ class Program:
             )
         return -(-num_images // self.batch_size)
 
-    def sgd_steps(self, tx: optax.GradientTransformation):
+    def sgd_steps(self, tx: optax.GradientTransformation, *, perturbed_decay: float = 0.0):
         """A compiled function that takes SGD steps on consecutive minibatches.
 
         Args:
             tx: any optax optimizer.
+            perturbed_decay: weight decay of ``tx`` if it is to act on adversarially perturbed
+                weights; see :func:`jaxadv.optim.awp_value_and_grad`.
 
         Returns:
             ``(state, data, key, num_steps) -> (state, Metrics)``. ``state`` is donated.
@@ -118,7 +116,14 @@ class Program:
                 state, metrics = carry
                 images, labels, attack_key = minibatch(state.step)
                 grads, batch_stats, metrics = self._gradient(
-                    state.params, state.batch_stats, metrics, state.step, images, labels, attack_key
+                    state.params,
+                    state.batch_stats,
+                    metrics,
+                    state.step,
+                    images,
+                    labels,
+                    attack_key,
+                    perturbed_decay,
                 )
                 updates, opt_state = tx.update(grads, state.opt_state, state.params)
                 params = optax.apply_updates(state.params, updates)
@@ -248,7 +253,9 @@ class Program:
 
         return minibatch
 
-    def _gradient(self, params, batch_stats, metrics, step, images, labels, attack_key):
+    def _gradient(
+        self, params, batch_stats, metrics, step, images, labels, attack_key, decay: float = 0.0
+    ):
         adversarial, batch_stats = self.objective.perturb(
             attack_key, params, batch_stats, images, labels
         )
@@ -257,7 +264,7 @@ class Program:
             self.objective.loss,
             gamma(step) if callable(gamma) else gamma,
             has_aux=True,
-            weight_decay=self.perturbed_decay,
+            weight_decay=decay,
         )
         (loss, aux), grads = value_and_grad(params, batch_stats, images, adversarial, labels)
         bad = jnp.where(jnp.isfinite(loss), NEVER, step)

@@ -221,10 +221,9 @@ def test_weight_perturbation_from_a_step_on(data, bn_variables):
         objective,
         batch_size=8,
         weight_perturbation=lambda step: jnp.where(step < 2, 0.0, 0.3),
-        perturbed_decay=decay,
     )
     state = training.TrainState.create(params, stats, tx)
-    state, metrics = program.sgd_steps(tx)(state, data, KEY, 4)
+    state, metrics = program.sgd_steps(tx, perturbed_decay=decay)(state, data, KEY, 4)
     opt_state, correct = tx.init(params), 0
     for t, (images, labels, key) in enumerate(all_minibatches(program, data, KEY, 0, 4)):
         adversarial, stats = objective.perturb(key, params, stats, images, labels)

@@ -196,7 +196,7 @@ def test_different_runs_have_different_default_folders():
             for method in ("at", "at_ensgd"):
                 for seed in (0, 1):
                     seen.add(cli.default_workdir(load(method, scale, dataset, seed=seed)))
-    assert len(seen) == 2 * 3 * 2 * 2
+    assert len(seen) == len(settings.DEFAULTS) * 3 * 2 * 2
 
 
 # main
@@ -257,7 +257,7 @@ def test_help_lists_everything(monkeypatch, capsys, flag, dataset):
     cli.main(dataset, run=None)
     text = capsys.readouterr().out
     for path in (ROOT / "experiments/configs").glob("*.py"):
-        assert f"    {path.stem} " in text
+        assert f"    {path.stem}" in text
     for name, value in cli.fields(cli.load_config("at", "paper", dataset)):
         [line] = [row for row in text.splitlines() if row.split()[:1] == [name]]
         if name != "method":

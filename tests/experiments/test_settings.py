@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_runs import METHODS, load
+from tiny_runs import ALL_METHODS, METHODS, load
 
 from experiments import build, cli, settings
 
@@ -26,6 +26,7 @@ PAPER = {
     "threat.eps": 8 / 255,
     "threat.step_size": 2 / 255,
     "threat.num_steps": 10,
+    "eval.eps": 8 / 255,
     "eval.step_size": 2 / 255,
     "eval.num_steps": 20,
     "eval.num_restarts": 1,
@@ -120,7 +121,7 @@ def test_the_laptop_scale(method, dataset):
     assert {name: found[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+@pytest.mark.parametrize("dataset", sorted(settings.DEFAULTS))
 def test_scales_shrink(dataset):
     paper, laptop, smoke = (cli.load_config("at", scale, dataset) for scale in settings.SCALES)
     assert smoke.num_epochs < laptop.num_epochs <= paper.num_epochs
@@ -128,19 +129,20 @@ def test_scales_shrink(dataset):
     assert laptop.num_epochs * (laptop.train_size or 1300) < 10**6
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+@pytest.mark.parametrize("method", ALL_METHODS)
+@pytest.mark.parametrize("dataset", sorted(settings.DEFAULTS))
 @pytest.mark.parametrize("scale", settings.SCALES)
 def test_every_field_is_filled_and_json_able(method, dataset, scale):
     config = cli.load_config(method, scale, dataset)
     open_fields = {name for name, value in values(config).items() if value is None}
-    assert open_fields <= {"width", "train_size", "test_size", "entropy.preset"}
+    allowed = {"width", "train_size", "test_size", "entropy.preset", "trades.preset"}
+    assert open_fields <= allowed
     restored = json.loads(json.dumps(config.to_dict()))
     assert restored["threat"]["eps"] == config.threat.eps
     assert config.dataset == dataset and config.scale == scale and config.method == method
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+@pytest.mark.parametrize("dataset", sorted(settings.DEFAULTS))
 @pytest.mark.parametrize("scale", settings.SCALES)
 def test_methods_differ_in_their_optimizer_alone(dataset, scale):
     """The comparison is fair: what is not the method is the same in every column."""
@@ -149,7 +151,7 @@ def test_methods_differ_in_their_optimizer_alone(dataset, scale):
     assert {n for n in ensgd if ensgd[n] != second[n]} == {"method", "entropy.second_order"}
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+@pytest.mark.parametrize("dataset", sorted(settings.DEFAULTS))
 def test_the_smoke_scale_is_small(dataset):
     config = cli.load_config("at_ensgd", "smoke", dataset)
     assert config.num_epochs * config.train_size <= 256
@@ -160,6 +162,47 @@ def test_wide_resnet_has_its_own_inner_iterations():
     assert resolve("at_ensgd", dataset="cifar10", model="wrn34_10").entropy.n_in == 30
     assert (
         resolve("at_ensgd", dataset="cifar10", model="wrn34_10", entropy__n_in=7).entropy.n_in == 7
+    )
+
+
+def test_the_alpha_of_the_paper_can_be_read_both_ways():
+    """SPEC E28: weight of the old average in the code, of the new iterate in Algorithm 1."""
+    found = lambda **fields: resolve("at_ensgd", **fields).entropy
+    assert (found().alpha, found().new_weight) == (0.75, 0.25)
+    assert found(entropy__alpha_weighs="new").alpha == found().new_weight
+    assert found(entropy__alpha=0.3).new_weight == pytest.approx(0.7)
+    assert found(entropy__alpha=0.3, entropy__alpha_weighs="new").new_weight == 0.3
+    assert found(entropy__new_weight=0.4).alpha == pytest.approx(0.6)
+    assert found(entropy__preset="paper_fixed").alpha == 0.25
+    assert found(entropy__alpha=0.3, entropy__new_weight=0.7).new_weight == 0.7
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (0.031, 0.003, 8 / 255, 2 / 255)),
+        (dict(trades__preset="awp"), (8 / 255, 2 / 255, 8 / 255, 2 / 255)),
+        (dict(threat__eps=0.02), (0.02, 0.003, 0.02, 2 / 255)),
+        (dict(threat__norm="l2"), (128 / 255, 2 * 128 / 2550, 128 / 255, 15 / 255)),
+    ],
+    ids=["paper", "awp", "own radius", "l2"],
+)
+def test_the_attack_of_trades(fields, expected):
+    """Trained on with the preset's radius, evaluated at that of everything else."""
+    config = resolve("trades", dataset="cifar10", objective="trades", **fields)
+    found = (config.threat.eps, config.threat.step_size, config.eval.eps, config.eval.step_size)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_warm_up_is_in_proportion_where_the_run_is_shorter():
+    warm = lambda **fields: (
+        resolve(objective="trades", awp__enabled=True, scale="laptop", **fields).warmup_epochs
+    )
+    assert (warm(), warm(num_epochs=200), warm(num_epochs=4), warm(warmup_epochs=7)) == (
+        3,
+        10,
+        0,
+        7,
     )
 
 
@@ -271,6 +314,23 @@ BAD = [
     (dict(augment="crop"), "config.augment='crop' is not one of"),
     (dict(bn__attack="Train"), "config.bn.attack='Train' .*did you mean 'train'"),
     (dict(bn__slow_weights="none"), "config.bn.slow_weights='none' is not one of"),
+    (dict(objective="trade"), "config.objective='trade' is not .* did you mean 'trades'"),
+    (dict(objective="trades", bn__attack="train"), "config.bn.attack .under TRADES.='train' is"),
+    (dict(objective="trades", threat__norm="l1"), "config.threat.*l1"),
+    (dict(trades__preset="awp"), "config.trades.preset='awp' without effect; .*objective=trades"),
+    (dict(trades__beta=-1.0), "config.trades.beta=-1.0 must be a finite number >= 0"),
+    (dict(awp__gamma=0.1), "config.awp.gamma=0.1 without effect; give --config.awp.enabled=true"),
+    (dict(awp__enabled=True, awp__gamma=-0.1), "config.awp.gamma=-0.1 must be"),
+    (dict(awp__enabled=True, warmup_epochs=200), "leaves none of the 200 epochs to AWP"),
+    (dict(optimizer="entropy_sgd", warmup_epochs=200), "leaves no epoch to EntropySGD"),
+    (dict(warmup_epochs=-1), "config.warmup_epochs=-1 must be an integer >= 0"),
+    (dict(first_epoch=2), "config.first_epoch=2 must be 0 or 1"),
+    (dict(lr_unit="step"), "config.lr_unit='step' is not one of 'minibatch', 'epoch'"),
+    (dict(entropy__stop_at=0.0), "config.entropy.stop_at=0.0 must be a fraction of the run"),
+    (dict(entropy__beta_aware=True), "beta_aware needs --config.entropy.second_order=true"),
+    (dict(entropy__alpha=0.3, entropy__new_weight=0.3), "new_weight=0.3 and .*alpha=0.3 .*disag"),
+    (dict(entropy__alpha_weighs="both"), "config.entropy.alpha_weighs='both' is not one of"),
+    (dict(eval__eps=8.0), "config.eval.eps=8.0 exceeds 1"),
 ]
 
 

@@ -216,7 +216,7 @@ def test_the_learning_rate_drops_at_half_and_three_quarters(monkeypatch):
 def test_entropy_sgd_drops_at_the_next_outer_step(monkeypatch):
     config = tiny("at_ensgd", num_epochs=200, lr_drops=(0.5, 0.75), entropy__n_in=20)
     rate, options, built = captured_optimizer(monkeypatch, config)
-    assert built.group == 20
+    assert built.phase_at(0).group == 20
     np.testing.assert_allclose(
         [float(rate(outer)) for outer in (0, 24, 25, 37, 38, 49)],
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001],

@@ -1,33 +1,13 @@
 """Training of networks with running statistics, and in mixed precision."""
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import accuracies, assert_bitwise, parts, run, tiny
+from tiny_runs import accuracies, assert_bitwise, parts, run, tiny, tiny_norm
 
 from experiments import build, settings
 from experiments.runs import RunDirectory
 from jaxadv.models import MODELS
-
-
-class TinyNorm(nn.Module):
-    """One hidden layer and BatchNorm: what the big models do, compiled in a second."""
-
-    num_classes: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, images, train: bool = False):
-        x = nn.Dense(16, dtype=self.dtype)(images.reshape(images.shape[0], -1))
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
-        return nn.Dense(self.num_classes)(nn.relu(x)).astype(jnp.float32)
-
-
-def tiny_norm(num_classes: int = 10, *, mean: object, std: object, dtype: object) -> nn.Module:
-    del mean, std  # BatchNorm does it
-    return TinyNorm(num_classes, dtype)
 
 
 @pytest.fixture

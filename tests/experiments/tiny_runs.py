@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,29 @@ from jaxadv import attacks
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("at", "at_ensgd", "at_2nd_ensgd")
+ALL_METHODS = (
+    *METHODS,
+    *("awp", "awp_ensgd", "awp_2nd_ensgd"),
+    *("trades", "trades_ensgd", "trades_awp", "trades_awp_ensgd", "trades_awp_ensgd_tuned"),
+)
+
+
+class TinyNorm(nn.Module):
+    """One hidden layer and BatchNorm: what the big models do, compiled in a second."""
+
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        x = nn.Dense(16, dtype=self.dtype)(images.reshape(images.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+        return nn.Dense(self.num_classes)(nn.relu(x)).astype(jnp.float32)
+
+
+def tiny_norm(num_classes: int = 10, *, mean: object, std: object, dtype: object) -> nn.Module:
+    del mean, std  # BatchNorm does it
+    return TinyNorm(num_classes, dtype)
 
 
 @dataclasses.dataclass
@@ -46,6 +70,7 @@ def tiny(method: str = "at", dataset: str = "digits", **overrides):
         "num_epochs": 3,
         "threat__eps": 0.05,
         "threat__step_size": 0.02,
+        "eval__eps": 0.05,
         "eval__step_size": 0.02,
         "threat__num_steps": 3,
         "lr_drops": (0.4,),
@@ -132,7 +157,7 @@ def accuracies(config, path, images, labels, key):
         clean,
         jnp.asarray(labels),
         norm=config.threat.norm,
-        eps=config.threat.eps,
+        eps=config.eval.eps,
         step_size=config.eval.step_size,
         num_steps=config.eval.num_steps,
     )

@@ -1,0 +1,11 @@
+"""Trains and evaluates robust classifiers on CIFAR-100.
+
+    python -m experiments.cifar100 --config=configs/at_ensgd.py:laptop
+
+``--help`` lists the methods, the scales and every field.
+"""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main("cifar100")
