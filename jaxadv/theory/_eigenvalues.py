@@ -1,0 +1,126 @@
+"""Extreme eigenvalues and traces of symmetric operators that are known only by their products."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from .._checks import check_count
+from .._types import Key, PyTree
+from ._trees import like, vector
+
+
+class ExtremeEigenvalues(NamedTuple):
+    """Both ends of a spectrum, with error bounds.
+
+    Attributes:
+        largest: largest Ritz value; never above the largest eigenvalue.
+        smallest: smallest Ritz value; never below the smallest eigenvalue.
+        largest_error: residual of the first: an eigenvalue lies within this distance.
+        smallest_error: the same for the second.
+        num_products: products that were used.
+    """
+
+    largest: float
+    smallest: float
+    largest_error: float
+    smallest_error: float
+    num_products: int
+
+
+class TraceEstimate(NamedTuple):
+    """A trace by random probes.
+
+    Attributes:
+        value: the mean over probes.
+        standard_error: its standard error; nan for one probe.
+    """
+
+    value: float
+    standard_error: float
+
+
+def extreme_eigenvalues(
+    key: Key,
+    product: Callable[[PyTree], PyTree],
+    params: PyTree,
+    *,
+    num_steps: int = 20,
+    tolerance: float = 1e-10,
+) -> ExtremeEigenvalues:
+    """Lanczos with full reorthogonalisation.
+
+    Args:
+        key: typed PRNG key of the start vector.
+        product: from a pytree like ``params`` to the operator's product with it.
+        params: gives structure, shapes and dtypes.
+        num_steps: largest number of products; as many as parameters make it exact.
+        tolerance: stops earlier when both residuals are below this, relative to the spectrum.
+
+    Returns:
+        The eigenvalues, see :class:`ExtremeEigenvalues`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> diagonal = jnp.arange(5.0)
+        >>> found = extreme_eigenvalues(jax.random.key(0), lambda v: diagonal * v, diagonal)
+        >>> round(found.largest, 4), abs(round(found.smallest, 4))
+        (4.0, 0.0)
+    """
+    check_count("num_steps", num_steps, 1)
+    size = len(vector(params))
+    seed = jax.random.key_data(key)
+    start = np.random.default_rng(np.asarray(seed).ravel()).normal(size=size)
+    basis = [start / np.linalg.norm(start)]
+    diagonal, off = [], []
+    limit = min(num_steps, size)
+    low = high = low_error = high_error = 0.0
+    for step in range(limit):
+        image = vector(product(like(basis[-1], params)))
+        diagonal.append(float(basis[-1] @ image))
+        rows = np.stack(basis)
+        for _ in range(2):  # once more removes what rounding left
+            image = image - rows.T @ (rows @ image)
+        length = float(np.linalg.norm(image))
+        matrix = np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1)
+        values, vectors = np.linalg.eigh(matrix)
+        low, high = float(values[0]), float(values[-1])
+        low_error, high_error = (length * abs(vectors[-1, i]) for i in (0, -1))
+        scale = max(abs(low), abs(high), np.finfo(float).tiny)
+        if max(low_error, high_error) <= tolerance * scale or step + 1 == limit:
+            break
+        off.append(length)
+        basis.append(image / length)
+    return ExtremeEigenvalues(high, low, float(high_error), float(low_error), len(diagonal))
+
+
+def hutchinson_trace(
+    key: Key, product: Callable[[PyTree], PyTree], params: PyTree, *, num_probes: int = 8
+) -> TraceEstimate:
+    """Trace by Rademacher probes, mean of v^T A v; exact for a diagonal operator.
+
+    Args:
+        key: typed PRNG key of the probes.
+        product: from a pytree like ``params`` to the operator's product with it.
+        params: gives structure, shapes and dtypes.
+        num_probes: number of products.
+
+    Returns:
+        The estimate and its standard error.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> diagonal = jnp.arange(5.0)
+        >>> hutchinson_trace(jax.random.key(0), lambda v: diagonal * v, diagonal).value
+        10.0
+    """
+    check_count("num_probes", num_probes, 1)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    size = len(vector(params))
+    values = []
+    for _ in range(num_probes):
+        probe = rng.integers(0, 2, size) * 2.0 - 1.0
+        values.append(float(probe @ vector(product(like(probe, params)))))
+    error = float(np.std(values, ddof=1) / np.sqrt(num_probes)) if num_probes > 1 else float("nan")
+    return TraceEstimate(float(np.mean(values)), error)
