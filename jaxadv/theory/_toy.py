@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from .._checks import check_choice, check_count
 from .._types import Array
@@ -61,7 +62,7 @@ def _link(u: Array, model: str) -> Array:
 
 
 @in_float64
-def toy_margin_loss(u: Array, y: float = 1.0, *, model: Model = "linear") -> Array:
+def toy_margin_loss(u: ArrayLike, y: float = 1.0, *, model: Model = "linear") -> Array:
     r"""Loss as a function of :math:`u = \theta^T x'`: :math:`\psi(u) = \phi(y f(u))`.
 
     Args:
@@ -109,7 +110,7 @@ def _position(theta: Array, x: Array, y, model: str, norm: str | None, eps):
 
 @in_float64
 def toy_loss(
-    theta: Array,
+    theta: ArrayLike,
     x=TOY_POINT,
     y=1.0,
     *,
@@ -150,7 +151,7 @@ def toy_loss(
 
 @in_float64
 def toy_attack(
-    theta: Array,
+    theta: ArrayLike,
     x=TOY_POINT,
     y=1.0,
     *,
@@ -196,14 +197,14 @@ def toy_attack(
 
 @in_float64
 def toy_gradient(
-    theta: Array,
+    theta: ArrayLike,
     x=TOY_POINT,
     y=1.0,
     *,
     model: Model = "linear",
     norm: Literal["l2", "linf"] = "l2",
     eps: float = TOY_EPS,
-    delta: Array | None = None,
+    delta: ArrayLike | None = None,
 ) -> Array:
     r"""Gradient at a frozen attack, :math:`\nabla_\theta l(x + \delta, \theta)`.
 
@@ -236,7 +237,7 @@ def toy_gradient(
 
 @in_float64
 def toy_kink_jump(
-    theta: Array, x=TOY_POINT, y=1.0, *, model: Model = "linear", eps: float = TOY_EPS
+    theta: ArrayLike, x=TOY_POINT, y=1.0, *, model: Model = "linear", eps: float = TOY_EPS
 ) -> Array:
     r"""Jump :math:`2\epsilon|\psi'(c)|` of the i-th partial derivative of the Linf loss.
 
@@ -291,7 +292,7 @@ def toy_weak_convexity(
 
 @in_float64
 def toy_pgd(
-    theta: Array,
+    theta: ArrayLike,
     x=TOY_POINT,
     y=1.0,
     *,
@@ -300,7 +301,7 @@ def toy_pgd(
     eps: float = TOY_EPS,
     num_steps: int = 100,
     step_size: float | None = None,
-    start: Array | None = None,
+    start: ArrayLike | None = None,
     keep_best: bool = True,
 ) -> Array:
     r"""The attack that PGD finds from ``start``: what the paper drew its Figure 2 with.

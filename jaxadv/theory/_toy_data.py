@@ -5,6 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from .._checks import check_count
 from .._types import Array
@@ -14,9 +15,9 @@ from ._toy import TOY_EPS, _check, _dual_norm
 
 @in_float64
 def toy_dataset_loss(
-    theta: Array,
-    points: Array,
-    labels: Array,
+    theta: ArrayLike,
+    points: ArrayLike,
+    labels: ArrayLike,
     *,
     norm: Literal["l2", "linf"] | None = "l2",
     eps: float = TOY_EPS,

@@ -1,0 +1,235 @@
+r"""Weight-loss landscapes along filter-normalised directions, with attacks made anew at each point.
+
+.. math:: \alpha \mapsto L_\epsilon(\theta + \alpha d), \qquad
+    d_f \leftarrow d_f \frac{\|\theta_f\|}{\|d_f\|} \text{ for every filter } f
+
+What is drawn is the adversarial loss itself: attacks crafted at theta and kept would underestimate
+it everywhere else.
+
+References:
+    SPEC H.1; Li et al., "Visualizing the loss landscape of neural nets", 2018; Kanai et al.
+    (arXiv 2103.01400), Figure 7.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import losses
+from .._checks import check_count, check_eps, check_images, check_labels, check_norm, check_step
+from .._types import Array, Key, LossFn, Norm, Params, PyTree
+from ..attacks import pgd_stateful
+from ._trees import as_arrays, check_same_structure, precision_of
+
+ApplyFn = Callable[[Params, Array], Array]  # parameters, images (B, H, W, C) -> logits (B, K)
+
+
+def filter_normalized_direction(key: Key, params: Params, *, ignore_vectors: bool = True) -> Params:
+    """A random direction in which every filter has the norm of the filter of the parameters.
+
+    A filter is a slice along the last axis, the output axis of Flax's kernels: (h, w, in, out) of a
+    convolution and (in, out) of a dense layer.
+
+    Args:
+        key: typed PRNG key; leaf i draws from ``fold_in(key, i)``.
+        params: the parameters, any pytree.
+        ignore_vectors: biases, BatchNorm's scales and shifts (at most one dimension) do not move,
+            the convention for plots; otherwise their direction is the parameter itself.
+
+    Returns:
+        The direction, like ``params``.
+
+    Example:
+        >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 1.0]]), "bias": jnp.ones(2)}
+        >>> direction = filter_normalized_direction(jax.random.key(0), params)
+        >>> jnp.linalg.norm(direction["kernel"], axis=0).round(4).tolist(), direction["bias"].sum()
+        ([5.0, 1.0], Array(0., dtype=float32))
+
+    References:
+        SPEC H.1.
+    """
+    with precision_of(params):
+        leaves, treedef = jax.tree.flatten(as_arrays(params))
+        directions = []
+        for index, leaf in enumerate(leaves):
+            if leaf.ndim <= 1:
+                directions.append(jnp.zeros_like(leaf) if ignore_vectors else leaf)
+                continue
+            draw = jax.random.normal(jax.random.fold_in(key, index), leaf.shape, leaf.dtype)
+            axes = tuple(range(leaf.ndim - 1))
+            norm_of = lambda x, axes=axes: jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
+            directions.append(draw * (norm_of(leaf) / (norm_of(draw) + 1e-10)))
+        return jax.tree.unflatten(treedef, directions)
+
+
+def loss_line(
+    evaluate: Callable[[Params], PyTree], params: Params, direction: Params, alphas: Sequence[float]
+) -> PyTree:
+    """Evaluates along a line, ``params + alpha * direction``.
+
+    Args:
+        evaluate: from parameters to a pytree of scalars, for example
+            :func:`adversarial_evaluation`.
+        params: centre of the line.
+        direction: a pytree like ``params``.
+        alphas: places on the line, shape (n,).
+
+    Returns:
+        The pytree of ``evaluate`` with float64 arrays of shape (n,).
+
+    Raises:
+        ValueError: a direction of another structure, or no places.
+
+    Example:
+        >>> loss_line(lambda t: jnp.sum(t**2), jnp.zeros(2), jnp.ones(2), [-1, 0, 2]).tolist()
+        [2.0, 0.0, 8.0]
+
+    References:
+        SPEC H.1; Kanai et al., Figure 7.
+    """
+    return _surface(evaluate, params, [direction], [alphas])
+
+
+def loss_plane(
+    evaluate: Callable[[Params], PyTree],
+    params: Params,
+    directions: tuple[Params, Params],
+    alphas: Sequence[float],
+    betas: Sequence[float],
+) -> PyTree:
+    """Evaluates on a plane, ``params + alpha * directions[0] + beta * directions[1]``.
+
+    Args:
+        evaluate: from parameters to a pytree of scalars.
+        params: centre of the plane.
+        directions: two pytrees like ``params``; two random draws are nearly orthogonal in many
+            dimensions.
+        alphas: places along the first, shape (n,).
+        betas: places along the second, shape (k,).
+
+    Returns:
+        The pytree of ``evaluate`` with float64 arrays of shape (n, k).
+
+    Raises:
+        ValueError: directions of another structure, or no places.
+
+    Example:
+        >>> axes = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+        >>> loss_plane(lambda t: t @ t, jnp.zeros(2), axes, [0, 1], [0, 1, 2]).tolist()
+        [[0.0, 1.0, 4.0], [1.0, 2.0, 5.0]]
+    """
+    return _surface(evaluate, params, list(directions), [alphas, betas])
+
+
+def _surface(evaluate, params, directions, places) -> PyTree:
+    axes = [np.asarray(values, np.float64).reshape(-1) for values in places]
+    if any(len(axis) == 0 for axis in axes):
+        raise ValueError("alphas or betas is empty; give at least one place")
+    for index, direction in enumerate(directions):
+        check_same_structure(f"direction {index}", direction, "params", params)
+    results = []
+    with precision_of(params):
+        params, directions = as_arrays((params, directions))
+        for amounts in np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes)):
+            point = params
+            for amount, direction in zip(amounts, directions, strict=True):
+                move = lambda p, d, a=amount: p + jnp.asarray(a, p.dtype) * d
+                point = jax.tree.map(move, point, direction)
+            results.append(jax.tree.map(lambda v: np.asarray(v, np.float64), evaluate(point)))
+    shape = tuple(len(axis) for axis in axes)
+    return jax.tree.map(lambda *values: np.stack(values).reshape(shape), *results)
+
+
+def adversarial_evaluation(
+    key: Key,
+    apply_fn: ApplyFn,
+    images: Array,
+    labels: Array,
+    *,
+    norm: Norm = "linf",
+    eps: float = 8 / 255,
+    step_size: float = 2 / 255,
+    num_steps: int = 20,
+    batch_size: int | None = None,
+    loss: LossFn = losses.cross_entropy,
+) -> Callable[[Params], dict[str, Any]]:
+    r"""A function from parameters to the adversarial loss and accuracy on these images.
+
+    Each call attacks the network with the parameters that it is given. The random starts depend on
+    the key and on the image's place alone, so they are the same for all parameters. One program is
+    compiled, for all parameters.
+
+    Args:
+        key: typed PRNG key of the starts.
+        apply_fn: the network in eval mode: parameters and images to logits; BatchNorm's statistics
+            are closed over.
+        images: of shape (N, H, W, C), in [0, 1].
+        labels: of shape (N,).
+        norm: "linf", "l2" or "l1".
+        eps: radius.
+        step_size: step of PGD.
+        num_steps: steps of PGD; 0 evaluates at the clean images.
+        batch_size: images a call, by default all; divides N.
+        loss: per example, both attacked and reported.
+
+    Returns:
+        ``evaluate(params) -> {"loss": mean, "accuracy": fraction}``.
+
+    Raises:
+        ValueError: images, labels, radius or step that make no sense, or a batch size that does not
+            divide N.
+
+    Example:
+        >>> apply_fn = lambda w, x: jnp.stack([x.sum((1, 2, 3)), w * jnp.ones(len(x))], 1)
+        >>> evaluate = adversarial_evaluation(
+        ...     jax.random.key(0), apply_fn, jnp.full((2, 2, 2, 1), 0.5), jnp.array([0, 1]),
+        ...     eps=0.25, step_size=0.25)
+        >>> round(float(evaluate(2.0)["loss"]), 4)
+        1.3133
+
+    References:
+        SPEC H.1.
+    """
+    check_norm(norm)
+    check_images(images)
+    check_labels(labels, len(images))
+    check_eps(eps, norm, images[0].size)
+    check_step(step_size)
+    check_count("num_steps", num_steps, 0)
+    count = len(images)
+    batch = count if batch_size is None else batch_size
+    check_count("batch_size", batch, 1)
+    if count % batch:
+        raise ValueError(f"batch_size={batch} does not divide the {count} images")
+    split = lambda x: jnp.reshape(x, (count // batch, batch, *jnp.shape(x)[1:]))
+    batches = (split(images), split(labels), split(jnp.arange(count)))
+
+    @jax.jit
+    def totals(params, batches):
+        def one(part):
+            x, y, indices = part
+            if num_steps:
+                x, _ = pgd_stateful(
+                    key,
+                    lambda points, carry: (apply_fn(params, points), carry),
+                    (),
+                    x,
+                    y,
+                    indices,
+                    None,
+                    eps,
+                    step_size,
+                    norm=norm,
+                    num_steps=num_steps,
+                    loss=loss,
+                )
+            logits = apply_fn(params, x)
+            return loss(logits, y).sum(), (logits.argmax(axis=1) == y).sum()
+
+        loss_sums, correct = jax.lax.map(one, batches)
+        return {"loss": loss_sums.sum() / count, "accuracy": correct.sum() / count}
+
+    return lambda params: totals(params, batches)
