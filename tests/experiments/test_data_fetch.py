@@ -259,6 +259,7 @@ def tiny_specs(monkeypatch):
         spec, arrays = tiny()
         specs[spec.name] = (dataclasses.replace(spec, downloads=(UNREACHABLE,)), arrays)
     monkeypatch.setattr(__main__, "SPECS", {name: spec for name, (spec, _) in specs.items()})
+    monkeypatch.setattr(__main__, "NAMES", ("digits", *specs))
     monkeypatch.setenv("PATH", "")
     return specs
 
