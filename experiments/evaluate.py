@@ -1,8 +1,11 @@
 """Clean and robust accuracy of a trained checkpoint, as a table and as JSON.
 
     python -m experiments.evaluate --workdir=runs/digits-laptop/at/seed0 --num-steps=50
+    python -m experiments.evaluate --workdir=runs/digits-laptop/at/seed0 --attack=autoattack
+    python -m experiments.evaluate --torch=FILE --arch=wrn34_10 --dataset=cifar10
 
-Every option that is not given is that of the run's own configuration.
+Every option that is not given is that of the run's own configuration. AutoAttack keeps its progress
+beside its report: the same command goes on where it was stopped.
 """
 
 import argparse
@@ -21,18 +24,28 @@ from jaxadv._checks import (
     check_step,
 )
 
-from . import build, checkpoints, cli, environment, evaluation
-from .runs import RunDirectory, write_json
+from . import build, cli, data, environment, evaluation, robustness, subjects
+from .runs import write_json
+from .subjects import Subject
 
-CHECKPOINTS = ("selected", "last")
-IMAGES = ("test", "selection", "train")
+ATTACKS = ("pgd", "autoattack")
+VERSIONS = ("standard", "plus")
+_PGD_OPTIONS = ("step_size", "num_steps", "num_restarts")
 
 
 def evaluate(
-    workdir: Path | str,
+    workdir: Path | str | None = None,
     *,
+    torch: Path | str | None = None,
+    arch: str | None = None,
+    dataset: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     checkpoint: str = "selected",
     images: str = "test",
+    number: int | None = None,
+    attack: str = "pgd",
+    version: str = "standard",
     norm: str | None = None,
     eps: float | None = None,
     step_size: float | None = None,
@@ -42,121 +55,200 @@ def evaluate(
     seed: int | None = None,
     data_dir: Any = None,
     verbose: bool = True,
+    save: bool | Path = False,
 ) -> dict:
-    """Evaluates one checkpoint of a run with PGD.
+    """Evaluates one checkpoint with PGD or AutoAttack.
 
     Args:
-        workdir: run directory.
+        workdir: run directory, or None with ``torch``.
+        torch: file of PyTorch weights instead; needs ``arch`` and ``dataset``.
+        arch: "preact_resnet18" or "wrn34_10".
+        dataset: name of the data set.
+        mean: normalisation that the PyTorch network expects; default the data set's.
+        std: likewise.
         checkpoint: "selected" or "last".
         images: "test", "selection" or "train".
+        number: the first images only.
+        attack: "pgd" or "autoattack".
+        version: of AutoAttack: "standard" or "plus".
         norm: norm of the ball; default that of the run, like all that follows.
         eps: radius, images in [0, 1].
-        step_size: step of the attack.
+        step_size: step of PGD.
         num_steps: its steps.
         num_restarts: its restarts; a restart counts if its largest loss does.
         batch_size: images a compiled call; does not change the result.
-        seed: seed of the attack's random starts.
+        seed: seed of the attack's random numbers.
         data_dir: where data sets are looked for.
-        verbose: whether to show a progress bar.
+        verbose: whether to show progress.
+        save: whether to write the report, and AutoAttack's progress, images and picture, into the
+            run directory (``runs/torch/NAME`` for a PyTorch file); or the path of the report.
 
     Returns:
-        A JSON-able report.
+        A JSON-able report; with ``save`` the paths of what was written under "files".
 
     Raises:
         FileNotFoundError: if ``workdir`` is no run directory.
         ValueError: if an option makes no sense or the checkpoint does not fit.
     """
-    check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    check_choice("images", images, IMAGES)
-    directory = RunDirectory(workdir)
-    config = directory.config()
-    attack_norm: Any = config.threat.norm if norm is None else norm
-    check_norm(attack_norm)
-    if attack_norm != config.threat.norm and None in (eps, step_size):
-        raise ValueError(
-            f"norm={attack_norm!r} is not the run's own ({config.threat.norm!r}), whose eps and "
-            "step_size mean nothing for it; give --eps and --step-size too"
+    check_choice("attack", attack, ATTACKS)
+    check_choice("version", version, VERSIONS)
+    own = {"step_size": step_size, "num_steps": num_steps, "num_restarts": num_restarts}
+    given = [name for name in _PGD_OPTIONS if own[name] is not None]
+    if attack == "autoattack" and given:
+        raise ValueError(f"{given[0]}={own[given[0]]} is for attack='pgd'; AutoAttack has no such")
+    subject = _subject(workdir, torch, arch, dataset, mean, std, checkpoint, images, data_dir)
+    if number is not None:
+        check_count("number", number, 1)
+        subject = subject.first(number)
+    if seed is not None:
+        subject = subject._replace(key=jax.random.key(seed))
+    threat = _threat(subject, norm, eps, step_size if attack == "pgd" else 0.0)
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
+    if attack == "pgd":
+        options = {n: subject.pgd[n] if own[n] is None else own[n] for n in _PGD_OPTIONS}
+        found, details, result = _pgd(subject, threat | options, batch_size, verbose), options, None
+        name = f"evaluation-{checkpoint}-{images}"
+        name += "" if number is None else f"-first{number}"
+    else:
+        details = {"version": version}
+        name = _autoattack_name(subject, threat, version, seed, number, checkpoint, images)
+        path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
+        store = path.with_suffix(".progress") if save else None
+        found, result = robustness.run_autoattack(
+            subject, **threat, version=version, batch_size=batch_size, store=store, verbose=verbose
         )
-    attack: dict[str, Any] = {
-        "norm": attack_norm,
-        "eps": config.threat.eps if eps is None else eps,
-        "step_size": config.eval.step_size if step_size is None else step_size,
-        "num_steps": config.eval.num_steps if num_steps is None else num_steps,
-        "num_restarts": config.eval.num_restarts if num_restarts is None else num_restarts,
+    report = {
+        **subject.record,
+        "attack": {"name": attack, **threat, **details},
+        **found,
+        "environment": environment.describe(),
     }
+    if save:
+        path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report["files"] = [str(path)]
+        if result is not None:
+            report["files"] += [str(file) for file in robustness.save(result, subject, path)]
+        write_json(path, report)
+    return report
+
+
+def _subject(workdir, torch, arch, dataset, mean, std, checkpoint, images, data_dir) -> Subject:
+    if (workdir is None) == (torch is None):
+        raise ValueError("give either a run (--workdir=DIR) or a file of weights (--torch=FILE)")
+    if torch is None:
+        for name, value in {"arch": arch, "dataset": dataset, "mean": mean, "std": std}.items():
+            if value is not None:
+                raise ValueError(f"{name}={value!r} is for --torch; a run has its own")
+        return subjects.from_run(workdir, checkpoint, images, data_dir)
+    if arch is None or dataset is None:
+        raise ValueError(
+            f"torch={str(torch)!r} needs --arch ({', '.join(subjects.ARCHITECTURES)}) and "
+            f"--dataset ({', '.join(data.NAMES)})"
+        )
+    if checkpoint != "selected" or images != "test":
+        raise ValueError("--checkpoint and --images are for runs; a PyTorch file has neither")
+    return subjects.from_torch(torch, arch, dataset, mean=mean, std=std, data_dir=data_dir)
+
+
+def _threat(subject: Subject, norm, eps, step_size) -> dict[str, Any]:
+    chosen: Any = subject.norm if norm is None else norm
+    check_norm(chosen)
+    if (chosen != subject.norm and None in (eps, step_size)) or (eps is None is subject.eps):
+        step = "" if step_size is not None else " and --step-size"
+        raise ValueError(
+            f"norm={chosen!r} is not the run's own ({subject.norm!r}), whose eps and step_size "
+            f"mean nothing for it; give --eps{step} too"
+        )
+    radius: Any = subject.eps if eps is None else eps
+    check_eps(radius, chosen, subject.images[0].size)
+    return {"norm": chosen, "eps": radius}
+
+
+def _pgd(subject: Subject, attack: dict, batch_size: int | None, verbose: bool) -> dict:
     check_count("num_steps", attack["num_steps"], 0)
     check_count("num_restarts", attack["num_restarts"], 1)
     check_step(attack["step_size"])
-    images_a_call: int = config.eval.batch_size if batch_size is None else batch_size
-    check_count("batch_size", images_a_call, 1)
-    task = build.load_task(config, data_dir)
-    check_eps(attack["eps"], attack_norm, task.test.images[0].size)
-    apply_fn = build.make_apply(module := build.build_model(config, task.dataset))
-    templates = jax.eval_shape(
-        lambda: build.init_variables(module, jax.random.key(0), task.dataset.image_shape)
-    )
-    path = directory.path / f"{checkpoint}.ckpt"
-    params, batch_stats = checkpoints.load_part(path, ("params", "batch_stats"), templates)
-    chosen = getattr(task, images)
     predictions = evaluation.predict_all(
-        training.make_predict(apply_fn, **attack),
-        params,
-        batch_stats,
-        build.test_key(config) if seed is None else jax.random.key(seed),
-        *chosen,
-        batch_size=images_a_call,
+        training.make_predict(build.make_apply(subject.module), **attack),
+        subject.params,
+        subject.batch_stats,
+        subject.key,
+        subject.images,
+        subject.labels,
+        batch_size=subject.batch_size if batch_size is None else batch_size,
         description="evaluating" if verbose else None,
     )
-    return {
-        "workdir": str(workdir),
-        "method": config.method,
-        "dataset": config.dataset,
-        "scale": config.scale,
-        "checkpoint": checkpoint,
-        "evaluated_on": images,
-        "attack": attack,
-        "precision": config.precision,
-        **evaluation.summarize(predictions, chosen.labels, task.dataset.class_names),
-        "environment": environment.describe(),
-    }
+    return evaluation.summarize(predictions, subject.labels, subject.class_names)
+
+
+def _autoattack_name(subject, threat, version, seed, number, checkpoint, images) -> str:
+    """The usual evaluation has the short name that tables look for."""
+    name = f"autoattack-{checkpoint}-{images}"
+    if threat != {"norm": subject.norm, "eps": subject.eps}:
+        name += f"-{threat['norm']}-{threat['eps']:.5g}"
+    name += "" if version == "standard" else f"-{version}"
+    name += "" if seed is None else f"-seed{seed}"
+    return name + ("" if number is None else f"-first{number}")
 
 
 def describe(report: dict) -> str:
     """The report as a table."""
     attack = report["attack"]
-    name = f"PGD-{attack['num_steps']}"
-    title = f"{report['checkpoint']} checkpoint"
-    restarts = f", {attack['num_restarts']} restarts" if attack["num_restarts"] > 1 else ""
+    name, settings = "AutoAttack", attack.get("version", "")
+    if attack["name"] == "pgd":
+        name = f"PGD-{attack['num_steps']}"
+        restarts = f", {attack['num_restarts']} restarts" if attack["num_restarts"] > 1 else ""
+        settings = f"step {attack['step_size']:.5g}{restarts}"
+    whose = f"{report['method']}, scale {report['scale']}" if "method" in report else report["arch"]
     return (
         f"Accuracy in % on {report['images']} {report['evaluated_on']} images of "
-        f"{report['dataset']}, {report['method']}, scale {report['scale']}\n"
-        f"{name}: {attack['norm']}, eps {attack['eps']:.5g}, step {attack['step_size']:.5g}"
-        f"{restarts}, {report['precision']}\n" + evaluation.format_table({title: report}, name)
+        f"{report['dataset']}, {whose}\n"
+        f"{name}: {attack['norm']}, eps {attack['eps']:.5g}, {settings}, {report['precision']}\n"
+        + evaluation.format_table({f"{report['checkpoint']} checkpoint": report}, name)
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.evaluate",
-        description="Clean and PGD accuracy of a trained checkpoint, overall and by class. "
+        description="Clean and robust accuracy of a trained checkpoint, overall and by class. "
         "Options that are not given are those of the run.",
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", required=True, help="run directory")
+    parser.add_argument("--workdir", help="run directory")
+    parser.add_argument("--torch", help="file of PyTorch weights, instead of --workdir")
+    parser.add_argument("--arch", choices=subjects.ARCHITECTURES, help="of the PyTorch weights")
+    parser.add_argument("--dataset", choices=data.NAMES, help="of the PyTorch weights")
+    parser.add_argument(
+        "--mean",
+        type=_numbers,
+        help="normalisation of the PyTorch network, by channel, as 0.49,0.48,0.45; default: the "
+        "data set's. Networks that take images as they are: --mean=0,0,0 --std=1,1,1",
+    )
+    parser.add_argument("--std", type=_numbers, help="likewise")
+    parser.add_argument(
+        "--attack", choices=ATTACKS, default="pgd", help="pgd (default) or autoattack"
+    )
+    parser.add_argument(
+        "--version", choices=VERSIONS, default="standard", help="of AutoAttack; default standard"
+    )
     parser.add_argument(
         "--checkpoint",
-        choices=CHECKPOINTS,
+        choices=subjects.CHECKPOINTS,
         default="selected",
         help="the best on the selection images (default) or the last",
     )
-    parser.add_argument("--images", choices=IMAGES, default="test", help="default test")
+    parser.add_argument("--images", choices=subjects.IMAGES, default="test", help="default test")
+    parser.add_argument("--number", type=int, help="the first images only")
     parser.add_argument("--norm", choices=NORMS, help="norm of the ball")
     parser.add_argument("--eps", type=_fraction, help="radius, for example 8/255")
-    parser.add_argument("--step-size", type=_fraction, help="step, for example 2/255")
+    parser.add_argument("--step-size", type=_fraction, help="step of PGD, for example 2/255")
     parser.add_argument("--num-steps", type=int, help="steps of PGD")
-    parser.add_argument("--num-restarts", type=int, help="random starts an image")
+    parser.add_argument("--num-restarts", type=int, help="random starts of PGD an image")
     parser.add_argument("--batch-size", type=int, help="images a call; no effect on the result")
-    parser.add_argument("--seed", type=int, help="seed of the attack's random starts")
+    parser.add_argument("--seed", type=int, help="seed of the attack's random numbers")
     parser.add_argument("--data-dir", help="folder of the data sets")
     parser.add_argument("--output", type=Path, help="JSON file; default in the run directory")
     return parser
@@ -170,18 +262,19 @@ def _fraction(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number or a fraction") from None
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(_fraction(part) for part in text.split(","))
+
+
 def main() -> None:
     """The command line."""
     options = vars(_parser().parse_args())
     output = options.pop("output")
 
     def run():
-        report = evaluate(**options)
+        report = evaluate(**options, save=output or True)
         print(describe(report))
-        name = f"evaluation-{report['checkpoint']}-{report['evaluated_on']}.json"
-        path = output or Path(options["workdir"]) / name
-        write_json(path, report)
-        print(f"written to {path}")
+        print(f"written to {', '.join(report['files'])}")
 
     cli.execute(run)
 

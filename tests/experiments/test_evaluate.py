@@ -32,6 +32,7 @@ def test_it_agrees_with_the_report_of_the_run(method, checkpoint, finished):
     assert {name: found[name] for name in reported} == reported
     assert found["checkpoint"] == checkpoint and found["evaluated_on"] == "test"
     assert found["attack"] == {
+        "name": "pgd",
         "norm": "linf",
         "eps": 0.05,
         "step_size": 0.02,
