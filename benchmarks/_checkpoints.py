@@ -101,8 +101,10 @@ def jax_model(checkpoint: Checkpoint):
         return jax.nn.relu(y + w[f"{name}.bias"].reshape(1, 1, 1, -1))
 
     def pool(x):
-        b, h, ww, c = x.shape
-        return x.reshape(b, h // 2, 2, ww // 2, 2, c).max(axis=(2, 4))
+        # The gradient of this maximum goes to one of equal entries, as in PyTorch; that of
+        # ``x.max`` would be shared by them, and most of an MNIST image is equal entries.
+        window = (1, 2, 2, 1)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
 
     def linear(x, name):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"][None]

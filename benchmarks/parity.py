@@ -196,7 +196,7 @@ def parse(arguments=None):
 
 
 def pgd_rate(checkpoint, x, y, options) -> dict:
-    """The fraction of the correctly classified images that PGD without random start breaks."""
+    """Clean accuracy, and what PGD without random start leaves misclassified and breaks."""
     import jax
 
     from jaxadv.attacks import pgd
@@ -219,9 +219,12 @@ def pgd_rate(checkpoint, x, y, options) -> dict:
         )
         correct.append(np.asarray(predict(x[part])) == y[part])
         wrong.append(np.asarray(predict(found)) != y[part])
-    good = np.concatenate(correct)
-    rate = np.concatenate(wrong)[good].mean()
-    return {"clean": float(good.mean()), "success": float(rate), "robust": float(1 - rate)}
+    good, bad = np.concatenate(correct), np.concatenate(wrong)
+    return {
+        "clean": float(good.mean()),
+        "misclassified": float(bad.mean()),
+        "broken_of_correct": float(bad[good].mean()),
+    }
 
 
 def compare(checkpoint, x, y, options) -> dict:
