@@ -1,0 +1,268 @@
+"""What the tables of the paper share: rows and columns, the runs behind a cell, and flags.
+
+Every number comes from a run's report. The paper's own values stand beside them, marked as such; a
+cell that was not run is empty, and the command that makes it is listed.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxadv._checks import check_count
+
+from . import cli, environment, figures, settings
+from ._table_markdown import SUMMARIES, to_markdown
+from .runs import RunDirectory, write_json
+
+PaperValues = Mapping[str, tuple[float, float]]  # by method: mean and standard deviation, in %
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        title: how the paper calls it, or our own words.
+        dataset: name of the data set.
+        model: architecture if it is not the one of the config files, else None.
+        attack: the paper's final attack, "AutoAttack" or "PGD-20".
+        paper: the paper's values, {} if it has none.
+    """
+
+    title: str
+    dataset: str
+    model: str | None = None
+    attack: str = "PGD-20"
+    paper: PaperValues = {}
+
+
+class Table(NamedTuple):
+    """A table of the paper.
+
+    Attributes:
+        number: of the table.
+        methods: its columns: stems of config files and the names that the paper gives them.
+        rows: its rows.
+    """
+
+    number: int
+    methods: Mapping[str, str]
+    rows: tuple[Row, ...]
+
+
+class Cell(NamedTuple):
+    """One run that a table needs."""
+
+    row: Row
+    scale: str
+    method: str
+    seed: int
+
+    def config(self) -> settings.Config:
+        """The resolved configuration of the run."""
+        model = {} if self.row.model is None else {"model": self.row.model}
+        return cli.load_config(self.method, self.scale, self.row.dataset, seed=self.seed, **model)
+
+    def workdir(self) -> Path:
+        """Where the run lives: the entry point's own choice, apart for another architecture."""
+        usual = cli.default_workdir(self.config())
+        if self.row.model is None:
+            return usual
+        folder = f"{self.row.dataset}-{self.scale}-{self.row.model}"
+        return usual.parents[2] / folder / usual.relative_to(usual.parents[1])
+
+    def command(self) -> str:
+        """The command that trains the run."""
+        suffix = "" if self.scale == "paper" else f":{self.scale}"
+        words = [
+            f"python -m experiments.{self.row.dataset} --config=configs/{self.method}.py{suffix}"
+        ]
+        if self.row.model is not None:
+            words += [f"--config.model={self.row.model}", f"--workdir={self.workdir()}"]
+        return " ".join([*words, f"--config.seed={self.seed}"])
+
+    def report(self) -> dict | None:
+        """The report of the run, None if it is not finished.
+
+        Raises:
+            ValueError: if the run in the cell's folder has other fields than the config file says.
+        """
+        directory = RunDirectory(self.workdir())
+        report = directory.report()
+        if report is not None:
+            directory.check_same(self.config())
+        return report
+
+
+def rows_at(table: Table, scale: str, dataset: str | None) -> tuple[Row, ...]:
+    """The rows at a scale: the paper's own at its scale, else one of one data set."""
+    if scale == "paper":
+        rows = tuple(row for row in table.rows if dataset in (None, row.dataset))
+        if rows:
+            return rows
+    name = dataset or "digits"
+    return (Row(f"{name}, {scale}", name),)
+
+
+def train_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None) -> None:
+    """Trains every cell whose run is not finished; unfinished runs go on where they were."""
+    from .train import train_and_evaluate
+
+    missing = [cell for cell in cells if cell.report() is None]
+    if len(missing) < len(cells):
+        print(f"{len(cells) - len(missing)} of {len(cells)} runs exist already")
+    for number, cell in enumerate(missing, 1):
+        name = methods[cell.method]
+        model = "" if cell.row.model is None else f", {cell.row.model}"
+        print(f"\n[{number}/{len(missing)}] {name} on {cell.row.dataset}{model}, seed {cell.seed}")
+        train_and_evaluate(cell.config(), cell.workdir(), data_dir=data_dir)
+
+
+def collect(
+    table: Table, scale: str, rows: Sequence[Row], methods: Sequence[str], seeds: Sequence[int]
+) -> dict:
+    """All that the table says, from the reports of the runs that exist.
+
+    Args:
+        table: the table.
+        scale: of :data:`experiments.settings.SCALES`.
+        rows: of :func:`rows_at`.
+        methods: stems of config files.
+        seeds: seeds of each cell.
+
+    Returns:
+        A JSON-able dictionary: by row a cell a method with its runs, mean and standard deviation
+        (of the sample, None below two runs), the commands of the missing runs, and the paper's
+        values.
+    """
+    missing, found = [], []
+    for row in rows:
+        cells = {}
+        for method in methods:
+            runs = []
+            for seed in seeds:
+                cell = Cell(row, scale, method, seed)
+                report = cell.report()
+                if report is None:
+                    missing.append(cell.command())
+                else:
+                    runs.append(_run_record(cell.workdir(), report))
+            cells[method] = {"runs": runs} | {
+                name: _mean_std([run[name] for run in runs]) for name in SUMMARIES
+            }
+        found.append(
+            {"title": row.title, "dataset": row.dataset, "attack": row.attack, "cells": cells}
+            | {"paper": dict(row.paper)}
+        )
+    return {
+        "table": table.number,
+        "scale": scale,
+        "columns": {method: table.methods[method] for method in methods},
+        "rows": found,
+        "paper": {row.title: dict(row.paper) for row in table.rows},
+        "missing": missing,
+        "environment": environment.describe(),
+    }
+
+
+def _run_record(workdir: Path, report: dict) -> dict:
+    test, strong = report["test"], report.get("autoattack") or {}
+    return {
+        "workdir": str(workdir),
+        "seed": report["seed"],
+        "model": report["model"],
+        "attack": report["attack"],
+        "threat": report["threat"],
+        "selection": report["selection"],
+        "selected_epoch": report["selected_epoch"],
+        "robust": test["selected"]["robust"],
+        "clean": test["selected"]["clean"],
+        "robust_last": test["last"]["robust"],
+        "clean_last": test["last"]["clean"],
+        "autoattack": strong.get("selected", {}).get("robust"),
+        "autoattack_last": strong.get("last", {}).get("robust"),
+        "test_images": test["last"]["images"],
+        "minibatch_gradients": report["minibatch_gradients"],
+        "train_seconds": report["train_seconds"],
+        "commit": report["environment"]["commit"],
+        "device": report["environment"]["device"],
+        "precision": report["precision"],
+    }
+
+
+def _mean_std(values: Sequence[float | None]) -> dict | None:
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    std = statistics.stdev(there) if len(there) > 1 else None
+    return {"mean": statistics.fmean(there), "std": std, "n": len(there)}
+
+
+def _parser(table: Table) -> argparse.ArgumentParser:
+    name = f"table{table.number}"
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=f"Table {table.number} of the paper from the runs that exist: Markdown, JSON "
+        "and figures of the training curves. At the scales laptop and smoke the missing runs are "
+        "trained first.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--scale", choices=settings.SCALES, default="paper")
+    parser.add_argument(
+        "--dataset", choices=sorted(settings.DEFAULTS), help="default digits; paper: all rows"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds a cell, default 3")
+    parser.add_argument(
+        "--methods", default=",".join(table.methods), help="comma-separated columns"
+    )
+    parser.add_argument("--run", action="store_true", help="train missing runs at scale paper too")
+    parser.add_argument("--no-run", action="store_true", help="only collect what exists")
+    parser.add_argument("--output", type=Path, help=f"folder; default runs/{name}[-DATASET]-SCALE")
+    parser.add_argument("--data-dir", help="folder of the data sets")
+    parser.add_argument(
+        "--from-json", type=Path, metavar="FILE", help=f"print a saved {name}.json as Markdown"
+    )
+    return parser
+
+
+def main(table: Table) -> None:
+    """The command line of a table."""
+    cli.execute(lambda: _main(table, _parser(table).parse_args()))
+
+
+def _main(table: Table, options: argparse.Namespace) -> None:
+    if options.from_json is not None:
+        print(to_markdown(json.loads(options.from_json.read_text(encoding="utf-8"))))
+        return
+    check_count("--seeds", options.seeds, 1)
+    methods = options.methods.split(",")
+    for method in methods:
+        if method not in table.methods:
+            raise ValueError(f"--methods: {method!r} is none of {', '.join(table.methods)}")
+    seeds, scale = range(options.seeds), options.scale
+    rows = rows_at(table, scale, options.dataset)
+    if (options.run or scale != "paper") and not options.no_run:
+        cells = [Cell(row, scale, m, seed) for row in rows for seed in seeds for m in methods]
+        train_missing(cells, table.methods, options.data_dir)
+    result = collect(table, scale, rows, methods, seeds)
+    name = f"table{table.number}"
+    place = "" if scale == "paper" and options.dataset is None else f"-{rows[0].dataset}"
+    output = options.output or Path("runs") / f"{name}{place}-{scale}"
+    output.mkdir(parents=True, exist_ok=True)
+    markdown = to_markdown(result)
+    (output / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")
+    write_json(output / f"{name}.json", result)
+    print("\n" + markdown + "\n")
+    written = [output / f"{name}.md", output / f"{name}.json"]
+    for number, row in enumerate(result["rows"]):
+        curves = {
+            label: [RunDirectory(run["workdir"]).metrics() for run in row["cells"][method]["runs"]]
+            for method, label in result["columns"].items()
+        }
+        if any(curves.values()):
+            stem = "curves" if len(rows) == 1 else f"curves-{number + 1}"
+            title = f"{row['dataset']}, scale {scale}" if len(rows) == 1 else row["title"]
+            written += figures.training_curves(curves, output / stem, title=title)
+    print("written: " + ", ".join(str(path) for path in written))
