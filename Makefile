@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce test test-slow lint format setup help
+.PHONY: reproduce test test-slow test-parity lint format setup help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -27,6 +27,11 @@ test: setup lint  ## lint, types and the default tests
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -n auto -m slow
+
+test-parity: setup  ## jaxadv beside the PyTorch reference, which it installs into .peers
+	test -d .peers/pyautoattack || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--target .peers -c requirements.txt -r requirements-peers.txt
+	PYTHONPATH=.peers $(BIN)/python -m pytest -n auto tests/parity -m "slow or not slow"
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .
