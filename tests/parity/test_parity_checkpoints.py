@@ -1,7 +1,8 @@
 """Published checkpoints and figures on MNIST.
 
-The environment variable JAXADV_CHECKPOINTS names the folder with the npz files of the networks and
-``meta.json`` (``benchmarks/_checkpoints.py``); ``python -m experiments.data mnist`` gets the images.
+The environment variable JAXADV_CHECKPOINTS names the folder with the npz files of the networks
+and ``meta.json`` (``benchmarks/_checkpoints.py``). ``python -m experiments.data mnist`` gets the
+images.
 """
 
 import os
