@@ -5,6 +5,21 @@ transform a function of the theory (``jax.jit``, ``jax.vmap``, ...), enable 64 b
 ``with jax.enable_x64(True): ...``.
 """
 
+from ._certificates import Certificates as Certificates
+from ._climb import climb_attack as climb_attack
+from ._curvature_budget import CurvatureBudget as CurvatureBudget
+from ._curvature_budget import curvature_budget as curvature_budget
+from ._diagnostics import MonotonicityAudit as MonotonicityAudit
+from ._diagnostics import SmoothnessSplit as SmoothnessSplit
+from ._diagnostics import monotonicity_audit as monotonicity_audit
+from ._diagnostics import segment_weak_convexity as segment_weak_convexity
+from ._diagnostics import smoothness_along as smoothness_along
+from ._differentiable import adversarial_loss as adversarial_loss
+from ._differentiable import differentiable_attack as differentiable_attack
+from ._eigenvalues import ExtremeEigenvalues as ExtremeEigenvalues
+from ._eigenvalues import TraceEstimate as TraceEstimate
+from ._eigenvalues import extreme_eigenvalues as extreme_eigenvalues
+from ._eigenvalues import hutchinson_trace as hutchinson_trace
 from ._entropy import GibbsMeasure as GibbsMeasure
 from ._entropy import LocalEntropy as LocalEntropy
 from ._entropy import gibbs_measure as gibbs_measure
@@ -16,6 +31,19 @@ from ._entropy_bounds import kink_curvature as kink_curvature
 from ._entropy_bounds import lipschitz_bound as lipschitz_bound
 from ._entropy_bounds import lipschitz_variance_bound as lipschitz_variance_bound
 from ._entropy_bounds import weakly_convex_bounds as weakly_convex_bounds
+from ._jacobian import AdversarialHessian as AdversarialHessian
+from ._jacobian import AttackJacobian as AttackJacobian
+from ._jacobian import adversarial_hessian as adversarial_hessian
+from ._jacobian import attack_jacobian as attack_jacobian
+from ._kinks import Kinks as Kinks
+from ._kinks import SlopeExponent as SlopeExponent
+from ._kinks import find_kinks as find_kinks
+from ._kinks import slope_exponent as slope_exponent
+from ._lanczos import Estimate as Estimate
+from ._landscape import adversarial_evaluation as adversarial_evaluation
+from ._landscape import filter_normalized_direction as filter_normalized_direction
+from ._landscape import loss_line as loss_line
+from ._landscape import loss_plane as loss_plane
 from ._langevin import AverageWeights as AverageWeights
 from ._langevin import LangevinDiagnostics as LangevinDiagnostics
 from ._langevin import average_weights as average_weights
@@ -43,8 +71,20 @@ from ._linear_kinks import LinearKinks as LinearKinks
 from ._linear_kinks import LinearRegularity as LinearRegularity
 from ._linear_kinks import linear_kinks as linear_kinks
 from ._linear_kinks import linear_regularity as linear_regularity
+from ._matrix_free import MatrixFreeJacobian as MatrixFreeJacobian
+from ._matrix_free import matrix_free_jacobian as matrix_free_jacobian
 from ._moreau import MoreauEnvelope as MoreauEnvelope
 from ._moreau import moreau_envelope as moreau_envelope
+from ._optimal import OptimalAttack as OptimalAttack
+from ._optimal import optimal_attack as optimal_attack
+from ._optimal import polish_attack as polish_attack
+from ._sharpness import QuadraticSharpness as QuadraticSharpness
+from ._sharpness import Sharpness as Sharpness
+from ._sharpness import sharpness as sharpness
+from ._sharpness import sharpness_order as sharpness_order
+from ._sharpness import sharpness_quadratic as sharpness_quadratic
+from ._stability import ActiveSetStability as ActiveSetStability
+from ._stability import active_set_stability as active_set_stability
 from ._toy import SWISH_MINIMISER as SWISH_MINIMISER
 from ._toy import TOY_EPS as TOY_EPS
 from ._toy import TOY_POINT as TOY_POINT

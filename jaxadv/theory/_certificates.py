@@ -1,0 +1,160 @@
+"""What certifies an attack: gap, residual, multipliers, second-order condition, and its kind."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from .._types import Array, PyTree
+from ._active import ActiveSet, active_set
+from ._feasible import Feasible, l2_norm
+
+KINDS = ("interior", "sphere", "vertex", "face", "degenerate", "unconverged")
+REGULAR = 1e-7  # margins, slacks and curvatures below this (without units) count as zero
+_KINK_STEP, _KINK = 1e-5, 1e-6
+
+
+class Certificates(NamedTuple):
+    """What is known about one candidate x' for an attack (SPEC C.5).
+
+    Attributes:
+        gap: Frank-Wolfe gap max over C(x) of g^T(z - x'); 0 iff KKT, and a bound on
+            l_eps - l(x') where the loss is concave in x.
+        residual: norm of Pi(x' + g) - x'.
+        relative_residual: norm of Pi(x' + t g) - x' over eps, with t = eps/(|g| + eps |H|): without
+            units, and what `converged` is decided on.
+        multiplier: mu of norm(x' - x) <= eps; 0 where that constraint is not active.
+        margin: strict complementarity: the smallest multiplier of an active constraint (inf if
+            there is none, negative if one has the wrong sign).
+        slack: distance to the nearest constraint that is not active (inf if there is none).
+        curvature: smallest eigenvalue of -W on the tangent space of the active constraints, c_T;
+            positive iff the second-order condition holds; inf where that space is {0}.
+        tangent_dim: its dimension.
+        kink: second difference of the input gradient over a small step, relative to its size: 0
+            up to rounding where the loss is twice differentiable, of order 1 at a kink.
+    """
+
+    gap: Array
+    residual: Array
+    relative_residual: Array
+    multiplier: Array
+    margin: Array
+    slack: Array
+    curvature: Array
+    tangent_dim: Array
+    kink: Array
+
+
+class Analysis(NamedTuple):
+    """A candidate with its derivatives: what the implicit function theorem is applied to."""
+
+    value: Array
+    gradient: Array
+    hessian: Array
+    active: ActiveSet
+    scale: Array
+    certificates: Certificates
+    kind_code: Array
+
+
+def kind_name(code) -> Any:
+    """The kind of a code, or an array of kinds for an array of codes."""
+    names = np.asarray(KINDS)[np.asarray(code)]
+    return str(names) if names.ndim == 0 else names
+
+
+def gradient_scale(feasible: Feasible, g: Array, hessian: Array) -> Array:
+    """|g| + eps |H|: the size of input gradients that the ball can show; never 0."""
+    curvature = l2_norm(hessian.reshape(-1))
+    scale = l2_norm(g) + feasible.eps * curvature
+    return jnp.where(scale > 0, scale, 1.0)
+
+
+def relative_residual(feasible: Feasible, z: Array, g: Array, scale: Array) -> Array:
+    """Projected-gradient residual without units, see `Certificates`."""
+    eps = feasible.eps
+    moved = l2_norm(feasible.project(z + (eps / scale) * g) - z)
+    return moved / jnp.where(eps > 0, eps, 1.0 + l2_norm(feasible.x))
+
+
+def tangent_curvature(active: ActiveSet, hessian: Array) -> Array:
+    """c_T, the smallest eigenvalue of -W = mu/eps - H on the tangent space; inf if that is {0}."""
+    projector = active.projector
+    inside = projector @ hessian @ projector
+    inside = active.pull * projector - 0.5 * (inside + inside.T)
+    # Everything else is moved above the spectrum.
+    above = 1.0 + 2.0 * l2_norm(inside.reshape(-1))
+    shifted = inside + above * (jnp.eye(inside.shape[0]) - projector)
+    return jnp.where(active.tangent_dim > 0, jnp.linalg.eigvalsh(shifted)[0], jnp.inf)
+
+
+def _kink(gradient_fn, theta: PyTree, z: Array, g: Array, eps: Array, scale: Array) -> Array:
+    """Largest second difference of grad_x l along two directions of x and one of theta."""
+    flat, unravel = ravel_pytree(theta)
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=(2, z.shape[0]))
+    v = jnp.asarray(v / np.linalg.norm(v, axis=1, keepdims=True), z.dtype)
+    u = jnp.asarray(rng.choice([-1.0, 1.0], size=flat.shape[0]), flat.dtype)
+    u = u * jnp.max(jnp.abs(flat), initial=0.0)
+    in_x = lambda h: gradient_fn(z + h, theta)
+    in_theta = lambda h: gradient_fn(z, unravel(flat + h))
+    step = _KINK_STEP * eps
+    x_steps = jnp.concatenate([step * v, -step * v])
+    theta_steps = jnp.stack([_KINK_STEP * u, -_KINK_STEP * u])
+    around = jax.vmap(in_x)(x_steps)
+    second = jnp.concatenate(
+        [
+            around[:2] + around[2:] - 2 * g[None, :],
+            jnp.sum(jax.vmap(in_theta)(theta_steps), axis=0)[None] - 2 * g[None, :],
+        ]
+    )
+    return jnp.max(jax.vmap(l2_norm)(second)) / scale
+
+
+def analyse(loss, theta: PyTree, feasible: Feasible, z: Array, tol) -> Analysis:
+    """Derivatives, active set, certificates and kind of a candidate; loss of (flat x, theta)."""
+    gradient_fn = jax.grad(loss)
+    value, g = jax.value_and_grad(loss)(z, theta)
+    hessian = jax.jacfwd(gradient_fn)(z, theta)
+    active = active_set(feasible, z, g)
+    scale = gradient_scale(feasible, g, hessian)
+    eps = jnp.where(feasible.eps > 0, feasible.eps, 1.0)
+    certificates = Certificates(
+        gap=feasible.gap(z, g),
+        residual=feasible.residual(z, g),
+        relative_residual=relative_residual(feasible, z, g, scale),
+        multiplier=active.multiplier,
+        margin=active.margin,
+        slack=active.slack,
+        curvature=tangent_curvature(active, hessian),
+        tangent_dim=active.tangent_dim,
+        kink=_kink(gradient_fn, theta, z, g, feasible.eps, scale),
+    )
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(g)) & jnp.all(jnp.isfinite(hessian))
+    converged = finite & (certificates.relative_residual <= tol)
+    regular = (
+        (active.margin > REGULAR * scale)
+        & (active.slack > REGULAR * eps)
+        & (certificates.curvature * eps > REGULAR * scale)
+        & (certificates.kink < _KINK)
+    )
+    fixed = jnp.any(active.fixed)
+    kind = jnp.where(
+        active.tangent_dim == 0,
+        KINDS.index("vertex"),
+        jnp.where(
+            fixed | (active.on_ball & (feasible.norm == "l1")),
+            KINDS.index("face"),
+            jnp.where(active.on_ball, KINDS.index("sphere"), KINDS.index("interior")),
+        ),
+    )
+    kind = jnp.where(regular, kind, KINDS.index("degenerate"))
+    kind = jnp.where(converged, kind, KINDS.index("unconverged"))
+    return Analysis(value, g, hessian, active, scale, certificates, kind)
+
+
+def is_regular(kind_code: Array) -> Array:
+    """Whether the attack may be differentiated."""
+    return kind_code < KINDS.index("degenerate")

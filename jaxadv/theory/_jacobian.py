@@ -1,0 +1,315 @@
+r"""The Jacobian of the optimal attack by the implicit function theorem, and what it rests on.
+
+At a regular KKT point the attack moves with the parameters, :math:`D = dx'/d\theta`, and the
+adversarial loss has the Hessian :math:`A + B^T D`. D comes from `jax.jacobian` of the KKT system
+of the case at hand; with T a basis of the tangent space of the active constraints it equals
+:math:`-T (T^T W T)^{-1} T^T B`.
+
+References:
+    SPEC C.1, C.2, C.4; Kanai et al., Lemmas 4 and 5; errata E1, E8, E10, E11.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from .._checks import check_count, is_concrete
+from .._types import Array, Key, Norm, PyTree
+from ._certificates import Analysis, Certificates, analyse, is_regular, kind_name
+from ._float64 import in_float64
+from ._kkt import kkt_residual, normalized_multiplier
+from ._optimal import search
+from ._problem import Problem, make_problem
+
+
+class AttackJacobian(NamedTuple):
+    """How the optimal attack moves with the parameters, with everything that it rests on.
+
+    Attributes:
+        x_adv: the attack x', shaped like x.
+        value: its loss.
+        kind_code: index into ("interior", "sphere", "vertex", "face", "degenerate",
+            "unconverged"); `kind` is the name.
+        jacobian: D, a pytree like theta, each leaf with the shape of x in front; NaN where the
+            kind is "degenerate" or "unconverged".
+        multiplier_jacobian: d mu / d theta, a pytree like theta; likewise.
+        norm: the spectral norm of D, measured.
+        sharp_bound: norm(T^T B)/c_T (with H_FF instead of W_T on faces): never below ``norm``, and
+            never above the paper's; 0 at a vertex.
+        paper_bound: norm(B)/lambda_min(-H) of Lemma 4 (interior) or norm(B)/sigma_min(K) of Lemma 5
+            (L2 sphere); inf where the paper has no bound (Linf, L1, with the box active).
+        paper_applies: whether the hypotheses of that lemma hold as printed; Lemma 5 asks for
+            det K > 0, which no strict maximiser in an odd dimension has (erratum E1).
+        bordered_det_sign: sign of det K, the bordered Hessian; 0 where it is not defined.
+        bordered_sigma: its smallest singular value, the c of Lemma 5, never above 1 (E11).
+        certificates: see `Certificates`.
+        value_gap: see `OptimalAttack`; inf if x_adv was given.
+    """
+
+    x_adv: Array
+    value: Array
+    kind_code: Array
+    jacobian: PyTree
+    multiplier_jacobian: PyTree
+    norm: Array
+    sharp_bound: Array
+    paper_bound: Array
+    paper_applies: Array
+    bordered_det_sign: Array
+    bordered_sigma: Array
+    certificates: Certificates
+    value_gap: Array
+
+    @property
+    def kind(self) -> Any:
+        """Name of the kind, or an array of names for a batch."""
+        return kind_name(self.kind_code)
+
+
+class AdversarialHessian(NamedTuple):
+    """Hessian of the adversarial loss in the ravelled parameters; NaN where it does not exist.
+
+    Attributes:
+        total: A + B^T D, (m, m).
+        frozen: A, the Hessian with the attack frozen.
+        motion: B^T D, positive semidefinite: what the motion of the attack adds.
+        kind_code: see `AttackJacobian`.
+    """
+
+    total: Array
+    frozen: Array
+    motion: Array
+    kind_code: Array
+
+    @property
+    def kind(self) -> Any:
+        """Name of the kind, or an array of names for a batch."""
+        return kind_name(self.kind_code)
+
+
+def _spectral_norm(matrix: Array) -> Array:
+    """Largest singular value; through the small Gram matrix, scaled so that nothing underflows."""
+    largest = jnp.max(jnp.abs(matrix), initial=0.0)
+    largest = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    scaled = matrix / largest
+    gram = scaled @ scaled.T if matrix.shape[0] <= matrix.shape[1] else scaled.T @ scaled
+    gram = jnp.where(jnp.isfinite(gram), gram, 0.0)
+    top = jnp.linalg.eigvalsh(gram)[-1]
+    return jnp.where(
+        jnp.all(jnp.isfinite(matrix)), largest * jnp.sqrt(jnp.maximum(top, 0.0)), jnp.nan
+    )
+
+
+def implicit_jacobian(loss, theta: PyTree, problem: Problem, z: Array, found: Analysis):
+    """(D, dnu/dtheta, B) in ravelled parameters, from jax.jacobian of the KKT system."""
+    flat, unravel = ravel_pytree(theta)
+    feasible, active, scale = problem.feasible, found.active, found.scale
+    nu = normalized_multiplier(feasible, active, scale)
+
+    def system(z, nu, flat):
+        gradient = jax.grad(loss)(z, unravel(flat))
+        return kkt_residual(gradient, z, nu, feasible, active, scale)
+
+    of_z, of_nu = jax.jacobian(system, argnums=(0, 1))(z, nu, flat)
+    # A row of this Jacobian costs a reverse pass, a column a forward one: d is the small side.
+    of_theta = jax.jacrev(system, argnums=2)(z, nu, flat)
+    matrix = jnp.concatenate([of_z, of_nu[:, None]], axis=1)
+    solution = -jnp.linalg.solve(matrix, of_theta)
+    mixed = jax.jacrev(lambda flat: jax.grad(loss)(z, unravel(flat)))(flat)
+    return solution[:-1], solution[-1], mixed
+
+
+def _bordered(found: Analysis) -> tuple[Array, Array]:
+    """Sign of det K and smallest singular value of the paper's bordered Hessian (eq. 22)."""
+    n = found.active.normal
+    size = n.shape[0]
+    w = found.hessian - found.active.pull * (jnp.eye(size) - n[:, None] * n[None, :])
+    bordered = jnp.block([[jnp.zeros((1, 1)), n[None, :]], [n[:, None], w]])
+    safe = jnp.where(jnp.all(jnp.isfinite(bordered)), bordered, 0.0)
+    return jnp.linalg.slogdet(safe)[0], jnp.linalg.svd(safe, compute_uv=False)[-1]
+
+
+@jax.jit(static_argnames=("shape",))
+def _differentiate(problem: Problem, z: Array, value_gap, tol, *, shape) -> AttackJacobian:
+    loss, theta = problem.flat_loss(shape), problem.theta
+    found = analyse(loss, theta, problem.feasible, z, tol)
+    jacobian, nu_jacobian, mixed = implicit_jacobian(loss, theta, problem, z, found)
+    regular = is_regular(found.kind_code)
+    jacobian = jnp.where(regular, jacobian, jnp.nan)
+    nu_jacobian = jnp.where(regular, nu_jacobian * found.scale, jnp.nan)
+
+    certificates, active = found.certificates, found.active
+    tangential = _spectral_norm(active.projector @ mixed)
+    sharp = jnp.where(certificates.tangent_dim > 0, tangential / certificates.curvature, 0.0)
+    sign, sigma = _bordered(found)
+    on_sphere = active.on_ball & ~jnp.any(active.fixed) & (problem.feasible.norm == "l2")
+    inside = ~active.on_ball & ~jnp.any(active.fixed)
+    constant = jnp.where(on_sphere, sigma, jnp.where(inside, certificates.curvature, 0.0))
+    bounded = regular & (constant > 0)
+    safe = jnp.where(bounded, constant, 1.0)
+    paper = jnp.where(bounded, _spectral_norm(mixed) / safe, jnp.inf)
+    unravel = ravel_pytree(theta)[1]
+    rows = jax.vmap(unravel)(jacobian)
+    return AttackJacobian(
+        x_adv=z.reshape(shape),
+        value=found.value,
+        kind_code=found.kind_code,
+        jacobian=jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), rows),
+        multiplier_jacobian=unravel(nu_jacobian),
+        norm=_spectral_norm(jacobian),
+        sharp_bound=jnp.where(regular, sharp, jnp.inf),
+        paper_bound=paper,
+        paper_applies=regular & (inside | (on_sphere & (sign > 0))),
+        bordered_det_sign=jnp.where(on_sphere, sign, 0.0),
+        bordered_sigma=jnp.where(on_sphere, sigma, 0.0),
+        certificates=certificates,
+        value_gap=value_gap,
+    )
+
+
+@jax.jit(static_argnames=("shape",))
+def _hessians(problem: Problem, z: Array, tol, *, shape) -> AdversarialHessian:
+    loss, theta = problem.flat_loss(shape), problem.theta
+    found = analyse(loss, theta, problem.feasible, z, tol)
+    jacobian, _, mixed = implicit_jacobian(loss, theta, problem, z, found)
+    flat, unravel = ravel_pytree(theta)
+    frozen = jax.hessian(lambda flat: loss(z, unravel(flat)))(flat)
+    motion = jnp.where(is_regular(found.kind_code), mixed.T @ jacobian, jnp.nan)
+    return AdversarialHessian(frozen + motion, frozen, motion, found.kind_code)
+
+
+_search = jax.jit(search, static_argnames=("shape", "num_restarts"))
+
+
+def _candidate(problem: Problem, x, x_adv, key, num_restarts: int) -> tuple[Array, Array]:
+    if x_adv is None:
+        key = jax.random.key(0) if key is None else key
+        return _search(key, problem, shape=jnp.shape(x), num_restarts=num_restarts)
+    if jnp.shape(x_adv) != jnp.shape(x):
+        raise ValueError(f"x_adv has shape {jnp.shape(x_adv)}, x has {jnp.shape(x)}; pass one of x")
+    z = jnp.asarray(x_adv, float).reshape(-1)
+    if is_concrete(z) and not bool(jnp.all(jnp.isfinite(z))):
+        raise ValueError("x_adv contains values that are not finite; pass a feasible point")
+    return z, jnp.asarray(jnp.inf)
+
+
+@in_float64
+def attack_jacobian(
+    loss,
+    theta: PyTree,
+    x: Array,
+    *,
+    norm: Norm,
+    eps,
+    bounds=None,
+    x_adv: Array | None = None,
+    key: Key | None = None,
+    num_restarts: int = 8,
+    tol=1e-9,
+) -> AttackJacobian:
+    r"""Jacobian :math:`D = dx'/d\theta` of the optimal attack, dense, with its certificates.
+
+    The implicit function theorem on the KKT system of the active set:
+
+    * interior, :math:`g = 0`: :math:`D = -H^{-1}B`;
+    * L2 sphere, :math:`g = \mu n`: :math:`D = -T(T^TWT)^{-1}T^TB`, :math:`W = H - (\mu/\epsilon)P`;
+    * Linf, or the box: coordinates on a bound do not move, the others have
+      :math:`D_F = -H_{FF}^{-1}B_F`; at a vertex D = 0;
+    * L2 and box: the sphere within the free coordinates; L1: the face of the ball likewise.
+
+    Where the second-order condition, strict complementarity or twice differentiability fails the
+    kind is "degenerate", where x' is no KKT point "unconverged", and D is NaN: a number there would
+    be the derivative of nothing. Works under ``jax.jit`` and ``jax.vmap`` within
+    ``jax.enable_x64(True)``; calls with the same ``loss`` object share one compilation, see
+    `optimal_attack`.
+
+    Args:
+        loss: function of (x, theta) to a scalar, one example, twice differentiable near x'.
+        theta: parameters, any pytree of real arrays.
+        x: clean example of any shape.
+        norm: "linf", "l2" or "l1".
+        eps: radius >= 0, in the units of x.
+        bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
+        x_adv: the attack to be differentiated, taken as it is (`polish_attack` refines one); by
+            default `optimal_attack` looks for it.
+        key: typed key of that search, by default ``jax.random.key(0)``.
+        num_restarts: random starts of that search.
+        tol: largest relative residual that counts as converged.
+
+    Returns:
+        An `AttackJacobian`.
+
+    Raises:
+        ValueError: as `optimal_attack`, or x_adv has another shape than x or is not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = lambda x, theta: -0.5 * jnp.sum((x - theta) ** 2)
+        >>> result = attack_jacobian(loss, jnp.array([0.0, 2.0]), jnp.zeros(2), norm="l2", eps=1.0)
+        >>> result.kind, (result.jacobian.round(6) + 0.0).tolist(), round(float(result.norm), 6)
+        ('sphere', [[0.5, 0.0], [0.0, 0.0]], 0.5)
+
+    References:
+        SPEC C.1, C.2, C.4; Kanai et al., Lemmas 4 and 5.
+    """
+    check_count("num_restarts", num_restarts, 0)
+    problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
+    z, value_gap = _candidate(problem, x, x_adv, key, num_restarts)
+    return _differentiate(problem, z, value_gap, tol, shape=jnp.shape(x))
+
+
+@in_float64
+def adversarial_hessian(
+    loss,
+    theta: PyTree,
+    x: Array,
+    *,
+    norm: Norm,
+    eps,
+    bounds=None,
+    x_adv: Array | None = None,
+    key: Key | None = None,
+    num_restarts: int = 8,
+    tol=1e-9,
+) -> AdversarialHessian:
+    r"""Hessian :math:`A + B^T D` of the adversarial loss, dense, and its two parts.
+
+    The first part is what differentiating twice with the attack frozen gives; the second, positive
+    semidefinite, is the motion of the attack, which that misses.
+
+    Args:
+        loss: function of (x, theta) to a scalar, one example, twice differentiable near x'.
+        theta: parameters, any pytree of real arrays; the rows are those of ``ravel_pytree``.
+        x: clean example of any shape.
+        norm: "linf", "l2" or "l1".
+        eps: radius >= 0, in the units of x.
+        bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
+        x_adv: the attack, see `attack_jacobian`.
+        key: likewise.
+        num_restarts: likewise.
+        tol: likewise.
+
+    Returns:
+        An `AdversarialHessian`.
+
+    Raises:
+        ValueError: as `attack_jacobian`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = lambda x, theta: -0.5 * jnp.sum((x - theta) ** 2)
+        >>> result = adversarial_hessian(
+        ...     loss, jnp.array([0.5, 0.5]), jnp.zeros(2), norm="linf", eps=1.0
+        ... )
+        >>> (result.total + 0.0).tolist(), result.kind
+        ([[0.0, 0.0], [0.0, 0.0]], 'interior')
+
+    References:
+        SPEC A.9 (F3), C.1, C.2, C.4.
+    """
+    check_count("num_restarts", num_restarts, 0)
+    problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
+    z, _ = _candidate(problem, x, x_adv, key, num_restarts)
+    return _hessians(problem, z, tol, shape=jnp.shape(x))

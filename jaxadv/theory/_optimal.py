@@ -1,0 +1,346 @@
+r"""Optimal attacks to machine precision, for L2, Linf and L1 balls with or without a box.
+
+Three stages per start (SPEC C.5), all starts at once: ascent with steps of decreasing length;
+monotone projected-gradient ascent with backtracking; Newton steps on the KKT system of the current
+active set, in which negative curvature is turned round, accepted if the loss grows or the residual
+halves. The best start wins and comes with its certificates.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._checks import check_count
+from .._types import Array, Key, Norm, PyTree
+from ._active import ActiveSet, active_set
+from ._certificates import (
+    Certificates,
+    analyse,
+    gradient_scale,
+    kind_name,
+    relative_residual,
+)
+from ._feasible import Feasible, l2_norm
+from ._float64 import in_float64
+from ._problem import Problem, make_problem
+
+_PGD_STEPS, _ASCENT_STEPS, _NEWTON_STEPS = 30, 100, 60
+_FINE = 1e-14  # relative residual at which there is nothing left to gain
+_LENGTHS = (1.0, 0.5, 0.1, 0.01)
+
+
+class OptimalAttack(NamedTuple):
+    """An attack and what certifies it.
+
+    Attributes:
+        x_adv: x', shaped like x.
+        value: its loss.
+        kind_code: index into ("interior", "sphere", "vertex", "face", "degenerate",
+            "unconverged"); `kind` is the name.
+        certificates: see `Certificates`.
+        value_gap: how much the best of the other converged maxima is below; inf if no other one
+            was found. Where it is 0 the adversarial loss has a kink although each branch is smooth.
+    """
+
+    x_adv: Array
+    value: Array
+    kind_code: Array
+    certificates: Certificates
+    value_gap: Array
+
+    @property
+    def kind(self) -> Any:
+        """Name of the kind, or an array of names for a batch."""
+        return kind_name(self.kind_code)
+
+
+def _ascend(loss, feasible: Feasible, z: Array) -> Array:
+    """Stage 1: steepest ascent with decreasing steps; the best iterate."""
+    slope = jax.value_and_grad(loss)
+
+    def direction(g):
+        if feasible.norm == "linf":
+            return jnp.sign(g)
+        length = l2_norm(g)
+        return g / jnp.where(length > 0, length, 1.0)
+
+    def step(carry, size):
+        z, best, best_value = carry
+        value, g = slope(z)
+        better = value > best_value
+        best, best_value = jnp.where(better, z, best), jnp.where(better, value, best_value)
+        z = feasible.project(z + size * feasible.eps * direction(g))
+        return (z, best, best_value), None
+
+    sizes = jnp.geomspace(1.0, 0.01, _PGD_STEPS, dtype=z.dtype)
+    start = (z, z, jnp.asarray(-jnp.inf, z.dtype))
+    (last, best, best_value), _ = jax.lax.scan(step, start, sizes)
+    return jnp.where(loss(last) > best_value, last, best)
+
+
+def climb(loss, feasible: Feasible, z: Array, max_steps: int = _ASCENT_STEPS) -> Array:
+    """Stage 2: projected-gradient ascent that never lets the loss fall."""
+    slope = jax.value_and_grad(loss)
+
+    def unit(g):
+        length = l2_norm(g)
+        return feasible.eps / jnp.where(length > 0, length, 1.0)
+
+    def going(state):
+        z, _, g, step, count = state
+        scale = jnp.where(l2_norm(g) > 0, l2_norm(g), 1.0)
+        moving = relative_residual(feasible, z, g, scale) > 1e-6
+        return moving & (count < max_steps) & (step > 1e-12 * unit(g))
+
+    def body(state):
+        z, value, g, step, count = state
+        new = feasible.project(z + step * g)
+        new_value, new_g = slope(new)
+        good = new_value >= value
+        z, value, g = (jnp.where(good, a, b) for a, b in ((new, z), (new_value, value), (new_g, g)))
+        return z, value, g, jnp.where(good, 1.2 * step, 0.5 * step), count + 1
+
+    value, g = slope(z)
+    return jax.lax.while_loop(going, body, (z, value, g, unit(g), jnp.array(0)))[0]
+
+
+def _newton_step(active: ActiveSet, g: Array, hessian: Array) -> Array:
+    """Newton's step on the tangent space, with negative curvature turned round."""
+    projector = active.projector
+    inside = projector @ hessian @ projector
+    inside = active.pull * projector - 0.5 * (inside + inside.T)
+    values, vectors = jnp.linalg.eigh(inside)
+    magnitudes = jnp.abs(values)
+    usable = magnitudes > 1e-13 * jnp.max(magnitudes)
+    coordinates = (vectors.T @ active.project(g)) / jnp.where(usable, magnitudes, 1.0)
+    return active.project(vectors @ jnp.where(usable, coordinates, 0.0))
+
+
+def candidates(
+    feasible: Feasible, active: ActiveSet, z: Array, g: Array, step: Array, scale: Array
+) -> Array:
+    """Feasible points along a tangential step, which stay on the sphere, and along the gradient."""
+    length = l2_norm(step)
+    step = step * jnp.minimum(1.0, feasible.eps / jnp.where(length > 0, length, 1.0))
+    r = z - feasible.x
+    held = jnp.where(active.fixed, r, 0.0)
+    radius = jnp.sqrt(jnp.maximum(feasible.eps**2 - jnp.sum(held**2), 0.0))
+
+    def retract(size):
+        moved = jnp.where(active.fixed, 0.0, r + size * step)
+        if feasible.norm == "l2":
+            norm = l2_norm(moved)
+            on_sphere = moved * (radius / jnp.where(norm > 0, norm, 1.0))
+            moved = jnp.where(active.on_ball, on_sphere, moved)
+        return feasible.project(feasible.x + held + moved)
+
+    climb = lambda size: feasible.project(z + size * feasible.eps / scale * g)
+    sizes = jnp.asarray(_LENGTHS, z.dtype)
+    return jnp.concatenate([jax.vmap(retract)(sizes), jax.vmap(climb)(sizes)])
+
+
+def choose(residual: Array, value: Array, residuals: Array, values: Array, noise: Array):
+    """Which candidate to take, and whether any: one that halves the residual, or the highest."""
+    halves = (residuals <= 0.5 * residual) & (values >= value - noise)
+    by_residual = jnp.argmin(jnp.where(halves, residuals, jnp.inf))
+    by_value = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
+    best = jnp.where(jnp.any(halves), by_residual, by_value)
+    return best, jnp.any(halves) | jnp.any(values > value + noise)
+
+
+def _polish(loss, feasible: Feasible, z: Array) -> tuple[Array, Array, Array]:
+    """Stage 3: Newton on the KKT system, safeguarded; returns x', its loss and its residual."""
+    slope = jax.value_and_grad(loss)
+    hessian_fn = jax.jacfwd(jax.grad(loss))
+
+    def going(state):
+        _, _, _, residual, stalled, count = state
+        return (residual > _FINE) & ~stalled & (count < _NEWTON_STEPS)
+
+    def body(state):
+        z, value, g, residual, _, count = state
+        hessian = hessian_fn(z)
+        scale = gradient_scale(feasible, g, hessian)
+        residual = relative_residual(feasible, z, g, scale)
+        active = active_set(feasible, z, g)
+        step = _newton_step(active, g, hessian)
+        points = candidates(feasible, active, z, g, step, scale)
+        values, slopes = jax.vmap(slope)(points)
+        residuals = jax.vmap(lambda z, g: relative_residual(feasible, z, g, scale))(points, slopes)
+        # A difference of losses below this is rounding.
+        noise = 1e-14 * (jnp.abs(value) + scale * feasible.eps)
+        best, good = choose(residual, value, residuals, values, noise)
+        z, value, g, residual = (
+            jnp.where(good, new[best], old)
+            for new, old in ((points, z), (values, value), (slopes, g), (residuals, residual))
+        )
+        return z, value, g, residual, ~good, count + 1
+
+    value, g = slope(z)
+    start = (z, value, g, jnp.asarray(jnp.inf, z.dtype), jnp.array(False), 0)
+    z, value, _, residual, _, _ = jax.lax.while_loop(going, body, start)
+    return z, value, residual
+
+
+def _starts(key: Key, feasible: Feasible, g: Array, num_restarts: int) -> Array:
+    """X itself, the ends of the ball along its gradient, and random points."""
+    direction_key, radius_key = jax.random.split(key)
+    shape = (num_restarts, feasible.x.shape[0])
+    directions = jax.random.normal(direction_key, shape, feasible.x.dtype)
+    if feasible.norm == "linf":
+        lengths = jnp.max(jnp.abs(directions), axis=1, keepdims=True)
+    elif feasible.norm == "l2":
+        lengths = jnp.sqrt(jnp.sum(directions**2, axis=1, keepdims=True))
+    else:
+        lengths = jnp.sum(jnp.abs(directions), axis=1, keepdims=True)
+    radii = jax.random.uniform(radius_key, (num_restarts, 1), feasible.x.dtype)
+    offsets = feasible.eps * radii * directions / lengths
+    points = jax.vmap(feasible.project)(feasible.x[None, :] + offsets)
+    return jnp.concatenate(
+        [jnp.stack([feasible.x, feasible.farthest(g), feasible.farthest(-g)]), points]
+    )
+
+
+def search(key: Key, problem: Problem, shape, num_restarts: int) -> tuple[Array, Array]:
+    """The best local maximum over all starts (flat), and the gap to the second best."""
+    feasible, flat_loss = problem.feasible, problem.flat_loss(shape)
+    loss = lambda z: flat_loss(z, problem.theta)
+    starts = _starts(key, feasible, jax.grad(loss)(feasible.x), num_restarts)
+    run = lambda z: _polish(loss, feasible, climb(loss, feasible, _ascend(loss, feasible, z)))
+    points, values, residuals = jax.vmap(run)(starts)
+    values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
+    top = jnp.max(values)
+    size = jnp.abs(top) + l2_norm(jax.grad(loss)(points[jnp.argmax(values)])) * feasible.eps
+    ties = values >= top - 1e-12 * size
+    best = jnp.argmin(
+        jnp.where(ties, jnp.where(jnp.isfinite(residuals), residuals, 1e300), jnp.inf)
+    )
+    apart = jnp.max(jnp.abs(points - points[best][None, :]), axis=1) > 1e-4 * feasible.eps
+    others = jnp.max(jnp.where(apart & (residuals <= 1e-9), values, -jnp.inf))
+    return points[best], jnp.maximum(values[best] - others, 0.0)
+
+
+def refine(problem: Problem, shape, z: Array) -> Array:
+    """The local maximum next to a flat point."""
+    flat_loss = problem.flat_loss(shape)
+    loss = lambda z: flat_loss(z, problem.theta)
+    feasible = problem.feasible
+    return _polish(loss, feasible, climb(loss, feasible, feasible.project(z)))[0]
+
+
+@jax.jit(static_argnames=("shape", "num_restarts"))
+def _find(key, problem: Problem, tol, *, shape, num_restarts) -> OptimalAttack:
+    z, value_gap = search(key, problem, shape, num_restarts)
+    return _report(problem, shape, z, tol, value_gap)
+
+
+@jax.jit(static_argnames=("shape",))
+def _follow(problem: Problem, x_adv, tol, *, shape) -> OptimalAttack:
+    z = refine(problem, shape, x_adv.reshape(-1))
+    return _report(problem, shape, z, tol, jnp.asarray(jnp.inf, z.dtype))
+
+
+def _report(problem, shape, z, tol, value_gap) -> OptimalAttack:
+    found = analyse(problem.flat_loss(shape), problem.theta, problem.feasible, z, tol)
+    return OptimalAttack(
+        z.reshape(shape), found.value, found.kind_code, found.certificates, value_gap
+    )
+
+
+@in_float64
+def optimal_attack(
+    key: Key,
+    loss,
+    theta: PyTree,
+    x: Array,
+    *,
+    norm: Norm,
+    eps,
+    bounds=None,
+    num_restarts: int = 8,
+    tol=1e-9,
+) -> OptimalAttack:
+    r"""The attack that maximises the loss over :math:`C(x)`, with certificates, in float64.
+
+    Runs from x, from both ends of the ball along the gradient there and from ``num_restarts``
+    random points; on smooth losses the relative residual ends near 1e-14. Every result is a local
+    maximum with certificates; that it is the global one rests on the number of starts (or on
+    concavity, then ``certificates.gap`` bounds the error).
+
+    Works under ``jax.jit`` and ``jax.vmap`` within ``jax.enable_x64(True)``. Calls with the same
+    ``loss`` object share one compilation; to share it between examples with different labels make
+    it a ``jax.tree_util.Partial(f, label)`` with ``f(label, x, theta)``.
+
+    Args:
+        key: typed PRNG key of the random starts.
+        loss: function of (x, theta) to a scalar, one example.
+        theta: parameters, any pytree of real arrays.
+        x: clean example of any shape.
+        norm: "linf", "l2" or "l1".
+        eps: radius >= 0, in the units of x.
+        bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
+        num_restarts: number of random starts.
+        tol: largest relative residual that counts as converged.
+
+    Returns:
+        An `OptimalAttack`.
+
+    Raises:
+        ValueError: unknown norm, negative radius, x outside the bounds, a loss that is not a
+            scalar or not float64, a leaf of theta that is not real.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> loss = lambda x, theta: -jnp.sum((x - theta) ** 2)
+        >>> attack = optimal_attack(
+        ...     jax.random.key(0), loss, jnp.array([3.0, 4.0]), jnp.zeros(2), norm="l2", eps=1.0
+        ... )
+        >>> attack.kind, attack.x_adv.round(6).tolist()
+        ('sphere', [0.6, 0.8])
+
+    References:
+        SPEC C.5.
+    """
+    check_count("num_restarts", num_restarts, 0)
+    problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
+    return _find(key, problem, tol, shape=jnp.shape(x), num_restarts=num_restarts)
+
+
+@in_float64
+def polish_attack(
+    loss, theta: PyTree, x: Array, x_adv: Array, *, norm: Norm, eps, bounds=None, tol=1e-9
+) -> OptimalAttack:
+    """The local maximum next to a given attack: follows a branch as theta moves, or refines PGD.
+
+    Args:
+        loss: function of (x, theta) to a scalar, one example.
+        theta: parameters, any pytree of real arrays.
+        x: clean example of any shape.
+        x_adv: where to start, same shape; projected into C(x) first.
+        norm: "linf", "l2" or "l1".
+        eps: radius >= 0, in the units of x.
+        bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
+        tol: largest relative residual that counts as converged.
+
+    Returns:
+        An `OptimalAttack`, with ``value_gap`` inf: no other maximum was looked for.
+
+    Raises:
+        ValueError: as `optimal_attack`, or x_adv has another shape than x.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = lambda x, theta: -jnp.sum((x - theta) ** 2)
+        >>> x, start = jnp.zeros(2), jnp.array([0.7, 0.1])
+        >>> attack = polish_attack(loss, jnp.full(2, 0.5), x, start, norm="linf", eps=1.0)
+        >>> attack.kind, attack.x_adv.round(6).tolist()
+        ('interior', [0.5, 0.5])
+
+    References:
+        SPEC C.5, stages 2 and 3.
+    """
+    problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
+    if jnp.shape(x_adv) != jnp.shape(x):
+        raise ValueError(f"x_adv has shape {jnp.shape(x_adv)}, x has {jnp.shape(x)}; pass one of x")
+    return _follow(problem, jnp.asarray(x_adv, float), tol, shape=jnp.shape(x))
