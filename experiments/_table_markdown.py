@@ -48,6 +48,9 @@ def to_markdown(table: dict) -> str:
         lines += _details(row, methods)
     if table["missing"]:
         lines += ["", "Not run yet:", ""] + [f"    {command}" for command in table["missing"]]
+    if table.get("missing_autoattack"):
+        lines += ["", "AutoAttack not run yet (or all of them: --autoattack):", ""]
+        lines += [f"    {command}" for command in table["missing_autoattack"]]
     return "\n".join(lines)
 
 

@@ -83,6 +83,11 @@ class Cell(NamedTuple):
             words += [f"--config.model={self.row.model}", f"--workdir={self.workdir()}"]
         return " ".join([*words, f"--config.seed={self.seed}"])
 
+    def describe(self, methods: Mapping[str, str]) -> str:
+        """The run in words."""
+        model = "" if self.row.model is None else f", {self.row.model}"
+        return f"{methods[self.method]} on {self.row.dataset}{model}, seed {self.seed}"
+
     def report(self) -> dict | None:
         """The report of the run, None if it is not finished.
 
@@ -114,10 +119,29 @@ def train_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: A
     if len(missing) < len(cells):
         print(f"{len(cells) - len(missing)} of {len(cells)} runs exist already")
     for number, cell in enumerate(missing, 1):
-        name = methods[cell.method]
-        model = "" if cell.row.model is None else f", {cell.row.model}"
-        print(f"\n[{number}/{len(missing)}] {name} on {cell.row.dataset}{model}, seed {cell.seed}")
+        print(f"\n[{number}/{len(missing)}] {cell.describe(methods)}")
         train_and_evaluate(cell.config(), cell.workdir(), data_dir=data_dir)
+
+
+def judge_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None) -> None:
+    """AutoAttack on the selected checkpoint of every finished run that has not had it yet."""
+    from .evaluate import evaluate
+
+    reports = [(cell, cell.report()) for cell in cells]
+    missing = [cell for cell, report in reports if report and not _judged(report)]
+    for number, cell in enumerate(missing, 1):
+        print(f"[{number}/{len(missing)}] AutoAttack: {cell.describe(methods)}", end="", flush=True)
+        found = evaluate(
+            cell.workdir(), attack="autoattack", data_dir=data_dir, verbose=False, save=True
+        )
+        seconds = sum(found["seconds"].values())
+        print(f": {found['robust']:.2f} % of {found['images']} images, {seconds:.0f} s")
+        for warning in found["warnings"]:
+            print(f"    warning: {warning}")
+
+
+def _judged(report: dict) -> bool:
+    return "selected" in report.get("autoattack", {})
 
 
 def collect(
@@ -137,7 +161,7 @@ def collect(
         (of the sample, None below two runs), the commands of the missing runs, and the paper's
         values.
     """
-    missing, found = [], []
+    missing, unjudged, found = [], [], []
     for row in rows:
         cells = {}
         for method in methods:
@@ -147,7 +171,12 @@ def collect(
                 report = cell.report()
                 if report is None:
                     missing.append(cell.command())
-                else:
+                if row.attack == "AutoAttack" and not (report and _judged(report)):
+                    unjudged.append(
+                        f"python -m experiments.evaluate --workdir={cell.workdir()} "
+                        "--attack=autoattack"
+                    )
+                if report is not None:
                     runs.append(_run_record(cell.workdir(), report))
             cells[method] = {"runs": runs} | {
                 name: _mean_std([run[name] for run in runs]) for name in SUMMARIES
@@ -163,6 +192,7 @@ def collect(
         "rows": found,
         "paper": {row.title: dict(row.paper) for row in table.rows},
         "missing": missing,
+        "missing_autoattack": unjudged,
         "environment": environment.describe(),
     }
 
@@ -218,6 +248,9 @@ def _parser(table: Table) -> argparse.ArgumentParser:
         "--methods", default=",".join(table.methods), help="comma-separated columns"
     )
     parser.add_argument("--run", action="store_true", help="train missing runs at scale paper too")
+    parser.add_argument(
+        "--autoattack", action="store_true", help="AutoAttack on finished runs that lack it"
+    )
     parser.add_argument("--no-run", action="store_true", help="only collect what exists")
     parser.add_argument("--output", type=Path, help=f"folder; default runs/{name}[-DATASET]-SCALE")
     parser.add_argument("--data-dir", help="folder of the data sets")
@@ -243,9 +276,11 @@ def _main(table: Table, options: argparse.Namespace) -> None:
             raise ValueError(f"--methods: {method!r} is none of {', '.join(table.methods)}")
     seeds, scale = range(options.seeds), options.scale
     rows = rows_at(table, scale, options.dataset)
+    cells = [Cell(row, scale, m, seed) for row in rows for seed in seeds for m in methods]
     if (options.run or scale != "paper") and not options.no_run:
-        cells = [Cell(row, scale, m, seed) for row in rows for seed in seeds for m in methods]
         train_missing(cells, table.methods, options.data_dir)
+    if options.autoattack:
+        judge_missing(cells, table.methods, options.data_dir)
     result = collect(table, scale, rows, methods, seeds)
     name = f"table{table.number}"
     place = "" if scale == "paper" and options.dataset is None else f"-{rows[0].dataset}"

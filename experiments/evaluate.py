@@ -184,7 +184,7 @@ def _pgd(subject: Subject, attack: dict, batch_size: int | None, verbose: bool) 
 
 
 def _autoattack_name(subject, threat, version, seed, number, checkpoint, images) -> str:
-    """The usual evaluation has the short name that tables look for."""
+    """The usual evaluation has the short name that run directories look for."""
     name = f"autoattack-{checkpoint}-{images}"
     if threat != {"norm": subject.norm, "eps": subject.eps}:
         name += f"-{threat['norm']}-{threat['eps']:.5g}"

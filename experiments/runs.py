@@ -6,6 +6,7 @@ metrics.jsonl       one line an epoch
 last.ckpt           everything that training needs to go on
 selected.ckpt       parameters and statistics of the best epoch on the selection images
 report.json         final accuracies; written last, so its presence means "finished"
+autoattack-*.json   AutoAttack of a checkpoint, by ``python -m experiments.evaluate``
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from . import cli, environment
+from . import cli, environment, settings
 from .checkpoints import write_atomically
 from .settings import Config
 
@@ -96,13 +97,23 @@ class RunDirectory:
 
         Raises:
             FileNotFoundError: if this is no run directory.
+            ValueError: if another version of the code wrote it.
         """
         if not self.config_file.is_file():
             raise FileNotFoundError(
                 f"{self.path} is not a run directory (no config.json); train first, for example "
                 f"python -m experiments.digits --config=configs/at.py:laptop --workdir={self.path}"
             )
-        return ConfigDict(_read_json(self.config_file))
+        config = ConfigDict(_read_json(self.config_file))
+        known = {name for name, _ in cli.fields(config)}
+        missing = [name for name, _ in cli.fields(settings.base()) if name not in known]
+        if missing:
+            raise ValueError(
+                f"{self.config_file} has no field {missing[0]!r}: another version of jaxadv wrote "
+                "it. environment.json names its commit; use that one, or train again in another "
+                "--workdir"
+            )
+        return config
 
     def metrics(self) -> list[dict]:
         """The metrics of the epochs so far."""
@@ -117,10 +128,20 @@ class RunDirectory:
         write_atomically(self.metrics_file, text.encode())
 
     def report(self) -> dict | None:
-        """The final report, None while the run is unfinished."""
+        """The final report, None while the run is unfinished.
+
+        "autoattack" holds what AutoAttack found on the test images, by checkpoint, where it has
+        been run with the run's own threat model.
+        """
         if not self.report_file.is_file():
             return None
-        return _read_json(self.report_file)
+        files = {name: self.autoattack_file(name) for name in ("selected", "last")}
+        strong = {name: _read_json(file) for name, file in files.items() if file.is_file()}
+        return _read_json(self.report_file) | ({"autoattack": strong} if strong else {})
+
+    def autoattack_file(self, checkpoint: str) -> Path:
+        """Where AutoAttack's report on the test images goes."""
+        return self.path / f"autoattack-{checkpoint}-test.json"
 
     def check_same(self, config: Config) -> None:
         """Raises a ``ValueError`` naming the fields in which the run's configuration differs."""

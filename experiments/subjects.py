@@ -101,7 +101,7 @@ def from_run(workdir: Path | str, checkpoint: str, images: str, data_dir: Any = 
         chosen.labels,
         task.dataset.class_names,
         norm=config.threat.norm,
-        eps=config.threat.eps,
+        eps=config.eval.eps,
         pgd={n: config.eval[n] for n in ("step_size", "num_steps", "num_restarts")},
         batch_size=config.eval.batch_size,
         key=build.test_key(config),

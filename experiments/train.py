@@ -99,7 +99,7 @@ def _final_report(config, directory, task, run, shapes) -> dict:
         "seed": config.seed,
         "model": config.model,
         "num_parameters": run.num_parameters,
-        "threat": f"{config.threat.norm}, eps {config.threat.eps:.5g}",
+        "threat": f"{config.threat.norm}, eps {config.eval.eps:.5g}",
         "attack": f"PGD-{config.eval.num_steps}",
         "precision": config.precision,
         "selection": config.selection,

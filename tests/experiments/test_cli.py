@@ -257,7 +257,7 @@ def test_help_lists_everything(monkeypatch, capsys, flag, dataset):
     cli.main(dataset, run=None)
     text = capsys.readouterr().out
     for path in (ROOT / "experiments/configs").glob("*.py"):
-        assert f"    {path.stem}" in text
+        assert f"    {path.stem}  " in text
     for name, value in cli.fields(cli.load_config("at", "paper", dataset)):
         [line] = [row for row in text.splitlines() if row.split()[:1] == [name]]
         if name != "method":

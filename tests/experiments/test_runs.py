@@ -99,3 +99,13 @@ def test_json_is_never_half_written(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"a": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_a_config_of_another_version_is_refused(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.open(tiny(), needed_bytes=1)
+    stored = json.loads(directory.config_file.read_text())
+    del stored["weight_decay"]
+    directory.config_file.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="no field 'weight_decay': another version of jaxadv"):
+        directory.config()

@@ -76,7 +76,7 @@ def fabricate(
         "environment": directory.environment()[-1],
     }
     if autoattack is not None:
-        report["autoattack"] = {"selected": test(autoattack, clean)}
+        write_json(directory.autoattack_file("selected"), test(autoattack, clean))
     write_json(directory.report_file, report)
     return directory
 
@@ -157,6 +157,8 @@ def test_missing_runs_are_listed_as_commands_that_make_them(monkeypatch, tmp_pat
     command(monkeypatch, f"--scale={scale}", f"--dataset={dataset}", "--no-run", "--seeds=2", TWO)
     markdown = (tmp_path / f"runs/table1-{dataset}-{scale}/table1.md").read_text()
     commands = [line.strip() for line in markdown.splitlines() if line.startswith("    python")]
+    judging = [text for text in commands if "experiments.evaluate" in text]
+    commands = [text for text in commands if text not in judging]
     expected = [("at", 0, None), ("at_ensgd", 0, None), ("at_ensgd", 1, None)]
     if scale == "paper":  # the row of the wide network too
         expected += [(method, seed, "wrn34_10") for method in ("at", "at_ensgd") for seed in (0, 1)]
@@ -169,6 +171,11 @@ def test_missing_runs_are_listed_as_commands_that_make_them(monkeypatch, tmp_pat
         assert parsed.config.to_json() == wanted.config().to_json()
         assert parsed.workdir == tmp_path / wanted.workdir()
         assert parsed.config.model == (model or load(method, scale, dataset).model)
+    # All cells of rows that the paper fills by AutoAttack, the trained one too.
+    assert len(judging) == (8 if scale == "paper" else 0)
+    for text in judging:
+        *_, workdir, attack = shlex.split(text)
+        assert attack == "--attack=autoattack" and workdir.startswith("--workdir=runs/cifar10-")
 
 
 def test_every_cell_has_a_folder_of_its_own():
@@ -317,6 +324,27 @@ def test_it_trains_what_is_missing_and_skips_what_exists(monkeypatch, tmp_path, 
         assert run["minibatch_gradients"] == 5
     assert table["missing"] == []
     assert (tmp_path / "runs/table1-digits-smoke/curves.png").stat().st_size > 10_000
+
+
+def test_autoattack_runs_where_it_is_missing(monkeypatch, tmp_path, capsys):
+    for method, strong in (("at", None), ("at_ensgd", 40.0)):
+        fabricate(method, 0, 50.0, 90.0, autoattack=strong)
+    asked = []
+
+    def judge(workdir, **options):
+        asked.append((workdir, options["attack"]))
+        found = {"robust": 41.5, "images": 360, "seconds": {"square": 2.0}, "warnings": ["odd"]}
+        write_json(RunDirectory(workdir).autoattack_file("selected"), found)
+        return found
+
+    monkeypatch.setattr("experiments.evaluate.evaluate", judge)
+    command(monkeypatch, "--scale=laptop", "--no-run", "--seeds=2", TWO, "--autoattack")
+    assert asked == [(cell("at", 0).workdir(), "autoattack")]
+    markdown = (tmp_path / "runs/table1-digits-laptop/table1.md").read_text()
+    assert row(markdown, "AutoAttack, selected checkpoint") == ["41.5 (n=1)", "40.0 (n=1)"]
+    text = capsys.readouterr().out
+    assert "AutoAttack: AT on digits, seed 0: 41.50 % of 360 images, 2 s" in text
+    assert "warning: odd" in text
 
 
 @pytest.mark.slow
