@@ -170,7 +170,7 @@ def help_text(dataset: str) -> str:
         f"METHOD (default {Path(DEFAULT_CONFIG).stem}):",
     ]
     for path in configs:
-        lines.append(f"    {path.stem:<26}{_summary(path)}")
+        lines.append(f"    {path.stem:<24}{_summary(path)}")
     lines += [
         "",
         "SCALE: paper (default), laptop (minutes to an hour on a CPU), smoke (seconds).",

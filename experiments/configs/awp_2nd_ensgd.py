@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation with second-order EntropySGD (AWP+2ndEnSGD).
+"""AWP with second-order EntropySGD (AWP+2ndEnSGD).
 
 Command:   python -m experiments.cifar10 --config=configs/awp_2nd_ensgd.py
 Time:      as AWP, with one more copy of the parameters in memory.
