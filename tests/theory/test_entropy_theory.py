@@ -209,6 +209,17 @@ def test_lipschitz_loss_nearly_attains_the_bound(slope, variance):
     assert abs(entropy.hessian[0, 0]) <= limit
 
 
+def test_golden_lipschitz_bounds():
+    """D.2 (e): 36.0 against 36.97 and 36.3; a temperature scales both constants."""
+    bound = theory.lipschitz_bound
+    np.testing.assert_allclose(bound(gamma=1.0, lipschitz=6.0), 36.97, atol=5e-3)
+    np.testing.assert_allclose(bound(gamma=0.3, lipschitz=6.0), 36.30, atol=5e-3)
+    assert bound(gamma=2.0, lipschitz=0.1) == 2.0
+    np.testing.assert_allclose(
+        bound(gamma=0.5, lipschitz=3.0, beta=2.0), bound(gamma=1.0, lipschitz=6.0), rtol=1e-15
+    )
+
+
 def test_two_wells_curve_more_than_the_loss_itself():
     """D.2 (h): a negative eigenvalue far below -gamma, within every bound."""
     gamma = 5.0
