@@ -19,6 +19,7 @@ def run_reference(
     seed: int,
     batch_size: int,
     attacks,
+    num_steps: int = 100,
     num_queries: int = 5000,
     key=None,
 ):
@@ -33,6 +34,7 @@ def run_reference(
         seed: of the reference's generator.
         batch_size: images in a batch.
         attacks: names out of apgd-ce, apgd-t, fab-t, square, in order.
+        num_steps: of APGD and FAB.
         num_queries: of Square.
         key: of jaxadv: APGD gets the start noise that ``autoattack(key, ...)`` draws for each
             image, so that both do the same up to rounding. FAB-T has no random numbers, Square
@@ -52,6 +54,7 @@ def run_reference(
     verdicts, seconds = {"clean": robust.copy()}, {}
     runner = AutoAttack(logits_fn, norm=NORMS[norm], eps=eps, seed=seed, version="standard")
     runner.square.n_queries = num_queries
+    runner.apgd.n_iter = runner.apgd_targeted.n_iter = runner.fab.n_iter = num_steps
     for name in attacks:
         started = time.monotonic()
         runner.attacks = [name]
