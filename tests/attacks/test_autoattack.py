@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv.attacks import _autoattack_run
+from jaxadv.attacks import _autoattack_blocks, _autoattack_run
 from jaxadv.attacks._autoattack import autoattack
 from jaxadv.attacks._autoattack_plan import make_plan
 from jaxadv.attacks._autoattack_result import AutoAttackResult, Evaluations
@@ -115,6 +115,23 @@ def test_options_of_the_published_code_and_of_the_paper():
 def test_another_key_gives_other_adversarial_images(result):
     other = autoattack(jax.random.key(8), LOGITS, X, Y, **SHORT)
     assert (other.images != result.images).any()
+
+
+def test_new_weights_need_no_new_compilation():
+    def apply(weights, x):
+        return x.reshape(x.shape[0], -1) @ weights
+
+    def run(seed):
+        weights = jax.random.normal(jax.random.key(seed), (54, 5))
+        model = jax.tree_util.Partial(apply, weights)
+        y = np.asarray(model(jnp.asarray(X)).argmax(1))
+        return autoattack(KEY, model, X, y, **SHORT | dict(eps=0.01 + 0.04 * seed))
+
+    programs = (_autoattack_blocks.enter, _autoattack_blocks.advance, _autoattack_blocks.logits_of)
+    first, counts = run(0), [program._cache_size() for program in programs]
+    second = run(1)
+    assert [program._cache_size() for program in programs] == counts
+    assert (first.robust != second.robust).any()
 
 
 def test_a_store_resumes_and_refuses(result, tmp_path, monkeypatch):
