@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce test test-slow test-parity lint format setup help
+.PHONY: reproduce claims figures test test-slow test-parity lint format setup help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -20,6 +20,12 @@ $(READY): requirements.txt setup.cfg pyproject.toml
 
 reproduce: setup  ## train the methods of Table 1 on the embedded digits, AutoAttack, the table
 	$(BIN)/python -m experiments.table1 --scale=laptop --autoattack
+
+claims: setup  ## check the statements of the paper numerically, into runs/claims
+	$(BIN)/python -m theory.claims --output=runs/claims
+
+figures: setup  ## Figures 1, 2, 4 and 5 of the paper, into runs/figures
+	$(BIN)/python -m theory.figures all --output=runs/figures
 
 test: setup lint  ## lint, types and the default tests
 	$(BIN)/python -m pytest -n auto

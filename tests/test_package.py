@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import jaxadv
-from jaxadv import attacks, balls, losses
+from jaxadv import attacks, balls, losses, objectives, optim, theory
 
 ROOT = pathlib.Path(jaxadv.__file__).parent
 ALLOWED = {"jax", "numpy", "scipy", "flax", "optax", "jaxadv"}
@@ -31,7 +31,7 @@ def test_importing_the_library_is_light_and_touches_no_configuration():
     code = (
         "import jax, sys; before = dict(jax.config.values); import jaxadv, jaxadv.attacks, "
         "jaxadv.balls, jaxadv.losses, jaxadv.models, jaxadv.objectives, jaxadv.optim, "
-        "jaxadv.training; assert dict(jax.config.values) == before; "
+        "jaxadv.theory, jaxadv.training; assert dict(jax.config.values) == before; "
         "heavy = {'absl.flags', 'ml_collections', 'tensorflow_datasets', 'tensorflow', 'torch', "
         "'matplotlib', 'experiments'} & set(sys.modules); assert not heavy - {'absl.flags'}, heavy"
     )
@@ -57,10 +57,11 @@ def test_random_functions_take_the_key_first_and_options_by_keyword():
 
 
 def test_every_public_function_is_documented_with_an_example():
-    for module in (attacks, balls, losses):
+    for module in (attacks, balls, losses, objectives, optim, theory):
         for name, function in vars(module).items():
-            public = inspect.isfunction(function) and not name.startswith(("_", "check"))
-            if public and function.__module__.startswith("jaxadv"):
+            public = inspect.isfunction(function) and not name.startswith("_")
+            place = getattr(function, "__module__", "")
+            if public and place.startswith(module.__name__):
                 assert function.__doc__, name
                 if name != "pgd_stateful":
                     assert ">>>" in function.__doc__, f"{module.__name__}.{name} has no example"

@@ -78,6 +78,10 @@ def noise_std(noise: ArrayLike, *, step_size: ArrayLike, convention: str) -> Arr
 
     Raises:
         ValueError: unknown convention.
+
+    Example:
+        >>> round(float(noise_std(0.1, step_size=0.5, convention="ucla")), 6)
+        0.1
     """
     check_choice("noise_convention", convention, NOISE_CONVENTIONS)
     if is_zero(noise):
@@ -94,7 +98,12 @@ def temperature(noise: ArrayLike, *, convention: str) -> ArrayLike:
 
 
 def add_weight_decay(direction: PyTree, position: Params, weight_decay: ArrayLike) -> PyTree:
-    """Adds ``weight_decay * position`` to ``direction``."""
+    """Adds ``weight_decay * position`` to ``direction``.
+
+    Example:
+        >>> float(add_weight_decay(jnp.array(1.0), jnp.array(2.0), 0.5))
+        2.0
+    """
     if is_zero(weight_decay):
         return direction
     return jax.tree.map(
@@ -115,6 +124,11 @@ def nesterov_momentum(
 
     Returns:
         The new direction and the new buffer.
+
+    Example:
+        >>> direction, buffer = nesterov_momentum(jnp.array(1.0), jnp.array(2.0), momentum=0.5)
+        >>> float(direction), float(buffer)
+        (3.25, 2.5)
     """
     if is_zero(momentum):
         return direction, buffer
