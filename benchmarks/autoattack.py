@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import environment
-
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._reference import run_reference
+from ._report import provenance
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -94,8 +93,8 @@ def main(arguments=None) -> dict:
     )
     seconds["total"] = time.monotonic() - started
     report = {
-        "command": vars(options),
-        "environment": environment.describe() | {"torch": torch.__version__},
+        **provenance(options),
+        "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "precision": "float32",
         "compiling_and_running": runs["first"],

@@ -18,9 +18,8 @@ import pathlib
 
 import numpy as np
 
-from experiments import environment
-
 from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
+from ._report import provenance
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -258,7 +257,7 @@ def main(arguments=None) -> dict:
     checkpoint = load_checkpoint(options.checkpoint, options.arch)
     options.eps = checkpoint.eps if options.eps is None else options.eps
     x, y = load_images(options.data or checkpoint.dataset, options.number)
-    report: dict = {"command": vars(options).copy(), "environment": environment.describe()}
+    report: dict = provenance(options)
     if options.pgd_steps:
         report["pgd"] = pgd_rate(checkpoint, x, y, options)
         print(report["pgd"])
