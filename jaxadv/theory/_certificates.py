@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from .._types import Array, PyTree
 from ._active import ActiveSet, active_set
@@ -32,8 +31,8 @@ class Certificates(NamedTuple):
         curvature: smallest eigenvalue of -W on the tangent space of the active constraints, c_T;
             positive iff the second-order condition holds; inf where that space is {0}.
         tangent_dim: its dimension.
-        kink: second difference of the input gradient over a small step, relative to its size: 0
-            up to rounding where the loss is twice differentiable, of order 1 at a kink.
+        kink: remainder of the input gradient after its first-order Taylor term over a small step,
+            relative to its size: about 1e-10 where the loss is smooth, of order 1 at a kink.
     """
 
     gap: Array
@@ -91,26 +90,34 @@ def tangent_curvature(active: ActiveSet, hessian: Array) -> Array:
 
 
 def _kink(gradient_fn, theta: PyTree, z: Array, g: Array, eps: Array, scale: Array) -> Array:
-    """Largest second difference of grad_x l along two directions of x and one of theta."""
-    flat, unravel = ravel_pytree(theta)
+    """Largest first-order Taylor remainder of grad_x l along directions of x and of theta.
+
+    Of second order in the step where the loss is smooth; as large as the jump at a kink, whichever
+    of its one-sided derivatives (or their mean) the model's rule returns there.
+    """
     rng = np.random.default_rng(0)
-    v = rng.normal(size=(2, z.shape[0]))
-    v = jnp.asarray(v / np.linalg.norm(v, axis=1, keepdims=True), z.dtype)
-    u = jnp.asarray(rng.choice([-1.0, 1.0], size=flat.shape[0]), flat.dtype)
-    u = u * jnp.max(jnp.abs(flat), initial=0.0)
-    in_x = lambda h: gradient_fn(z + h, theta)
-    in_theta = lambda h: gradient_fn(z, unravel(flat + h))
-    step = _KINK_STEP * eps
-    x_steps = jnp.concatenate([step * v, -step * v])
-    theta_steps = jnp.stack([_KINK_STEP * u, -_KINK_STEP * u])
-    around = jax.vmap(in_x)(x_steps)
-    second = jnp.concatenate(
-        [
-            around[:2] + around[2:] - 2 * g[None, :],
-            jnp.sum(jax.vmap(in_theta)(theta_steps), axis=0)[None] - 2 * g[None, :],
-        ]
-    )
-    return jnp.max(jax.vmap(l2_norm)(second)) / scale
+    v = rng.normal(size=z.shape)
+    v = jnp.asarray(v / np.linalg.norm(v), z.dtype)
+
+    def direction(leaf):
+        largest = jnp.max(jnp.abs(leaf), initial=0.0)
+        signs = jnp.asarray(rng.choice([-1.0, 1.0], size=leaf.shape), leaf.dtype)
+        return signs * jnp.where(largest > 0, largest, 1.0)
+
+    theta = jax.tree.map(jnp.asarray, theta)
+    u = jax.tree.map(direction, theta)
+    in_x = lambda h: gradient_fn(z + h * v, theta)
+    in_theta = lambda h: gradient_fn(z, jax.tree.map(lambda t, d: t + h * d, theta, u))
+    remainders = []
+    for along, step in ((in_x, _KINK_STEP * eps), (in_theta, jnp.asarray(_KINK_STEP, z.dtype))):
+        _, slope = jax.jvp(along, (jnp.zeros((), z.dtype),), (jnp.ones((), z.dtype),))
+        size = l2_norm(slope)
+        # No step changes the gradient by more than a small part of its size.
+        limit = _KINK_STEP * scale / jnp.where(size > 0, size, 1.0)
+        step = jnp.where(size > 0, jnp.minimum(step, limit), step)
+        steps = jnp.stack([step, -step])
+        remainders.append(jax.vmap(along)(steps) - g[None, :] - steps[:, None] * slope[None, :])
+    return jnp.max(jax.vmap(l2_norm)(jnp.concatenate(remainders))) / scale
 
 
 def analyse(loss, theta: PyTree, feasible: Feasible, z: Array, tol) -> Analysis:
