@@ -1,5 +1,6 @@
 """Figures of training, from the metrics of runs: PNG, PDF, and the plotted data beside them."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,24 +8,32 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from .reference_curves import ReferenceCurve
 from .runs import write_json
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
+from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.titlesize": 9,
     "grid.alpha": 0.25,
+    "legend.fontsize": 8,
     "legend.frameon": False,
+    "mathtext.fontset": "cm",
+    "pdf.fonttype": 42,  # text stays text
     "figure.constrained_layout.use": True,
 }
+_KINDS = (("selection_robust", "-"), ("train_robust", "--"))
+_TIMES = ((7200, "h", 3600), (300, "min", 60), (0, "s", 1))
 
 
 def training_curves(
@@ -43,34 +52,130 @@ def training_curves(
     Returns:
         The files written: PNG, PDF and JSON.
     """
-    data = {label: _averaged(rows) for label, rows in runs.items() if rows}
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.2), sharey=True)
-        for color, (label, curves) in zip(COLORS, data.items(), strict=False):
-            for axis, x in zip(axes, ("epoch", "seconds"), strict=True):
-                _draw(axis, curves, x, label, color)
-        axes[0].set(xlabel="epoch", ylabel="robust accuracy, %")
-        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[1].set(xlabel="training time, s")
-        axes[0].text(0.02, 0.98, "(a)", transform=axes[0].transAxes, va="top")
-        axes[1].text(0.02, 0.98, "(b)", transform=axes[1].transAxes, va="top")
-        axes[1].legend(loc="lower right", fontsize=8)
-        counts = sorted({curves["n"] for curves in data.values()})
-        seeds = " to ".join(str(n) for n in counts[:: max(len(counts) - 1, 1)])
-        sample = "1 seed" if counts == [1] else f"mean over {seeds} seeds"
-        figure.suptitle(f"{title}; {sample}", size=9)
-        written = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
-        for file in written:
-            figure.savefig(
-                file, dpi=200, metadata={"CreationDate": None} if file.suffix == ".pdf" else None
-            )
-        plt.close(figure)
+    data = {label: average(rows) for label, rows in runs.items() if rows}
+    with plt.rc_context(STYLE):
+        written = save(draw_curves(data, title=title), path)
     write_json(path.with_suffix(".json"), data)
     return [*written, path.with_suffix(".json")]
 
 
-def _averaged(runs: Sequence[Sequence[dict]]) -> dict:
-    """Mean, lowest and highest over seeds for the epochs that all of them have."""
+def draw_curves(
+    data: Mapping[str, dict],
+    *,
+    title: str,
+    evaluated_on: str = "selection",
+    reference: Mapping[str, ReferenceCurve] | None = None,
+):
+    """The two panels, within :data:`STYLE`.
+
+    Args:
+        data: by label what :func:`average` returns.
+        title: of the figure; the number of seeds is added.
+        evaluated_on: what the solid lines are measured on.
+        reference: published curves by label; drawn in panel (a) as far as our runs go, for their
+            clock was that of other machines.
+
+    Returns:
+        The figure.
+    """
+    check_colors(data)
+    figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.0), sharey=True)
+    longest = max(curves["seconds"][-1] for curves in data.values())
+    unit, size = next((name, size) for limit, name, size in _TIMES if longest >= limit)
+    for color, (label, curves) in zip(COLORS, data.items(), strict=False):
+        _draw(axes[0], curves, np.array(curves["epoch"], float), color)
+        _draw(axes[1], curves, np.array(curves["seconds"], float) / size, color)
+        if label in (reference or {}):
+            _draw_reference(axes[0], (reference or {})[label], curves["epoch"][-1], color)
+    axes[0].set(xlabel="epoch", ylabel="robust accuracy, %")
+    axes[0].xaxis.set_major_locator(_whole_numbers())
+    axes[1].set(xlabel=f"training time, {unit}")
+    for axis, letter in zip(axes, "ab", strict=True):
+        axis.set_title(f"({letter})", loc="left")
+    lines = [Line2D([], [], color=c, lw=2, label=n) for c, n in zip(COLORS, data, strict=False)]
+    lines += [
+        Line2D([], [], color="0.3", ls="-", label=evaluated_on),
+        Line2D([], [], color="0.3", ls="--", label="training"),
+    ]
+    if reference:
+        lines += [
+            Line2D([], [], color="0.3", ls="", marker="o", mfc="w", ms=4, label="published, test"),
+            Line2D([], [], color="0.3", ls="", marker="^", mfc="w", ms=4, label="published, train"),
+        ]
+    figure.legend(handles=lines, loc="outside right center", handlelength=1.8)
+    counts = sorted({curves["n"] for curves in data.values()})
+    seeds = " to ".join(str(n) for n in counts[:: max(len(counts) - 1, 1)])
+    sample = "1 seed" if counts == [1] else f"mean and range over {seeds} seeds"
+    figure.suptitle(f"{title}; {sample}", size=9)
+    return figure
+
+
+def check_colors(data: Mapping[str, Any]) -> None:
+    """Raises a ``ValueError`` if there is nothing to draw, or more than can be told apart."""
+    if not 1 <= len(data) <= len(COLORS):
+        raise ValueError(f"{len(data)} lines to draw; a figure takes 1 to {len(COLORS)}")
+
+
+def save(figure, path: Path) -> list[Path]:
+    """Writes a figure as PNG and PDF, the same bytes every time, and closes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".pdf")]
+    for file in written:
+        metadata: Any = {"CreationDate": None} if file.suffix == ".pdf" else None
+        figure.savefig(file, dpi=200, metadata=metadata)
+    plt.close(figure)
+    return written
+
+
+def run_curves(rows: Sequence[dict], *, evaluated_on: str, selected_epoch: int | None) -> bytes:
+    """Accuracies and loss of one run against epochs, as the bytes of a PNG."""
+    epochs = np.array([row["epoch"] for row in rows])
+    of = lambda name: np.array([row.get(name) for row in rows], float)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9))
+        marker = "o" if len(rows) == 1 else None
+        for name, style, color, label in (
+            ("selection_robust", "-", COLORS[0], f"{evaluated_on}, robust"),
+            ("train_robust", "--", COLORS[0], "training, robust"),
+            ("selection_clean", "-", COLORS[1], f"{evaluated_on}, clean"),
+            ("train_clean", "--", COLORS[1], "training, clean"),
+        ):
+            there = np.isfinite(values := of(name))
+            if there.any():
+                axes[0].plot(
+                    epochs[there],
+                    values[there],
+                    style,
+                    color=color,
+                    lw=1.4,
+                    label=label,
+                    marker=marker,
+                    ms=4,
+                )
+        if selected_epoch is not None:
+            axes[0].axvline(selected_epoch, color="0.5", lw=1, ls=":", label="selected")
+        axes[0].set(xlabel="epoch", ylabel="accuracy, %")
+        axes[0].legend(loc="best")
+        axes[1].plot(epochs, of("train_loss"), color=COLORS[2], lw=1.4, marker=marker, ms=4)
+        axes[1].set(xlabel="epoch", ylabel="training loss, as minimised")
+        for axis in axes:
+            axis.xaxis.set_major_locator(_whole_numbers())
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        plt.close(figure)
+    return buffer.getvalue()
+
+
+def average(runs: Sequence[Sequence[dict]]) -> dict:
+    """Mean, lowest and highest over seeds for the epochs that all of them have.
+
+    Args:
+        runs: metrics rows of each seed.
+
+    Returns:
+        JSON-able columns: "n", "epoch", "seconds" (mean), and of ``train_robust`` and
+        ``selection_robust`` the statistics "mean", "min", "max", None where it was not measured.
+    """
     length = min(len(rows) for rows in runs)
     result: dict = {"n": len(runs), "epoch": [row["epoch"] for row in runs[0][:length]]}
     result["seconds"] = np.mean(
@@ -84,13 +189,24 @@ def _averaged(runs: Sequence[Sequence[dict]]) -> dict:
     return result
 
 
-def _draw(axis, curves: dict, x: str, label: str, color: str) -> None:
-    for name, style, what in (
-        ("selection_robust", "-", "selection"),
-        ("train_robust", "--", "training"),
-    ):
+def _whole_numbers() -> MaxNLocator:
+    return MaxNLocator(6, integer=True, steps=[1, 2, 5, 10])
+
+
+def _draw(axis, curves: dict, x: np.ndarray, color: str) -> None:
+    for name, style in _KINDS:
         mean, low, high = (np.array(curves[f"{name}_{s}"], float) for s in ("mean", "min", "max"))
         there = np.isfinite(mean)
-        at = np.array(curves[x], float)[there]
-        axis.plot(at, mean[there], style, color=color, lw=1.4, label=f"{label}, {what}")
-        axis.fill_between(at, low[there], high[there], color=color, alpha=0.12, lw=0)
+        axis.plot(x[there], mean[there], style, color=color, lw=1.4)
+        axis.fill_between(x[there], low[there], high[there], color=color, alpha=0.15, lw=0)
+
+
+def _draw_reference(axis, curve: ReferenceCurve, last_epoch: int, color: str) -> None:
+    epochs = np.array(curve.epochs_done(), int)
+    near = epochs <= last_epoch
+    for values, marker in ((curve.test_robust, "o"), (curve.train_robust, "^")):
+        points = np.array(values, float)[near]
+        axis.plot(epochs[near], points, marker, color=color, mfc="w", ms=4, mew=1, ls="")
+    best, epoch = curve.best
+    if not curve.test_robust and epoch < last_epoch:
+        axis.plot([epoch + 1], [best], "o", color=color, mfc="w", ms=4, mew=1)

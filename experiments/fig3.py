@@ -1,0 +1,24 @@
+"""Figure 3 of the paper: robust accuracy against epochs (a) and training time (b), four methods.
+
+    python -m experiments.fig3                          # paper scale, CIFAR-10
+    python -m experiments.fig3 --scale=laptop           # the digits runs of Table 1
+    python -m experiments.fig3 --reference --partial    # with the published curves under ours
+
+The paper expects EntropySGD above SGD on test images at equal epochs and equal time, its training
+accuracy below that of AT at the end, and AWP's underfitting relieved.
+"""
+
+from ._curves import Figure, Line
+from ._curves import main as draw
+from .table1 import METHODS
+
+FIGURE = Figure(3, tuple(Line(method) for method in METHODS))
+
+
+def main() -> None:
+    """The command line."""
+    draw(FIGURE)
+
+
+if __name__ == "__main__":
+    main()

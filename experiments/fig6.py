@@ -1,0 +1,22 @@
+"""Figure 6 of the paper: Figure 3 with AWP and SGD at the smaller gamma_A of AWP with EntropySGD.
+
+    python -m experiments.fig6                          # paper scale, CIFAR-10
+    python -m experiments.fig6 --scale=laptop --run     # digits; trains what is missing
+
+The paper expects AWP with EntropySGD above AWP with SGD at the same gamma_A.
+"""
+
+from ._curves import Figure, Line
+from ._curves import main as draw
+from .fig3 import FIGURE as FIGURE3
+
+FIGURE = Figure(6, (*FIGURE3.lines, Line("awp", gamma_of="entropy_sgd")))
+
+
+def main() -> None:
+    """The command line."""
+    draw(FIGURE)
+
+
+if __name__ == "__main__":
+    main()
