@@ -136,6 +136,7 @@ def test_implicit_derivative_equals_finite_differences_of_repolished_attacks(x64
             assert (error <= 1e-6 * (size * scale)[ok] + 1e-8).all(), np.max(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_jacobian_is_the_projected_formula(norm):
     """D = -T (T^T W T)^+ T^T B, rebuilt in NumPy from the certified point."""
@@ -206,6 +207,7 @@ def test_bounds_are_never_violated(norm):
         assert np.isinf(result.paper_bound[(result.kind == "face") | vertex]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_hessian_of_the_differentiable_loss_is_the_true_one(x64, norm):
     (theta, x, low, high, eps), result, hessian = solved(norm)

@@ -54,7 +54,7 @@ def close(a, b, tol=1e-8):
     np.testing.assert_allclose(a, b, atol=tol * (1 + np.abs(b).max()))
 
 
-SLOW = ("face-l1",)
+SLOW = ("face-l1", "face-l2", "interior", "sphere")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,7 @@ def test_irregular_attacks_have_no_products(x64):
         theory.matrix_free_jacobian(smooth_loss, theta, x, jnp.ones(3), norm="l2", eps=0.5)
 
 
+@pytest.mark.slow
 def test_climbing_reaches_the_optimum_and_never_descends(x64):
     for case in ("sphere", "face-linf"):
         norm, eps, kappa, _, seed = CASES[case]
@@ -131,6 +132,7 @@ def test_climbing_reaches_the_optimum_and_never_descends(x64):
         assert free.kind == case.split("-")[0] and free.relative_residual < 1e-9
 
 
+@pytest.mark.slow
 def test_a_relu_network_comes_with_the_caveat(x64):
     """Erratum E21; and the dtype of the inputs is respected."""
     theta, x = network(1, 0.0, hidden=400)
