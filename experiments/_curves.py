@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib import rc_context
+
 from jaxadv._checks import check_choice, check_count
 
 from . import cli, environment, figures, recipes, reference_curves, settings, table2, table3
 from ._tables import Cell, Row
-from .figures import plt
 from .reference_curves import ReferenceCurve
 from .runs import RunDirectory, write_json
 from .settings import Config
@@ -291,7 +292,7 @@ def _main(figure: Figure, options: argparse.Namespace) -> None:
         if not workdirs:
             require(found, name, "--run")
     collected = collect(workdirs, reference=options.reference)
-    with plt.rc_context(figures.STYLE):
+    with rc_context(figures.STYLE):
         drawn = figures.draw_curves(
             collected.curves,
             title=collected.title,

@@ -5,17 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure  # not pyplot, which would touch a notebook's backend
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from .reference_curves import ReferenceCurve
 from .runs import write_json
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,7 +50,7 @@ def training_curves(
         The files written: PNG, PDF and JSON.
     """
     data = {label: average(rows) for label, rows in runs.items() if rows}
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         written = save(draw_curves(data, title=title), path)
     write_json(path.with_suffix(".json"), data)
     return [*written, path.with_suffix(".json")]
@@ -79,7 +76,8 @@ def draw_curves(
         The figure.
     """
     check_colors(data)
-    figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.0), sharey=True)
+    figure = Figure(figsize=(8.0, 3.0))
+    axes = figure.subplots(1, 2, sharey=True)
     longest = max(curves["seconds"][-1] for curves in data.values())
     unit, size = next((name, size) for limit, name, size in _TIMES if longest >= limit)
     for color, (label, curves) in zip(COLORS, data.items(), strict=False):
@@ -117,13 +115,12 @@ def check_colors(data: Mapping[str, Any]) -> None:
 
 
 def save(figure, path: Path) -> list[Path]:
-    """Writes a figure as PNG and PDF, the same bytes every time, and closes it."""
+    """Writes a figure as PNG and PDF, the same bytes every time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".pdf")]
     for file in written:
         metadata: Any = {"CreationDate": None} if file.suffix == ".pdf" else None
         figure.savefig(file, dpi=200, metadata=metadata)
-    plt.close(figure)
     return written
 
 
@@ -131,8 +128,9 @@ def run_curves(rows: Sequence[dict], *, evaluated_on: str, selected_epoch: int |
     """Accuracies and loss of one run against epochs, as the bytes of a PNG."""
     epochs = np.array([row["epoch"] for row in rows])
     of = lambda name: np.array([row.get(name) for row in rows], float)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 2.9))
+        axes = figure.subplots(1, 2)
         marker = "o" if len(rows) == 1 else None
         for name, style, color, label in (
             ("selection_robust", "-", COLORS[0], f"{evaluated_on}, robust"),
@@ -162,7 +160,6 @@ def run_curves(rows: Sequence[dict], *, evaluated_on: str, selected_epoch: int |
             axis.xaxis.set_major_locator(_whole_numbers())
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
-        plt.close(figure)
     return buffer.getvalue()
 
 

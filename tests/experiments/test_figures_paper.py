@@ -206,7 +206,6 @@ def test_times_are_in_the_unit_that_fits():
         assert axis.get_xlabel() == f"training time, {label}"
         size = {"s": 1, "min": 60, "h": 3600}[label]
         assert axis.lines[0].get_xdata().tolist() == [2 * seconds / size]
-        figures.plt.close(drawn)
 
 
 def test_more_lines_than_colours_are_refused():
@@ -243,7 +242,6 @@ def test_a_reference_is_drawn_as_far_as_the_run_goes():
     assert test.get_ydata().tolist() == [26.0, 35.5, 40.5]
     assert train.get_ydata().tolist() == [20.1, 32.5, 38.4]
     assert all(line.get_marker() == "None" for line in drawn.axes[1].lines)
-    figures.plt.close(drawn)
 
 
 def test_a_reference_that_fits_nothing_is_refused(monkeypatch, capsys):
