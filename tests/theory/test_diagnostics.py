@@ -60,7 +60,7 @@ def test_exact_attacks_pass_the_audit_and_nearly_attain_the_bound(norm):
 
 
 def test_pgd_fails_the_audit():
-    """SPEC A.9: PGD-10 on the swish toy goes below -1.158; exact attacks pass at the same points."""
+    """SPEC A.9: PGD-10 on the swish toy goes below -1.158; exact attacks there do not."""
     rng = np.random.default_rng(1)
     checkpoints = []
     for theta in rng.uniform(-2, 2, size=(100, 2)):
