@@ -3,7 +3,8 @@
 python -m theory.claims --output=runs/theory
 python -m theory.claims --instances=20000 --seed=1 --only="Lemma 2"
 
-Writes claims.json and a readable claims.md. The command fails if a correction does.
+Writes claims.json, claims.md and claims.html, a page with pictures. The command fails if a
+correction does.
 """
 
 import argparse
@@ -12,10 +13,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import _claims_entropy, _claims_linear
+from . import (
+    _claims_constraints,
+    _claims_entropy,
+    _claims_general,
+    _claims_lemmas,
+    _claims_linear,
+    _claims_practice,
+)
+from ._claims_page import to_html
 from ._claims_registry import BROKEN, CLAIMS, Result, check, finite
+from ._errata import register
 
-_MODULES = (_claims_linear, _claims_entropy)  # importing them registers their claims
+# Importing them registers their claims; they are shown in this order.
+_MODULES = (
+    _claims_linear,
+    _claims_general,
+    _claims_lemmas,
+    _claims_constraints,
+    _claims_entropy,
+    _claims_practice,
+)
 
 
 def to_markdown(results: Sequence[Result], settings: dict) -> str:
@@ -62,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [c for c in CLAIMS if options.only.lower() in c.name.lower()]
     if not chosen:
         parser.error(f"--only={options.only!r} matches none of {[c.name for c in CLAIMS]}")
+    order = [module.__name__ for module in _MODULES]
+    chosen.sort(key=lambda claim: order.index(claim.run.__module__))
     results, start = [], time.perf_counter()
     for claim in chosen:
         result = check(claim, seed=options.seed, instances=options.instances)
@@ -77,11 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         {name: finite(v) if isinstance(v, float) else v for name, v in r._asdict().items()}
         for r in results
     ]
-    page = {"settings": settings, "claims": records}
+    errata = register()
+    page = {"settings": settings, "claims": records, "errata": errata}
     text = json.dumps(page, indent=1, allow_nan=False) + "\n"
     (options.output / "claims.json").write_text(text, encoding="utf-8")
     (options.output / "claims.md").write_text(to_markdown(results, settings), encoding="utf-8")
-    print(f"{options.output / 'claims.md'}, {options.output / 'claims.json'}")
+    page_of = options.output / "claims.html"
+    page_of.write_text(to_html(results, settings, errata), encoding="utf-8")
+    print(f"{page_of}, {options.output / 'claims.md'}, {options.output / 'claims.json'}")
     return 1 if any(result.verdict == BROKEN for result in results) else 0
 
 
