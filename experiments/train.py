@@ -1,5 +1,6 @@
 """Trains a run, keeps it resumable, and evaluates it when it is done."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 from tqdm import tqdm
 
 from . import build, checkpoints, evaluation
+from ._report_images import save_predictions
 from .runs import RunDirectory, write_json
 from .settings import Config
 from .trainer import Trainer
@@ -56,6 +58,7 @@ def train_and_evaluate(
             Trainer(config, directory, task, run, shapes, verbose, say).train()
             report = _final_report(config, directory, task, run, shapes)
             write_json(directory.report_file, report)
+            _write_page(directory, task, say)
     say(describe_report(report))
     return report
 
@@ -72,6 +75,20 @@ def describe_report(report: dict) -> str:
         f"{report['method']}, scale {report['scale']}\n"
         f"{report['threat']}; checkpoint selected on {report['selection']} images\n{table}"
     )
+
+
+def _write_page(directory: RunDirectory, task: build.Task, say: Callable[[str], object]) -> None:
+    """The report as HTML; what is wrong with a page is no reason to fail a run that has ended."""
+    try:
+        from . import report  # matplotlib starts here, after training
+
+        report.write(directory.path, task=task)
+    except Exception as error:
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        say(
+            f"the run is complete, but its HTML report could not be written ({what}); try "
+            f"python -m experiments.report --workdir={directory.path}"
+        )
 
 
 def _final_report(config, directory, task, run, shapes) -> dict:
@@ -91,6 +108,8 @@ def _final_report(config, directory, task, run, shapes) -> dict:
         results[name] = evaluation.summarize(
             predictions, task.test.labels, task.dataset.class_names
         )
+        if name == "selected":
+            save_predictions(directory, predictions, task.test.labels)
     rows = directory.metrics()
     return {
         "dataset": config.dataset,

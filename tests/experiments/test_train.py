@@ -26,6 +26,7 @@ def test_a_run_leaves_all_its_files(method, finished):
     assert names == {
         *("config.json", "environment.json", "metrics.jsonl"),
         *("last.ckpt", "selected.ckpt", "report.json", "lock"),
+        *("report.html", "predictions-selected.npz"),
     }
     report = done.directory.report()
     assert report == done.report

@@ -1,0 +1,137 @@
+"""What a run's report shows of the test images: predictions, confusions, adversarial examples."""
+
+import io
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxadv import attacks, training
+from jaxadv.training import Predictions
+
+from . import build, checkpoints, evaluation
+from .checkpoints import write_atomically
+from .runs import RunDirectory
+from .settings import Config
+
+FILE = "predictions-selected.npz"  # of the selected checkpoint on the test images
+EXAMPLES = 10
+
+
+class Example(NamedTuple):
+    """One test image and what the evaluation's attack made of it.
+
+    Attributes:
+        index: its place among the test images.
+        label: its class.
+        clean: predicted for the clean image.
+        robust: predicted for the adversarial one.
+        image: floats in [0, 1] of shape (H, W, C).
+        adversarial: likewise.
+    """
+
+    index: int
+    label: int
+    clean: int
+    robust: int
+    image: np.ndarray
+    adversarial: np.ndarray
+
+
+def save_predictions(directory: RunDirectory, predictions: Predictions, labels: np.ndarray) -> None:
+    """Keeps the predictions of the final evaluation, so that no report has to attack again."""
+    buffer = io.BytesIO()
+    clean, robust, labels = (np.asarray(part, np.int32) for part in (*predictions, labels))
+    np.savez_compressed(buffer, clean=clean, robust=robust, labels=labels)
+    write_atomically(directory.path / FILE, buffer.getvalue())
+
+
+def load_predictions(directory: RunDirectory) -> tuple[Predictions, np.ndarray] | None:
+    """The predictions that were kept and the labels, None if there are none."""
+    path = directory.path / FILE
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return Predictions(file["clean"], file["robust"]), file["labels"]
+
+
+class Model(NamedTuple):
+    """The selected checkpoint of a run and what it is judged on."""
+
+    config: Config
+    task: build.Task
+    apply_fn: Any
+    params: Any
+    batch_stats: Any
+
+    def attack(self) -> dict[str, Any]:
+        """The attack of the final evaluation."""
+        names = ("eps", "step_size", "num_steps", "num_restarts")
+        return {"norm": self.config.threat.norm} | {n: self.config.eval[n] for n in names}
+
+
+def load_model(directory: RunDirectory, config: Config, task: build.Task) -> Model:
+    """The selected checkpoint.
+
+    Raises:
+        ValueError: if it is damaged or does not fit.
+    """
+    module = build.build_model(config, task.dataset)
+    templates = jax.eval_shape(
+        lambda: build.init_variables(module, jax.random.key(0), task.dataset.image_shape)
+    )
+    parts = ("params", "batch_stats")
+    params, batch_stats = checkpoints.load_part(directory.selected, parts, templates)
+    return Model(config, task, build.make_apply(module), params, batch_stats)
+
+
+def predict(model: Model) -> Predictions:
+    """The final evaluation once more, for runs that kept no predictions."""
+    return evaluation.predict_all(
+        training.make_predict(model.apply_fn, **model.attack()),
+        model.params,
+        model.batch_stats,
+        build.test_key(model.config),
+        *model.task.test,
+        batch_size=model.config.eval.batch_size,
+    )
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts by true (rows) and predicted class (columns).
+
+    Example:
+        >>> confusion(np.array([0, 1, 1]), np.array([1, 1, 1]), 2).tolist()
+        [[0, 1], [0, 2]]
+    """
+    counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def examples(model: Model, count: int = EXAMPLES) -> list[Example]:
+    """The first test image of each of the first classes, attacked as in the final evaluation.
+
+    Random starts depend on an image's place among the test images, so these are the adversarial
+    images of the final evaluation.
+    """
+    images, labels = model.task.test
+    rows = np.unique(labels, return_index=True)[1][:count]
+    attack = model.attack()
+
+    @jax.jit
+    def run(params, batch_stats, key, points, targets, indices):
+        logits_fn = lambda x: model.apply_fn(params, batch_stats, x, False)[0]
+        clean = training.to_float(points)
+        adversarial = attacks.pgd(key, logits_fn, clean, targets, indices=indices, **attack)
+        guess = lambda x: logits_fn(x).argmax(axis=1)
+        return clean, adversarial, guess(clean), guess(adversarial)
+
+    chosen = (jnp.asarray(images[rows]), jnp.asarray(labels[rows]), jnp.asarray(rows))
+    found = run(model.params, model.batch_stats, build.test_key(model.config), *chosen)
+    clean, adversarial, clean_class, robust_class = (np.asarray(part) for part in found)
+    return [
+        Example(int(row), int(labels[row]), int(clean_class[i]), int(robust_class[i]), clean[i],
+                adversarial[i])
+        for i, row in enumerate(rows)
+    ]  # fmt: skip

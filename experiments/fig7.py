@@ -1,0 +1,14 @@
+"""Figure 7 of the paper: the adversarial loss round trained parameters, and its sharpness.
+
+    python -m experiments.fig7 --scale=laptop                     # digits, one direction
+    python -m experiments.fig7 --scale=laptop --two-dimensional   # contour lines of a plane
+    python -m experiments.fig7                                    # paper scale, CIFAR-10
+
+Directions are random and normalised filter by filter, attacks are made anew at every point. The
+paper's message: EntropySGD is not flatter, but its training loss is lower.
+"""
+
+from ._landscape_figure import main
+
+if __name__ == "__main__":
+    main()
