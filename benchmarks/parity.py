@@ -176,6 +176,7 @@ def parse(arguments=None):
     parser.add_argument("--arch", choices=ARCHITECTURES)
     parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
     parser.add_argument("--number", type=int, default=1000)
+    parser.add_argument("--every", type=int, default=1, help="every so-manieth of these images")
     parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
     parser.add_argument("--eps", type=float, help="default: that of the checkpoint")
     parser.add_argument("--num_queries", type=int, default=5000, help="of Square")
@@ -257,6 +258,7 @@ def main(arguments=None) -> dict:
     checkpoint = load_checkpoint(options.checkpoint, options.arch)
     options.eps = checkpoint.eps if options.eps is None else options.eps
     x, y = load_images(options.data or checkpoint.dataset, options.number)
+    x, y = x[:: options.every], y[:: options.every]
     report: dict = provenance(options)
     if options.pgd_steps:
         report["pgd"] = pgd_rate(checkpoint, x, y, options)
