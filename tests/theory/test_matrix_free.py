@@ -54,7 +54,7 @@ def close(a, b, tol=1e-8):
     np.testing.assert_allclose(a, b, atol=tol * (1 + np.abs(b).max()))
 
 
-SLOW = ("face-l1", "face-l2", "interior", "sphere")
+SLOW = ("face-l1", "face-l2", "interior", "sphere", "face-linf")
 
 
 @pytest.mark.parametrize(
