@@ -26,7 +26,6 @@ STYLE: Any = {
     "legend.fontsize": 8,
     "legend.frameon": False,
     "mathtext.fontset": "cm",
-    "pdf.fonttype": 42,  # text stays text
     "figure.constrained_layout.use": True,
 }
 _KINDS = (("selection_robust", "-"), ("train_robust", "--"))
