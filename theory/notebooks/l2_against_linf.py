@@ -1,0 +1,56 @@
+"""L2 against Linf: where the adversarial loss of the linear model breaks."""
+
+# %% [markdown]
+# # L2 against Linf: where the loss breaks
+#
+# The linear model with the logistic loss has closed-form attacks, so nothing here is approximate.
+# Run from the repository root.
+
+# %%
+import jax
+import numpy as np
+
+from jaxadv import theory
+
+x, eps = np.array([-1.0, 1.0]), 0.6
+gradient = {
+    norm: jax.jit(lambda theta, p=p: theory.linear_gradient(theta, x, 1.0, p=p, eps=eps))
+    for norm, p in (("l2", 2.0), ("linf", np.inf))
+}
+
+# %% [markdown]
+# Walk along a line that crosses theta_1 = 0 and theta_2 = 0, away from the origin, and look for
+# places where the gradient jumps.
+
+# %%
+start, direction = np.array([-1.0, 1.5]), np.array([1.0, -0.8])
+kinks = {
+    norm: theory.find_kinks(g, start, direction, length=3.0, signature_fn=np.sign)
+    for norm, g in gradient.items()
+}
+for norm, found in kinks.items():
+    print(norm, "jumps", found.jumps.round(4), "of coordinates", found.responsible)
+assert len(kinks["l2"].places) == 0
+assert kinks["linf"].responsible == ((0,), (1,))
+
+# %% [markdown]
+# The jump is 2 eps s(-M): it depends on the margin M alone, and is never 0 at finite margins.
+# Averaging over data does not help, for the kinks of all samples are at the same theta.
+
+# %%
+unit = direction / np.linalg.norm(direction)
+for place, jump in zip(kinks["linf"].places, kinks["linf"].jumps, strict=True):
+    theta = start + place * unit
+    margin = theta @ x - eps * np.abs(theta).sum()
+    print("measured", jump, "formula", 2 * eps / (1 + np.exp(margin)))
+    np.testing.assert_allclose(jump, 2 * eps / (1 + np.exp(margin)), rtol=1e-5)
+
+# %% [markdown]
+# L2 breaks at the origin only, and how close to it a path comes is what its smoothness depends on:
+# the attack is (eps/|theta|)-Lipschitz (Lemma 2).
+
+# %%
+for radius in (1.0, 0.1, 0.01):
+    jacobian = theory.linear_attack_jacobian(np.array([radius, 0.0]), 1.0, p=2.0, eps=eps)
+    print(f"|theta| = {radius}: norm of the attack Jacobian {np.linalg.norm(jacobian, 2):.3f}")
+    np.testing.assert_allclose(np.linalg.norm(jacobian, 2), eps / radius)
