@@ -145,7 +145,8 @@ AWP_GAMMA = {
     "cifar10": {"sgd": 0.01, "entropy_sgd": 0.005},
     "cifar100": {"sgd": 0.01, "entropy_sgd": 0.007},
     "svhn": {"sgd": 0.01, "entropy_sgd": 0.005},
-    "digits": {"sgd": 0.01, "entropy_sgd": 0.005},
+    # A fifth of the paper's: its own keep the small network at chance for some seeds.
+    "digits": {"sgd": 0.002, "entropy_sgd": 0.001},
 }
 AWP_GAMMA_TRADES = 0.005
 

@@ -89,7 +89,8 @@ def solved(norm: str, count: int = 96) -> Solved:
     with jax.enable_x64(True):
         solve = jax.jit(jax.vmap(functools.partial(_solve_one, norm)))
         *found, switched = jax.tree.map(np.asarray, solve(*_problems(0, count)))
-    return Solved(*found, np.where(switched, "switched", found[0].kind))
+    kinds = np.where(switched, "switched", found[0].kind)
+    return Solved(*[*found, kinds])
 
 
 def witness(found: Solved, places: np.ndarray):

@@ -40,9 +40,10 @@ def _png(figure) -> str:
 
 def _tightness(results: Sequence[Result]):
     shown = [r for r in results if r.tightness is not None and r.bound > 0]
+    ratios = [r.tightness for r in shown if r.tightness is not None]
     if not shown:
         return None
-    values = np.clip([r.tightness for r in shown], 1e-12, None)
+    values = np.clip(ratios, 1e-12, None)
     order = np.argsort(values)
     figure, axes = plt.subplots(figsize=(8, 0.21 * len(shown) + 1), layout="constrained")
     colors = [style.BLUE if shown[i].verdict == HOLDS else style.GREEN for i in order]

@@ -1,6 +1,7 @@
 """Claims on Algorithm 1, sharpness and the experiments: E16, E23, E27, E28, E30, E34."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def _temperatures(seed: int) -> dict[str, float]:
     found = {}
     with jax.enable_x64(True):
         for name in ("paper", "ucla"):
-            std = float(optim.noise_std(NOISE, step_size=ETA, convention=name))
+            std = float(jnp.asarray(optim.noise_std(NOISE, step_size=ETA, convention=name)))
             positions, _ = theory.langevin_trace(
                 jax.random.key(seed), jnp.zeros(3000), lambda t: jnp.asarray(curvature) * t,
                 num_steps=100, burn_in=150, step_size=ETA, gamma=GAMMA, noise_std=std,
@@ -155,7 +156,7 @@ def _trains(rng, count):
     curvature = jnp.asarray(rng.uniform(0.5, 2, size=(min(count, 50), 3)), jnp.float32)
     start = jnp.asarray(rng.normal(size=curvature.shape), jnp.float32)
     loss = lambda t: jnp.sum(curvature * t**2, axis=1) / 2
-    options = dict(key=None, noise=0.0)
+    options: dict[str, Any] = dict(key=None, noise=0.0)
     optimizers = {
         "printed": optim.entropy_sgd(0.1, preset="paper_literal", ascend=False, **options),
         "code": optim.entropy_sgd(0.1, **options),
@@ -165,9 +166,9 @@ def _trains(rng, count):
 
         def step(state, _, optimizer=optimizer):
             params, inner = state
-            updates, inner = optimizer.update(
-                None, inner, params, grad_fn=lambda t, _, carry: (curvature * t, carry), batches=()
-            )  # fmt: skip
+            nothing: Any = None  # EntropySGD takes its gradients from grad_fn
+            grad_fn = lambda t, _, carry: (curvature * t, carry)
+            updates, inner = optimizer.update(nothing, inner, params, grad_fn=grad_fn, batches=())
             return (optax.apply_updates(params, updates), inner), None
 
         run = jax.jit(lambda s, step=step: jax.lax.scan(step, s, length=100)[0][0])
