@@ -149,6 +149,8 @@ AWP_GAMMA = {
     "digits": {"sgd": 0.002, "entropy_sgd": 0.001},
 }
 AWP_GAMMA_TRADES = 0.005
+# Epochs, of 200, without AWP where the published set-up knows no warm-up: see above.
+AWP_WARMUP = {"digits": 33}
 
 # "AWP and EntropySGD off for the first 10 epochs", of 200; shorter runs warm up in proportion.
 TRADES_AWP_WARMUP = 10

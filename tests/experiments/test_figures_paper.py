@@ -10,7 +10,7 @@ from tiny_runs import tiny
 from experiments import _curves, cli, fig3, fig6, figures, reference_curves
 from experiments.runs import RunDirectory, write_json
 
-LABELS = ["AT", "AT+EnSGD", "AWP(0.01)", "AWP(0.005)+EnSGD"]
+LABELS = ["AT", "AT+EnSGD", "AWP(0.002)", "AWP(0.001)+EnSGD"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +72,12 @@ def test_a_line_is_the_mean_over_seeds_and_its_band_their_range(monkeypatch, tmp
     command(monkeypatch, fig3, "--scale=laptop", "--seeds=2")
     found = data(tmp_path, "fig3-digits-laptop")
     assert list(found["curves"]) == LABELS
-    awp = found["curves"]["AWP(0.01)"]
+    awp = found["curves"]["AWP(0.002)"]
     assert awp["n"] == 2 and awp["epoch"] == [1, 2, 3] and awp["seconds"] == [2.0, 4.0, 6.0]
     assert awp["train_robust_mean"] == [3.5, 6.5, 9.5]
     assert awp["selection_robust_min"] == [None, 12.0, 18.0]
     assert awp["selection_robust_max"] == [None, 13.0, 19.0]
-    assert [run["seed"] for run in found["runs"]["AWP(0.01)"]] == [0, 1]
+    assert [run["seed"] for run in found["runs"]["AWP(0.002)"]] == [0, 1]
     assert found["missing"] == [] and found["evaluated_on"] == ["validation"]
     folder = tmp_path / "runs/fig3-digits-laptop"
     assert (folder / "fig3.png").read_bytes().startswith(b"\x89PNG")
@@ -173,7 +173,7 @@ def test_given_run_directories_are_grouped_by_method(monkeypatch, tmp_path):
     names = ["a0", "a1", "b"]
     command(monkeypatch, fig3, "--workdir", *names, "--output=out")
     found = json.loads((tmp_path / "out/fig3.json").read_text())
-    assert list(found["curves"]) == ["AT", "TRADES+AWP(0.005)+EnSGD"]
+    assert list(found["curves"]) == ["AT", "TRADES+AWP(0.001)+EnSGD"]
     assert found["curves"]["AT"]["train_robust_mean"] == [1.5, 2.5]
 
 
@@ -225,7 +225,7 @@ def test_the_published_curves_lie_under_the_runs_that_they_are_of(monkeypatch, t
     )
     command(monkeypatch, fig3, "--seeds=1", "--reference")
     found = data(tmp_path, "fig3-cifar10-paper")
-    assert list(found["reference"]) == ["AT", "AWP(0.01)"] and len(drawn) == 2
+    assert list(found["reference"]) == ["AT", "AWP(0.002)"] and len(drawn) == 2
     at = found["reference"]["AT"]
     assert at["epochs_done"][:3] == [1, 5, 10] and at["test_robust"][-1] == 43.8
     assert at["train_robust"][-1] == 81.0 and at["best"] == [52.79, 102]
