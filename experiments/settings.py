@@ -200,10 +200,10 @@ def _defaults(config: Config) -> dict[str, Any]:
     if is_paper:
         n_in = recipes.inner_steps(dataset, model, is_trades=is_trades, awp=config.awp.enabled)
         defaults["entropy.n_in"] = n_in or defaults["entropy.n_in"]
-    if config.awp.enabled and dataset in recipes.AWP_WARMUP:
-        defaults["warmup_epochs"] = recipes.AWP_WARMUP[dataset]
-    elif is_trades and config.awp.enabled:
+    if is_trades and config.awp.enabled:
         defaults["warmup_epochs"] = recipes.TRADES_AWP_WARMUP
+    elif config.awp.enabled and dataset in recipes.AWP_WARMUP:
+        defaults["warmup_epochs"] = recipes.AWP_WARMUP[dataset]
     if not is_paper:
         num_epochs = config.num_epochs or defaults["num_epochs"]
         part = num_epochs / recipes.WARMUP_OF_EPOCHS

@@ -161,9 +161,9 @@ def test_missing_runs_are_trained_if_asked_for(monkeypatch, tmp_path):
     [member, *_] = _curves.members(fig6.FIGURE.lines, "smoke", "digits", None, 1)
     fabricate(member.workdir(), member.config(), metrics(2))
     command(monkeypatch, fig6, "--scale=smoke", "--seeds=1", "--run", "--data-dir=there")
-    assert trained == [(label, 0, "there") for label in [*LABELS[1:], "AWP(0.005)"]]
-    assert list(data(tmp_path, "fig6-digits-smoke")["curves"]) == [*LABELS, "AWP(0.005)"]
-    assert RunDirectory("runs/digits-smoke/awp-gamma0.005/seed0").config().awp.gamma == 0.005
+    assert trained == [(label, 0, "there") for label in [*LABELS[1:], "AWP(0.001)"]]
+    assert list(data(tmp_path, "fig6-digits-smoke")["curves"]) == [*LABELS, "AWP(0.001)"]
+    assert RunDirectory("runs/digits-smoke/awp-gamma0.001/seed0").config().awp.gamma == 0.001
 
 
 def test_given_run_directories_are_grouped_by_method(monkeypatch, tmp_path):
@@ -173,7 +173,7 @@ def test_given_run_directories_are_grouped_by_method(monkeypatch, tmp_path):
     names = ["a0", "a1", "b"]
     command(monkeypatch, fig3, "--workdir", *names, "--output=out")
     found = json.loads((tmp_path / "out/fig3.json").read_text())
-    assert list(found["curves"]) == ["AT", "TRADES+AWP(0.001)+EnSGD"]
+    assert list(found["curves"]) == ["AT", "TRADES+AWP(0.005)+EnSGD"]
     assert found["curves"]["AT"]["train_robust_mean"] == [1.5, 2.5]
 
 
@@ -225,7 +225,7 @@ def test_the_published_curves_lie_under_the_runs_that_they_are_of(monkeypatch, t
     )
     command(monkeypatch, fig3, "--seeds=1", "--reference")
     found = data(tmp_path, "fig3-cifar10-paper")
-    assert list(found["reference"]) == ["AT", "AWP(0.002)"] and len(drawn) == 2
+    assert list(found["reference"]) == ["AT", "AWP(0.01)"] and len(drawn) == 2
     at = found["reference"]["AT"]
     assert at["epochs_done"][:3] == [1, 5, 10] and at["test_robust"][-1] == 43.8
     assert at["train_robust"][-1] == 81.0 and at["best"] == [52.79, 102]
