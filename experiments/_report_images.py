@@ -120,7 +120,7 @@ def examples(model: Model, count: int = EXAMPLES) -> list[Example]:
     attack = model.attack()
 
     @jax.jit
-    def run(params, batch_stats, key, points, targets, indices):
+    def attack_images(params, batch_stats, key, points, targets, indices):
         logits_fn = lambda x: model.apply_fn(params, batch_stats, x, False)[0]
         clean = training.to_float(points)
         adversarial = attacks.pgd(key, logits_fn, clean, targets, indices=indices, **attack)
@@ -128,7 +128,7 @@ def examples(model: Model, count: int = EXAMPLES) -> list[Example]:
         return clean, adversarial, guess(clean), guess(adversarial)
 
     chosen = (jnp.asarray(images[rows]), jnp.asarray(labels[rows]), jnp.asarray(rows))
-    found = run(model.params, model.batch_stats, build.test_key(model.config), *chosen)
+    found = attack_images(model.params, model.batch_stats, build.test_key(model.config), *chosen)
     clean, adversarial, clean_class, robust_class = (np.asarray(part) for part in found)
     return [
         Example(int(row), int(labels[row]), int(clean_class[i]), int(robust_class[i]), clean[i],

@@ -155,10 +155,12 @@ def test_a_program_is_compiled_once_whatever_the_number_of_epochs(method, tmp_pa
             logger.removeHandler(handler)
             logger.propagate = propagate
         counts[num_epochs] = handler.names
-    assert counts[2] == counts[4]
+    # The first run also compiles what JAX keeps for the whole process.
+    assert not counts[4] - counts[2], (counts[4], counts[2])
     assert counts[2]["jit(run)"] == 1, counts
     # Once at the size of the selection images and once at that of the test images.
     assert counts[2]["jit(predict)"] == 2, counts
+    assert counts[2]["jit(attack_images)"] == 1, counts  # the examples of the report
 
 
 # The paper's protocol
