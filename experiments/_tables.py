@@ -177,7 +177,7 @@ def collect(
                         "--attack=autoattack"
                     )
                 if report is not None:
-                    runs.append(_run_record(cell.workdir(), report))
+                    runs.append(_run_record(cell, report))
             cells[method] = {"runs": runs} | {
                 name: _mean_std([run[name] for run in runs]) for name in SUMMARIES
             }
@@ -197,12 +197,15 @@ def collect(
     }
 
 
-def _run_record(workdir: Path, report: dict) -> dict:
+def _run_record(cell: Cell, report: dict) -> dict:
     test, strong = report["test"], report.get("autoattack") or {}
     return {
-        "workdir": str(workdir),
+        "workdir": str(cell.workdir()),
         "seed": report["seed"],
         "model": report["model"],
+        "width": cell.config().width,  # None is the architecture's own
+        "train_images": report["data"]["train"],
+        "epochs": report["last_epoch"],
         "attack": report["attack"],
         "threat": report["threat"],
         "selection": report["selection"],

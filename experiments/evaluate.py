@@ -25,7 +25,7 @@ from jaxadv._checks import (
 )
 
 from . import build, cli, data, environment, evaluation, robustness, subjects
-from .runs import write_json
+from .runs import RunDirectory, write_json
 from .subjects import Subject
 
 ATTACKS = ("pgd", "autoattack")
@@ -131,7 +131,22 @@ def evaluate(
         if result is not None:
             report["files"] += [str(file) for file in robustness.save(result, subject, path)]
         write_json(path, report)
+        page = _renew_page(workdir, path, checkpoint, data_dir)
+        report["files"] += [] if page is None else [str(page)]
     return report
+
+
+def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
+    """The run's HTML report anew where what was written is a part of it."""
+    if workdir is None:
+        return None
+    directory = RunDirectory(workdir)
+    is_part = path.resolve() == directory.autoattack_file(checkpoint)
+    if not is_part or not directory.report_file.is_file():
+        return None
+    from .train import write_page
+
+    return write_page(directory, print, data_dir=data_dir)
 
 
 def _subject(workdir, torch, arch, dataset, mean, std, checkpoint, images, data_dir) -> Subject:

@@ -5,7 +5,9 @@ environment.json    hardware, versions, commit, command: a list, one entry a sta
 metrics.jsonl       one line an epoch
 last.ckpt           everything that training needs to go on
 selected.ckpt       parameters and statistics of the best epoch on the selection images
-report.json         final accuracies; written last, so its presence means "finished"
+predictions-selected.npz   predicted classes and labels of the test images, selected checkpoint
+report.json         final accuracies; its presence means "finished"
+report.html         the run as a page; ``python -m experiments.report`` writes it anew
 autoattack-*.json   AutoAttack of a checkpoint, by ``python -m experiments.evaluate``
 """
 

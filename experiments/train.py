@@ -58,7 +58,7 @@ def train_and_evaluate(
             Trainer(config, directory, task, run, shapes, verbose, say).train()
             report = _final_report(config, directory, task, run, shapes)
             write_json(directory.report_file, report)
-            _write_page(directory, task, say)
+            write_page(directory, say, task=task)
     say(describe_report(report))
     return report
 
@@ -77,18 +77,35 @@ def describe_report(report: dict) -> str:
     )
 
 
-def _write_page(directory: RunDirectory, task: build.Task, say: Callable[[str], object]) -> None:
-    """The report as HTML; what is wrong with a page is no reason to fail a run that has ended."""
+def write_page(
+    directory: RunDirectory,
+    say: Callable[[str], object],
+    *,
+    task: build.Task | None = None,
+    data_dir: Any = None,
+) -> Path | None:
+    """Writes the HTML report of a run, or says why it can't: the results are there all the same.
+
+    Args:
+        directory: of the run.
+        say: takes the message.
+        task: its data, where they are loaded already.
+        data_dir: where data sets are looked for otherwise.
+
+    Returns:
+        The path of the page, None if it could not be written.
+    """
     try:
         from . import report  # matplotlib starts here, after training
 
-        report.write(directory.path, task=task)
+        return report.write(directory.path, task=task, data_dir=data_dir)
     except Exception as error:
         what = (str(error) or type(error).__name__).splitlines()[0]
         say(
-            f"the run is complete, but its HTML report could not be written ({what}); try "
+            f"the results are saved, but the HTML report could not be written ({what}); try "
             f"python -m experiments.report --workdir={directory.path}"
         )
+        return None
 
 
 def _final_report(config, directory, task, run, shapes) -> dict:

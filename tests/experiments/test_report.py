@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny_runs import parts, tiny
 
-from experiments import _report_html, _report_images, build, report, train
+from experiments import _report_html, _report_images, build, evaluate, report, train
 from experiments.data import DataMissingError
 from experiments.runs import RunDirectory, write_json
 from jaxadv import attacks
@@ -175,6 +175,30 @@ def test_autoattack_is_shown_once_it_has_run(copy):
     assert words.count("12.50") >= 10
 
 
+def test_judging_a_run_renews_its_report(copy, monkeypatch, capsys):
+    """The usual AutoAttack of a run does; one with another radius is no part of the report."""
+    classes = copy.report()["test"]["selected"]["classes"]
+    common = {"images": 50, "clean": 40.0, "classes": classes, "warnings": []}
+
+    def judge(eps, robust):
+        found = common | {"robust": robust, "accuracy": {"clean": 40.0, "square": robust}}
+        monkeypatch.setattr("experiments.robustness.run_autoattack", lambda *_, **__: (found, None))
+        return evaluate.evaluate(copy.path, attack="autoattack", eps=eps, verbose=False, save=True)
+
+    before = (copy.path / "report.html").read_bytes()
+    judge(0.3, 3.25)
+    assert (copy.path / "report.html").read_bytes() == before
+    found = judge(None, 17.25)
+    assert "17.25 50" in read(copy).words() and "square 17.25" in read(copy).words()
+    assert found["files"][-1] == str(copy.path / "report.html")
+
+    # A page that can't be written is no reason to lose the numbers.
+    monkeypatch.setattr(report, "write", lambda *_, **__: 1 / 0)
+    judge(None, 11.5)
+    assert copy.report()["autoattack"]["selected"]["robust"] == 11.5
+    assert "the results are saved, but the HTML report" in capsys.readouterr().out
+
+
 def test_a_run_under_way_has_a_report_too(copy, tmp_path):
     copy.report_file.unlink()
     copy.write_metrics(copy.metrics()[:2])
@@ -223,7 +247,7 @@ def test_a_report_that_fails_does_not_fail_the_training(monkeypatch, tmp_path, c
     assert found == RunDirectory(tmp_path / "run").report()
     out = capsys.readouterr()
     [line] = [line for line in (out.out + out.err).splitlines() if "HTML" in line]
-    assert "the run is complete" in line and "(no fonts)" in line
+    assert "the results are saved" in line and "(no fonts)" in line
     assert f"python -m experiments.report --workdir={tmp_path / 'run'}" in line
 
 

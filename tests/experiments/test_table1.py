@@ -73,6 +73,7 @@ def fabricate(
         "minibatch_gradients": 30,
         "train_seconds": 4.5 + seed,
         "test": {"selected": test(robust, clean), "last": test(robust - last, clean + 1)},
+        "data": {"train": 1300},
         "environment": directory.environment()[-1],
     }
     if autoattack is not None:
@@ -103,6 +104,8 @@ def test_means_and_deviations(monkeypatch, tmp_path):
     assert at["clean"]["mean"] == 91.0 and at["robust_last"]["mean"] == 41.5
     assert ensgd["robust"] == {"mean": 61.0, "std": None, "n": 1}
     assert [run["seed"] for run in at["runs"]] == [0, 1]
+    facts = {"width": None, "train_images": 1300, "epochs": 3, "attack": "PGD-20"}
+    assert at["runs"][0].items() >= facts.items()
     markdown = (output / "table1.md").read_text()
     assert row(markdown, "**digits, small_convnet, PGD-20** (laptop)") == [
         "51.5 ± 2.1 (n=2)",
