@@ -279,6 +279,7 @@ def _main(table: Table, options: argparse.Namespace) -> None:
             raise ValueError(f"--methods: {method!r} is none of {', '.join(table.methods)}")
     seeds, scale = range(options.seeds), options.scale
     rows = rows_at(table, scale, options.dataset)
+    cli.split_cpu(rows[0].dataset)
     cells = [Cell(row, scale, m, seed) for row in rows for seed in seeds for m in methods]
     if (options.run or scale != "paper") and not options.no_run:
         train_missing(cells, table.methods, options.data_dir)

@@ -133,7 +133,16 @@ def main(dataset: str, run: Callable | None = None) -> None:
         fail(error)
     if run is None:
         from .train import train_and_evaluate as run  # jax starts here, after the command line
+    split_cpu(dataset)
     execute(lambda: run(arguments.config, arguments.workdir, data_dir=arguments.data_dir))
+
+
+def split_cpu(dataset: str) -> None:
+    """One CPU device a core for the training of data sets of larger images."""
+    from . import environment
+
+    if dataset != "digits":
+        environment.split_cpu()
 
 
 def execute(action: Callable[[], object]) -> None:

@@ -1,5 +1,6 @@
 """The facts that every result carries: hardware, versions, commit, precision, command."""
 
+import contextlib
 import os
 import platform
 import shlex
@@ -22,6 +23,20 @@ def configure() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "jaxadv" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def split_cpu() -> None:
+    """Makes JAX see one CPU device a core, at most 4, among which training splits its minibatches.
+
+    Two programs side by side use two cores better than one program whose operations are split:
+    1.3 times as fast for a ResNet on CIFAR-10. Networks of 8x8 images gain nothing.
+    ``JAX_NUM_CPU_DEVICES`` chooses another number. Without effect once JAX runs in this process.
+    """
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has started: as documented
+        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 4))
 
 
 def describe() -> dict:

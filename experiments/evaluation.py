@@ -39,13 +39,24 @@ def predict_all(
     batch_size = min(batch_size, len(images))
     parts = []
     starts = range(0, len(images), batch_size)
+    split = _split(params, batch_size)
     for start in tqdm(starts, description, disable=description is None, leave=False, unit="batch"):
         rows = np.arange(start, start + batch_size)
         inside = np.minimum(rows, len(images) - 1)
-        batch = predict(params, batch_stats, key, images[inside], labels[inside], rows)
+        arrays = jax.device_put((images[inside], labels[inside], rows), split)
+        batch = predict(params, batch_stats, key, *arrays)
         keep = rows < len(images)
         parts.append(Predictions(*(np.asarray(part)[keep] for part in batch)))
     return Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _split(params: Any, batch_size: int) -> jax.sharding.Sharding | None:
+    """How to lay out a batch so that each device that holds ``params`` gets a part of it."""
+    layouts = {getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)}
+    mesh = next((s.mesh for s in layouts if isinstance(s, jax.sharding.NamedSharding)), None)
+    if mesh is None or batch_size % mesh.size:
+        return None
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
 
 
 def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[str, ...]) -> dict:

@@ -1,0 +1,214 @@
+r"""Minibatches of adversarial training against plain PyTorch, on the CPU or a GPU.
+
+    python -m benchmarks.training --width=16 --batch_size=128
+    python -m benchmarks.training --width=64 --batch_size=32 --methods=at
+
+PreActResNet-18 on 32x32 images, float32, PGD-10 in train mode and one step: adversarial training
+with SGD (at), with adversarial weight perturbation (awp), and an outer step of EntropySGD on four
+minibatches (ensgd). Both sides start at the same weights, take minibatches of the same images and
+run strictly in turn in one process; before that the gradients of both on one minibatch are
+compared. Compilation is in the first call and reported apart. The PyTorch side is
+``_torch_training.py``; ``--channels_last`` gives it that memory format.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+
+from ._report import provenance
+from ._timing import alternate, ratio, summary
+
+METHODS = ("at", "awp", "ensgd")
+N_IN = 4
+GAMMA = 0.01
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--width", type=int, default=16, help="64 is the full network")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--num_steps", type=int, default=10, help="of PGD")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--channels_last", action="store_true", help="memory format of PyTorch")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, both sides")
+    parser.add_argument("--devices", type=int, default=1, help="of JAX, minibatches split evenly")
+    parser.add_argument("--output", help="JSON")
+    return parser.parse_args(arguments)
+
+
+class Ours:
+    """The compiled programs of jaxadv on a device-resident data set."""
+
+    def __init__(self, options, module, variables, images, labels):
+        import jax
+        import jax.numpy as jnp
+
+        from jaxadv import objectives, optim, training
+
+        def apply_fn(params, batch_stats, x, train):
+            both = {"params": params, "batch_stats": batch_stats}
+            if not train:
+                return module.apply(both, x), batch_stats
+            logits, changed = module.apply(both, x, train=True, mutable=["batch_stats"])
+            return logits, changed["batch_stats"]
+
+        mesh = jax.make_mesh((options.devices,), ("batch",), (jax.sharding.AxisType.Auto,))
+        spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.objective = objectives.adversarial_cross_entropy(apply_fn, num_steps=options.num_steps)
+        program = lambda gamma: training.Program(
+            apply_fn,
+            self.objective,
+            batch_size=options.batch_size,
+            weight_perturbation=gamma,
+            sharding=spec if options.devices > 1 else None,
+        )
+        self.data = jax.device_put(
+            training.DeviceData(jnp.asarray(images), jnp.asarray(labels)), place
+        )
+        self.key = jax.random.key(0)
+        sgd = training.sgd(0.1)
+        ensgd = optim.entropy_sgd(0.1, key=jax.random.key(1), n_in=N_IN)
+        sgd_steps = {"at": program(0.0), "awp": program(GAMMA)}
+        self.steps, self.states = {}, {}
+        for name in options.methods:
+            state = training.TrainState.create(
+                variables["params"], variables["batch_stats"], ensgd if name == "ensgd" else sgd
+            )
+            # The compiled step takes over the buffers of its state.
+            self.states[name] = jax.device_put(jax.tree.map(jnp.array, state), place)
+            if name == "ensgd":
+                self.steps[name] = program(0.0).entropy_step(ensgd, N_IN)
+            else:
+                step = sgd_steps[name].sgd_steps(sgd)
+                self.steps[name] = lambda *parts, step=step: step(*parts, 1)
+
+    def call(self, name: str):
+        """One step of a method, until it is done."""
+        import jax
+
+        state, metrics = self.steps[name](self.states[name], self.data, self.key)
+        self.states[name] = jax.block_until_ready(state)
+        return metrics
+
+
+def gradients(options, ours, theirs, module, variables, images, labels) -> float:
+    """The relative difference between the parameter gradients of both on one minibatch."""
+    import jax
+    import jax.numpy as jnp
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from jaxadv import models
+
+    x = jnp.asarray(images[: options.batch_size], jnp.float32) / 255
+    y = jnp.asarray(labels[: options.batch_size])
+    found = jax.jit(
+        jax.grad(lambda p: ours.objective.loss(p, variables["batch_stats"], x, x, y)[0])
+    )
+    both = {"params": found(variables["params"]), "batch_stats": variables["batch_stats"]}
+    named = models.to_torch_state_dict(module, both)
+    points = torch.from_numpy(np.moveaxis(np.array(x), -1, 1).copy()).to(theirs.trained[0].device)
+    expected = theirs.gradient(points, torch.from_numpy(np.array(y)).long().to(points.device))
+    names = [name for name, tensor in theirs.tensors.items() if tensor.requires_grad]
+    pairs = [(np.array(named[n]), e.cpu().numpy()) for n, e in zip(names, expected, strict=True)]
+    difference = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+    return (difference / sum(float((b**2).sum()) for _, b in pairs)) ** 0.5
+
+
+def rivals(options) -> tuple[dict, float]:
+    """Calls by name, and how far the gradients are apart."""
+    import jax
+    import jax.numpy as jnp
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from jaxadv import models
+
+    from . import _torch_resnet
+    from ._torch_training import Trainer
+
+    size = options.image_size
+    dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
+    module = models.preact_resnet18(10, width=options.width, dtype=dtype)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    rng = np.random.default_rng(0)
+    number = N_IN * options.batch_size
+    images = rng.integers(0, 256, (number, size, size, 3), np.uint8)
+    labels = rng.integers(0, 10, number).astype(np.int32)
+    ours = Ours(options, module, variables, images, labels)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    fmt = torch.channels_last if options.channels_last else torch.contiguous_format
+
+    def trainer():
+        tensors = _torch_resnet.weights(module, variables, trainable=True, device=device)
+        if options.channels_last:
+            for tensor in tensors.values():
+                if tensor.dim() == 4:
+                    tensor.data = tensor.data.to(memory_format=fmt)
+        constants = _torch_resnet.constants(module, device)
+        return Trainer(tensors, constants, num_steps=options.num_steps, autocast=options.bfloat16)
+
+    floats = torch.from_numpy(np.moveaxis(images, -1, 1).astype(np.float32) / 255)
+    floats = floats.to(device).contiguous(memory_format=fmt).split(options.batch_size)
+    targets = torch.from_numpy(labels).long().to(device).split(options.batch_size)
+    minibatches = list(zip(floats, targets, strict=True))
+    apart = gradients(options, ours, trainer(), module, variables, images, labels)
+
+    calls = {}
+    for name in options.methods:
+        theirs = trainer()
+        steps = {
+            "at": lambda t=theirs: t.sgd_step(*minibatches[0]),
+            "awp": lambda t=theirs: t.awp_step(*minibatches[0], gamma=GAMMA),
+            "ensgd": lambda t=theirs: t.entropy_step(minibatches),
+        }
+
+        def torch_call(step=steps[name]):
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        calls[f"jaxadv, {name}"] = lambda name=name: ours.call(name)
+        calls[f"pytorch, {name}"] = torch_call
+    return calls, apart
+
+
+def main(arguments=None) -> dict:
+    """Runs both and returns what it writes."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    options = parse(arguments)
+    options.methods = options.methods.split(",")
+    if unknown := set(options.methods) - set(METHODS):
+        raise SystemExit(f"--methods: {', '.join(sorted(unknown))} is none of {', '.join(METHODS)}")
+    calls, apart = rivals(options)
+    print(f"parameter gradients of both: relative difference {apart:.1e}", flush=True)
+    report = {
+        **provenance(options),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "gradient_difference": apart,
+        "seconds": {},
+        "ratio": {},
+    }
+    for name in options.methods:
+        pair = {label: calls[label] for label in (f"jaxadv, {name}", f"pytorch, {name}")}
+        times = alternate(pair, options.repeats)
+        report["seconds"] |= summary(times)
+        found = ratio(times, *pair)
+        report["ratio"][name] = found
+        own, other = (report["seconds"][label]["median"] for label in pair)
+        print(f"{name:6} jaxadv {own:8.3f} s  pytorch {other:8.3f} s  ratio {found['median']:5.2f} "
+              f"({found['least']:.2f} to {found['greatest']:.2f})", flush=True)  # fmt: skip
+    if options.output:
+        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    return report
+
+
+if __name__ == "__main__":
+    main()
