@@ -148,8 +148,9 @@ def main() -> None:
 
 def _main(options: argparse.Namespace) -> None:
     plane = options.two_dimensional
-    number = options.number or (1000 if options.scale == "paper" else 256)
-    points = options.points or (13 if plane else 21)
+    number, points = options.number, options.points
+    number = (1000 if options.scale == "paper" else 256) if number is None else number
+    points = (13 if plane else 21) if points is None else points
     for name, value, least in (
         ("--number", number, 1),
         ("--points", points, 3),

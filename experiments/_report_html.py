@@ -37,6 +37,7 @@ table.confusion td.diagonal {{ font-weight: bold; }}
 .examples {{ display: flex; flex-wrap: wrap; gap: .8rem; }}
 .examples figure {{ margin: 0; border: 1px solid #ddd; padding: .5rem; }}
 .examples img {{ width: 80px; height: 80px; image-rendering: pixelated; }}
+.examples img + img {{ margin-left: 5px; }}
 .right {{ color: #00664a; }}
 .wrong {{ color: #a23b00; }}
 img.wide {{ max-width: 100%; height: auto; }}

@@ -147,9 +147,11 @@ def test_missing_runs_are_listed(monkeypatch, capsys):
     [
         ("--points=4", "--points=4 has to be odd"),
         ("--points=1", "--points=1"),
+        ("--points=0", "--points=0"),
         ("--reach=0", "--reach=0"),
         ("--radius=-1", "--radius=-1"),
         ("--number=-3", "--number=-3"),
+        ("--number=0", "--number=0"),
         ("--draws=0", "--draws=0"),
         ("--seed=-1", "--seed=-1"),
         ("--checkpoint=first", "invalid choice"),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_entropy_sgd import W0, grad_fn, split
+from entropy_quadratic import W0, grad_fn, split
 
 from jaxadv import optim
 from jaxadv.optim import _options
