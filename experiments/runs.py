@@ -107,6 +107,8 @@ class RunDirectory:
                 f"python -m experiments.digits --config=configs/at.py:laptop --workdir={self.path}"
             )
         config = ConfigDict(_read_json(self.config_file))
+        if "diagnostics" not in config:  # a run from before there were any: they were off
+            config.diagnostics = settings.base().diagnostics
         known = {name for name, _ in cli.fields(config)}
         missing = [name for name, _ in cli.fields(settings.base()) if name not in known]
         if missing:

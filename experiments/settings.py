@@ -137,6 +137,9 @@ def base(scale: str | None = None) -> Config:
                 "slow_weights": "refresh",
                 "refresh_batches": config_dict.placeholder(int),
             },
+            # Smoothness of the adversarial loss along the run, into metrics.jsonl: see
+            # experiments.diagnostics. Every so many minibatches (0 is never), on training images.
+            "diagnostics": {"every": 0, "num_images": 16},
             # Which images choose the checkpoint: held-out "validation" images, or "test" as in the
             # paper (optimistic).
             "selection": "validation",

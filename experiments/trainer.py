@@ -12,6 +12,7 @@ from jaxadv import training
 
 from . import build, checkpoints, evaluation
 from .announce import announce
+from .diagnostics import Diagnostics
 
 CHECKPOINT_SECONDS = 300  # between checkpoints inside a long epoch
 CALL_MINIBATCHES = {"cpu": 8}  # minibatches of SGD in one compiled call; elsewhere 64
@@ -37,6 +38,7 @@ class Trainer:
         self.data = jax.device_put(training.DeviceData(*task.train), self.placement)
         self.total_steps = config.num_epochs * run.batches_per_epoch
         self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": _no_sums()}
+        self.diagnostics = Diagnostics.of(config, task, run)
         self.stopped = threading.Event()
         self.step = self.first_step = 0
         self.began = time.monotonic()
@@ -83,7 +85,9 @@ class Trainer:
             phase = self.run.phase_at(self.step)
             if end - self.step < phase.group and not is_last:
                 break
-            count = min(end - self.step, max(phase.group, usual))
+            count, before = min(end - self.step, max(phase.group, usual)), None
+            if self.diagnostics is not None:
+                count, before = self._look_ahead(state, phase, count)
             called = time.monotonic()
             state, metrics, taken = self.run.advance(state, self.data, self.key, self.step, count)
             if phase.first not in self.compiled:
@@ -92,6 +96,10 @@ class Trainer:
                 seconds = time.monotonic() - called
                 self.compile_seconds += seconds
                 started += seconds
+            if before is not None:
+                called = time.monotonic()
+                self._diagnose(before, state)
+                started += time.monotonic() - called
             self.step += taken
             # The previous call's sums are read while this one runs.
             if pending is not None:
@@ -112,6 +120,19 @@ class Trainer:
             self._add(*pending, bar)
         self.record["seconds"] += time.monotonic() - started
         return state
+
+    def _look_ahead(self, state, phase, count: int):
+        """Minibatches of the next call, and the parameters before it if it is to be measured."""
+        assert self.diagnostics is not None
+        if self.diagnostics.due(self.step, phase.group):
+            return min(count, phase.group), jax.device_get(state.params)
+        return min(count, max(phase.group, self.diagnostics.until_due(self.step))), None
+
+    def _diagnose(self, before, state) -> None:
+        assert self.diagnostics is not None
+        after, batch_stats = jax.device_get((state.params, state.batch_stats))
+        row = self.diagnostics.measure(self.step, before, after, batch_stats)
+        self.record.setdefault("diagnostics", []).append(row)
 
     def _add(self, metrics: training.Metrics, minibatches: int, bar) -> None:
         sums = self.record["sums"]
@@ -185,6 +206,8 @@ class Trainer:
                 self.record["best"] = {"epoch": epoch + 1, "robust": result["robust"]}
                 part = {"params": state.params, "batch_stats": state.batch_stats}
                 checkpoints.save(self.directory.selected, part, self.record["best"])
+        if self.diagnostics is not None:
+            row["diagnostics"] = self.record.pop("diagnostics", [])
         self.record["rows"].append(row)
         self.record["sums"] = _no_sums()
         self._save(state)

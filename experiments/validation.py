@@ -61,6 +61,8 @@ def check(config: Any) -> None:
         ("eval", "num_restarts", 1),
         ("eval", "every", 1),
         ("bn", "refresh_batches", 0),
+        ("diagnostics", "every", 0),
+        ("diagnostics", "num_images", 1),
     ):
         check_count(f"config.{section}.{name}", config[section][name], minimum)
     for name in ("learning_rate", "weight_decay", "lr_factor"):
