@@ -8,6 +8,7 @@ import json
 import pathlib
 import struct
 import types
+from collections.abc import Callable
 
 import numpy as np
 
@@ -157,39 +158,20 @@ def torch_model(checkpoint: Checkpoint):
     return logits_fn
 
 
-def resnets(width: int, seed: int = 0):
+def resnets(width: int, seed: int = 0) -> tuple[Callable, Callable]:
     """PreActResNet-18 with random weights in JAX, and the same in PyTorch (evaluation mode)."""
     import jax
     import jax.numpy as jnp
-    import torch  # pyright: ignore[reportMissingImports]
-    from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
     from jaxadv import models
 
+    from . import _torch_resnet
+
     module = models.preact_resnet18(10, width=width)
     variables = module.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
-    state = models.to_torch_state_dict(module, variables)
-    w = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (module.mean, module.std))
-
-    def norm(x, name):
-        names = ("running_mean", "running_var", "weight", "bias")
-        return functional.relu(functional.batch_norm(x, *(w[f"{name}.{n}"] for n in names)))
-
-    def block(x, name, stride):
-        out = norm(x, f"{name}.bn1")
-        if f"{name}.shortcut.0.weight" in w:
-            x = functional.conv2d(out, w[f"{name}.shortcut.0.weight"], stride=stride)
-        out = functional.conv2d(out, w[f"{name}.conv1.weight"], stride=stride, padding=1)
-        out = norm(out, f"{name}.bn2")
-        return x + functional.conv2d(out, w[f"{name}.conv2.weight"], padding=1)
-
-    def torch_fn(images):
-        x = functional.conv2d((images - mean) / std, w["conv1.weight"], padding=1)
-        for stage in range(4):
-            for part in range(2):
-                x = block(x, f"layer{stage + 1}.{part}", 2 if stage and not part else 1)
-        x = norm(x, "bn").mean(dim=(2, 3))
-        return functional.linear(x, w["linear.weight"], w["linear.bias"])
-
-    return (lambda images: module.apply(variables, images)), torch_fn
+    tensors = _torch_resnet.weights(module, variables)
+    mean, std = _torch_resnet.constants(module)
+    return (
+        lambda images: module.apply(variables, images),
+        lambda images: _torch_resnet.forward(tensors, images, mean, std),
+    )

@@ -12,9 +12,11 @@ random start breaks. Checkpoints and images: see
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import pathlib
+from unittest import mock
 
 import numpy as np
 
@@ -136,28 +138,42 @@ def spread(own: dict[str, dict], others: dict[str, dict]) -> list[dict]:
 
 
 def min_norm(checkpoint, x, y, options) -> dict:
-    """Norms of the perturbations that untargeted FAB finds on the correctly classified images."""
+    """Norms of the perturbations that untargeted FAB finds on the correctly classified images.
+
+    With ``options.first_alpha`` as the code did with which the figures of advertorch were made: all
+    images of a batch of 100 take the bias of the first one that is classified correctly. (It was
+    corrected in the AutoAttack repository in October 2020.)
+    """
     import jax
 
+    from jaxadv.attacks import _fab_run
     from jaxadv.attacks._fab import fab
 
     model, norms, correct = jax_model(checkpoint), [], []
-    size = options.batch_size or 256
+    size = options.batch_size or (100 if options.first_alpha else 256)
+    own, change = _fab_run.bias, contextlib.nullcontext()
+    if options.first_alpha:
+        first = lambda *parts: jax.numpy.full_like(parts[0], own(*parts)[0])
+        change = mock.patch.object(_fab_run, "bias", first)
     for start in range(0, len(y), size):
         part = slice(start, start + size)
         indices = jax.numpy.arange(len(y))[part]
-        found = fab(
-            jax.random.key(options.keys[0]),
-            model,
-            x[part],
-            y[part],
-            norm=options.norm,
-            eps=options.eps,
-            num_steps=options.min_norm,
-            indices=indices,
-        )
-        norms.append(np.asarray(found.norms))
-        correct.append(np.asarray(model(x[part]).argmax(1) == y[part]))
+        good = np.asarray(model(x[part]).argmax(1) == y[part])
+        correct.append(good)
+        # The first image has to be a correct one; the others are put where they belong below.
+        order = np.argsort(~good, kind="stable")
+        with change:
+            found = fab(
+                jax.random.key(options.keys[0]),
+                model,
+                x[part][order],
+                y[part][order],
+                norm=options.norm,
+                eps=options.eps,
+                num_steps=options.min_norm,
+                indices=indices[order],
+            )
+        norms.append(np.asarray(found.norms)[np.argsort(order)])
     norms = np.concatenate(norms)[np.concatenate(correct)]
     finite = norms[np.isfinite(norms)]
     return {
@@ -165,6 +181,8 @@ def min_norm(checkpoint, x, y, options) -> dict:
         "found": float(len(finite) / len(norms)),
         "median": float(np.median(finite)),
         "mean": float(finite.mean()),
+        "std": float(finite.std()),
+        "greatest": float(finite.max()),
     }
 
 
@@ -188,6 +206,9 @@ def parse(arguments=None):
     parser.add_argument("--store", help="folder that keeps the progress of jaxadv")
     parser.add_argument("--reference_batch", type=int, default=500)
     parser.add_argument("--min_norm", type=int, default=0, help="steps of FAB; no AutoAttack then")
+    parser.add_argument(
+        "--first_alpha", action="store_true", help="--min_norm with the error of its first version"
+    )
     parser.add_argument("--pgd_steps", type=int, default=0, help="PGD only, no AutoAttack then")
     parser.add_argument("--pgd_step_size", type=float, default=0.01)
     parser.add_argument("--progress", action="store_true")

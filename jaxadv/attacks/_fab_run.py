@@ -160,8 +160,7 @@ def step(forward, linearize, images, labels, state: State, number, eps, options)
         norm,
     )
     lengths = jnp.maximum(_norms(both, norm), 1e-8)
-    alpha = jnp.clip(lengths[:rows] / (lengths[:rows] + lengths[rows:]), 0, options.alpha_max)
-    alpha = _column(alpha, x)
+    alpha = _column(bias(lengths[:rows], lengths[rows:], options.alpha_max), x)
     moves = both.reshape(2, *x.shape)
     points = (x + options.eta * moves[0]) * (1 - alpha) + (images + options.eta * moves[1]) * alpha
     points = jnp.clip(points, 0, 1)
@@ -181,6 +180,17 @@ def step(forward, linearize, images, labels, state: State, number, eps, options)
         steps=state.steps + alive,
         broken_at=jnp.where(within & (state.broken_at < 0), at, state.broken_at),
     )
+
+
+def bias(from_point: Array, from_image: Array, alpha_max: float) -> Array:
+    """Weight of the step from the clean image: alpha of the paper, for each image.
+
+    Args:
+        from_point: lengths of the steps from the current points, of shape (B,).
+        from_image: lengths of the steps from the clean images.
+        alpha_max: the largest weight.
+    """
+    return jnp.clip(from_point / (from_point + from_image), 0, alpha_max)
 
 
 def _select(logits: Array, classes: Array) -> Array:

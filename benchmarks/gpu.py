@@ -1,0 +1,163 @@
+r"""Throughput of the networks as a share of the measured matrix-product ceiling.
+
+    python -m benchmarks.gpu                                        # on a GPU: the full networks
+    python -m benchmarks.gpu --width=4 --batch_size=8 --models=preact_resnet18 --precisions=float32
+
+Images a second of the forward pass, forward and input gradient, and the training step of
+adversarial training (PGD-10, SGD) for PreActResNet-18 and WideResNet-34-10 in float32 (products
+in full precision), tf32 and bfloat16; TFLOP/s from the multiplications that the compiler counts,
+and their share of a large matrix product of the same precision on the same device. From the
+training step follows the time of an epoch of CIFAR-10. `benchmarks.training` compares with
+PyTorch on the same device, `benchmarks.autoattack` AutoAttack.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxadv import models, objectives, training
+
+from ._report import provenance
+
+MODELS = {
+    "preact_resnet18": lambda width, dtype: models.preact_resnet18(10, width=width, dtype=dtype),
+    "wrn34_10": lambda width, dtype: models.wide_resnet34_10(
+        10, widen_factor=max(width * 10 // 64, 1), dtype=dtype
+    ),
+}
+PRECISIONS = {
+    "float32": (jnp.float32, "highest"),
+    "tf32": (jnp.float32, "default"),
+    "bfloat16": (jnp.bfloat16, "default"),
+}
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--width", type=int, default=64, help="64 is the full network")
+    parser.add_argument("--batch_size", type=int, default=128, help="of the training step")
+    parser.add_argument("--eval_batch_size", type=int, default=1024)
+    parser.add_argument("--num_steps", type=int, default=10, help="of PGD")
+    parser.add_argument("--product", type=int, default=8192, help="rows of the matrix product")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", help="JSON")
+    return parser.parse_args(arguments)
+
+
+def measure(function, arguments, repeats: int) -> dict:
+    """Median seconds of a call, seconds to compile, and the floating-point operations counted."""
+    started = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - started
+    jax.block_until_ready(compiled(*arguments))
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - started)
+    cost = compiled.cost_analysis() or {}
+    return {
+        "seconds": float(np.median(seconds)),
+        "compile_seconds": compile_seconds,
+        "counted_flops": float(cost.get("flops", 0)),
+    }
+
+
+def ceiling(options, dtype) -> float:
+    """TFLOP/s of a square matrix product."""
+    n = options.product
+    a = jax.random.normal(jax.random.key(0), (n, n), dtype)
+    found = measure(lambda a: a @ a, (a,), options.repeats)
+    return 2 * n**3 / found["seconds"] / 1e12
+
+
+def network(options, name: str, dtype, top: float) -> dict:
+    """The three measurements of one network."""
+    module = MODELS[name](options.width, dtype)
+    images = jax.random.uniform(jax.random.key(1), (options.eval_batch_size, 32, 32, 3))
+    variables = module.init(jax.random.key(0), images[:1])
+    forward = lambda v, x: module.apply(v, x)
+    rows = {
+        "forward": measure(forward, (variables, images), options.repeats),
+        "forward and input gradient": measure(
+            lambda v, x: jax.grad(lambda x: forward(v, x).sum())(x),
+            (variables, images),
+            options.repeats,
+        ),
+    }
+    one = rows["forward"]["counted_flops"] / options.eval_batch_size
+    rows["training step"] = step(options, module, variables)
+    # Forward and input gradient cost twice the forward pass, a parameter gradient three times.
+    passes = {"forward": 1, "forward and input gradient": 2}
+    passes["training step"] = 2 * options.num_steps + 3
+    for title, row in rows.items():
+        batch = options.batch_size if title == "training step" else options.eval_batch_size
+        row["images_per_second"] = batch / row["seconds"]
+        row["tflops"] = passes[title] * one * row["images_per_second"] / 1e12
+        row["share_of_ceiling"] = row["tflops"] / top
+    rows["training step"]["epoch_seconds"] = 50_000 / rows["training step"]["images_per_second"]
+    return rows
+
+
+def step(options, module, variables) -> dict:
+    """One minibatch of adversarial training, ten in a call as in a run."""
+
+    def apply_fn(params, batch_stats, x, train):
+        both = {"params": params, "batch_stats": batch_stats}
+        logits, changed = module.apply(both, x, train=train, mutable=["batch_stats"])
+        return logits, changed["batch_stats"]
+
+    objective = objectives.adversarial_cross_entropy(apply_fn, num_steps=options.num_steps)
+    program = training.Program(apply_fn, objective, batch_size=options.batch_size)
+    tx, calls = training.sgd(0.1), 10
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (calls * options.batch_size, 32, 32, 3), np.uint8))
+    labels = jnp.asarray(rng.integers(0, 10, calls * options.batch_size), jnp.int32)
+    data, key = training.DeviceData(images, labels), jax.random.key(0)
+    state = training.TrainState.create(variables["params"], variables["batch_stats"], tx)
+    advance = program.sgd_steps(tx)
+    started = time.perf_counter()
+    state, _ = jax.block_until_ready(advance(state, data, key, 1))
+    compile_seconds = time.perf_counter() - started
+    seconds = []
+    for _ in range(options.repeats):
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(advance(state, data, key, calls))
+        seconds.append((time.perf_counter() - started) / calls)
+    return {"seconds": float(np.median(seconds)), "compile_seconds": compile_seconds}
+
+
+def main(arguments=None) -> dict:
+    """Runs all and returns what it writes."""
+    options = parse(arguments)
+    report = {**provenance(options), "ceiling_tflops": {}, "networks": {}}
+    for precision in options.precisions.split(","):
+        dtype, products = PRECISIONS[precision]
+        with jax.default_matmul_precision(products):
+            top = report["ceiling_tflops"][precision] = ceiling(options, dtype)
+            print(f"{precision}: matrix product {top:.2f} TFLOP/s", flush=True)
+            for name in options.models.split(","):
+                rows = report["networks"][f"{name}, {precision}"] = network(
+                    options, name, dtype, top
+                )
+                for title, row in rows.items():
+                    print(f"  {name:16} {title:27} {row['images_per_second']:10.0f} images/s "
+                          f"{row['tflops']:8.3f} TFLOP/s {row['share_of_ceiling']:6.1%}",
+                          flush=True)  # fmt: skip
+                epoch = rows["training step"]["epoch_seconds"]
+                print(f"  {name:16} an epoch of 50,000 images: {epoch:.1f} s", flush=True)
+    if options.output:
+        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+r"""The norm of the attack Jacobian: matrix-free against width, and against the dense computation.
+
+    python -m benchmarks.matrix_free                          # PreActResNet-18, widths 4, 8, 16
+    python -m benchmarks.matrix_free --widths=16 --samples=3
+
+Seconds an example of D's norm with `jaxadv.theory.matrix_free_jacobian` for a PreActResNet-18 with
+a smooth activation on 32x32x3 images, random weights, in float32 (attack and norm apart, the first
+example, which compiles, apart), and the same for multi-layer perceptrons small enough for the dense
+`jaxadv.theory.attack_jacobian`, in float64, where the two norms are compared.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxadv import losses, models, theory
+
+from ._report import provenance
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--widths", default="4,8,16", help="of PreActResNet-18; empty for none")
+    parser.add_argument("--hidden", default="8,16,32", help="of the perceptrons; empty for none")
+    parser.add_argument("--samples", type=int, default=2, help="examples after the first")
+    parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--eps", type=float, default=0.25, help="L2")
+    parser.add_argument("--output", help="JSON")
+    return parser.parse_args(arguments)
+
+
+def numbers(text: str) -> list[int]:
+    """The whole numbers of a comma-separated list."""
+    return [int(part) for part in text.split(",") if part]
+
+
+def network(options, width: int) -> dict:
+    """Seconds of the norm of D for one PreActResNet-18."""
+    size = options.image_size
+    module = models.preact_resnet18(10, width=width, activation="softplus")
+    variables = module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    params, fixed = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+    def example_loss(label, x, theta):
+        logits = jnp.asarray(module.apply({"params": theta, **fixed}, x[None]))
+        return losses.cross_entropy(logits, label[None])[0]
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(1 + options.samples):
+        x = jnp.asarray(rng.uniform(size=(size, size, 3)), jnp.float32)
+        loss = jax.tree_util.Partial(example_loss, jnp.asarray(rng.integers(10), jnp.int32))
+        started = time.perf_counter()
+        x_adv = theory.climb_attack(loss, params, x, x, norm="l2", eps=options.eps)
+        attacked = time.perf_counter()
+        found = theory.matrix_free_jacobian(loss, params, x, x_adv, norm="l2", eps=options.eps)
+        norm = found.norm() if found.kind not in ("degenerate", "unconverged") else None
+        rows.append(
+            {
+                "attack_seconds": attacked - started,
+                "norm_seconds": time.perf_counter() - attacked,
+                "kind": found.kind,
+                "norm": norm and norm.value,
+                "error": norm and norm.error,
+                "lanczos_steps": norm and norm.iterations,
+            }
+        )
+    return {
+        "width": width,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "pixels": size * size * 3,
+        "first": rows[0],
+        "examples": rows[1:],
+        "seconds": float(np.median([r["attack_seconds"] + r["norm_seconds"] for r in rows[1:]])),
+    }
+
+
+def against_dense(hidden: int) -> dict:
+    """Both computations for one perceptron on 8x8 images, in float64."""
+    rng = np.random.default_rng(hidden)
+    with jax.enable_x64(True):
+        shapes = [(64, hidden), (hidden,), (hidden, 10), (10,)]
+        theta = [jnp.asarray(rng.normal(size=s) / np.sqrt(s[0])) for s in shapes]
+        x = jnp.asarray(rng.uniform(size=64))
+
+        def loss(x, theta):
+            w1, b1, w2, b2 = theta
+            logits = jnp.tanh(x @ w1 + b1) @ w2 + b2
+            return losses.cross_entropy(logits[None], jnp.zeros(1, jnp.int32))[0]
+
+        seconds: dict[str, float] = {}
+        dense, value = None, 0.0
+        for name in ("dense, first", "dense"):
+            started = time.perf_counter()
+            dense = theory.attack_jacobian(loss, theta, x, norm="l2", eps=0.3, num_restarts=1)
+            seconds[name] = time.perf_counter() - started
+        for name in ("matrix-free, first", "matrix-free"):
+            assert dense is not None
+            started = time.perf_counter()
+            free = theory.matrix_free_jacobian(loss, theta, x, dense.x_adv, norm="l2", eps=0.3)
+            value = free.norm().value
+            seconds[name] = time.perf_counter() - started
+    return {
+        "hidden": hidden,
+        "parameters": sum(int(np.prod(s)) for s in shapes),
+        "seconds": seconds,
+        "norm_dense": float(dense.norm if dense else 0),
+        "norm_matrix_free": float(value),
+    }
+
+
+def main(arguments=None) -> dict:
+    """Runs all and returns what it writes."""
+    options = parse(arguments)
+    report = {**provenance(options), "networks": [], "perceptrons": []}
+    for width in numbers(options.widths):
+        report["networks"].append(row := network(options, width))
+        kinds = ", ".join(r["kind"] for r in row["examples"])
+        print(f"PreActResNet-18, width {width:3}, {row['parameters']:9,} parameters: "
+              f"{row['seconds']:6.1f} s an example ({kinds})", flush=True)  # fmt: skip
+    for hidden in numbers(options.hidden):
+        report["perceptrons"].append(row := against_dense(hidden))
+        seconds = row["seconds"]
+        print(f"perceptron, {row['parameters']:6,} parameters: dense {seconds['dense']:6.2f} s, "
+              f"matrix-free {seconds['matrix-free']:6.2f} s; norms {row['norm_dense']:.8f}, "
+              f"{row['norm_matrix_free']:.8f}", flush=True)  # fmt: skip
+    if options.output:
+        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    return report
+
+
+if __name__ == "__main__":
+    main()

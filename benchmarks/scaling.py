@@ -1,0 +1,235 @@
+r"""How cost grows: with batch size, PGD steps, n_in, images and parameters; and peak memory.
+
+    python -m benchmarks.scaling --output=scaling.json       # also scaling.png, scaling.pdf
+    python -m benchmarks.scaling --memory --output=memory.json
+
+Each sweep changes one number and keeps the others. The exponent in the legend is the slope of the
+last two points in the double logarithmic plot: 1 is linear. ``--memory`` instead reports the peak
+resident memory of two fresh processes: the first minibatches of the CIFAR-10 entry point at laptop
+scale, and AutoAttack (standard, short) on many images at batch size 500.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxadv import models
+from jaxadv.attacks import autoattack, pgd
+
+from . import entropy_sgd
+from ._report import provenance
+from ._timing import alternate, summary
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the script")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of times")
+    parser.add_argument("--images", type=int, default=10_000, help="of the memory of AutoAttack")
+    parser.add_argument("--child", choices=("train", "autoattack"), help=argparse.SUPPRESS)
+    parser.add_argument("--output", help="JSON")
+    return parser.parse_args(arguments)
+
+
+def _network(width: int):
+    module = models.preact_resnet18(10, width=width)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return jax.tree_util.Partial(module.apply, variables), variables
+
+
+def _images(number: int):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(number, 32, 32, 3)).astype(np.float32)
+    return jnp.asarray(x), jnp.asarray(rng.integers(0, 10, number), jnp.int32)
+
+
+def _pgd(batch_size: int = 16, num_steps: int = 10, width: int = 8):
+    model, _ = _network(width)
+    x, y = _images(batch_size)
+    attack = jax.jit(
+        lambda key, x, y: pgd(
+            key, model, x, y, norm="linf", eps=8 / 255, step_size=2 / 255, num_steps=num_steps
+        )
+    )
+    return lambda: jax.block_until_ready(attack(jax.random.key(0), x, y))
+
+
+def _outer_step(n_in: int):
+    size = types.SimpleNamespace(model="small_convnet", width=16, batch_size=32, num_steps=10)
+    program, variables, data = entropy_sgd.build(size)
+    from jaxadv import optim, training
+
+    tx = optim.entropy_sgd(0.1, key=jax.random.key(1), n_in=n_in)
+    state = training.TrainState.create(variables["params"], {}, tx)
+    states = [jax.tree.map(jnp.array, state)]
+    step = program.entropy_step(tx, n_in)
+
+    def call():
+        states[0], _ = jax.block_until_ready(step(states[0], data, jax.random.key(0)))
+
+    return call
+
+
+def _autoattack(number: int):
+    module = models.small_convnet(10, features=(8, 16))
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    model = jax.tree_util.Partial(module.apply, variables)
+    x = jax.random.uniform(jax.random.key(1), (number, 8, 8, 1))
+    y = model(x).argmax(1).astype(jnp.int32)
+    call = lambda: autoattack(
+        jax.random.key(0),
+        model,
+        x,
+        y,
+        norm="linf",
+        eps=1e-4,
+        batch_size=256,
+        num_steps=10,
+        num_queries=100,
+        progress=False,
+    )
+    return call
+
+
+def sweeps(options) -> dict[str, dict[int, Callable[[], object]]]:
+    """By what is changed: a call for each of its values."""
+    quick = options.quick
+    choose = lambda usual, tiny: tiny if quick else usual
+    return {
+        "PGD: batch size": {
+            n: _pgd(batch_size=n) for n in choose((4, 8, 16, 32, 64, 128, 256), (2, 4))
+        },
+        "PGD: steps": {n: _pgd(num_steps=n) for n in choose((1, 2, 5, 10, 20, 50), (1, 2))},
+        "PGD: width of PreActResNet-18": {
+            n: _pgd(width=n) for n in choose((4, 8, 16, 32, 64), (2, 4))
+        },
+        "EntropySGD: n_in": {n: _outer_step(n) for n in choose((1, 2, 5, 10, 20, 50), (1, 2))},
+        "AutoAttack: images": {
+            n: _autoattack(n) for n in choose((16, 64, 256, 1024, 4096), (4, 8))
+        },
+    }
+
+
+def figure(report: dict, path: pathlib.Path) -> None:
+    """Seconds against what was changed, one panel a sweep."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = report["sweeps"]
+    fig, axes = plt.subplots(1, len(rows), figsize=(3.1 * len(rows), 3.0), layout="constrained")
+    for axis, (title, points) in zip(axes, rows.items(), strict=True):
+        x = np.array([point["value"] for point in points], float)
+        y = np.array([point["seconds"]["median"] for point in points])
+        low = y - [point["seconds"]["least"] for point in points]
+        high = [point["seconds"]["greatest"] for point in points] - y
+        axis.errorbar(x, y, yerr=[low, high], fmt="o-", ms=4, capsize=2, label="measured")
+        axis.plot(x, y[-1] * x / x[-1], ":", color="0.5", label="linear")
+        axis.set(xscale="log", yscale="log", title=title.split(": ")[0])
+        axis.set_xlabel(f"{title.split(': ')[1]}\n(slope at the end {points[-1]['slope']:.2f})")
+        axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+        axis.minorticks_off()
+    axes[0].set_ylabel("seconds")
+    axes[0].legend(frameon=False)
+    fig.savefig(path.with_suffix(".png"), dpi=200)
+    fig.savefig(path.with_suffix(".pdf"))
+    plt.close(fig)
+
+
+def time_sweeps(options) -> dict:
+    """All sweeps; the points of one are measured in turn."""
+    found = {}
+    for title, calls in sweeps(options).items():
+        times = summary(alternate({str(n): call for n, call in calls.items()}, options.repeats))
+        found[title] = points = [{"value": n, "seconds": times[str(n)]} for n in calls]
+        for before, point in zip([None, *points], points, strict=False):
+            if before is None:
+                point["slope"] = None
+                continue
+            rise = point["seconds"]["median"] / before["seconds"]["median"]
+            point["slope"] = float(np.log(rise) / np.log(point["value"] / before["value"]))
+        shown = "  ".join(f"{p['value']}: {p['seconds']['median']:.3f}" for p in points)
+        print(f"{title}: {shown} s; slope {points[-1]['slope']:.2f}", flush=True)
+    return {"sweeps": found}
+
+
+def child(options) -> None:
+    """One process whose memory is measured."""
+    if options.child == "train":
+        from experiments import build, cli
+
+        config = cli.load_config("at", "laptop", "cifar10")
+        task = build.load_task(config)
+        run = build.build(config, task)
+        from jaxadv import training
+
+        data, state = training.DeviceData(*map(jnp.asarray, task.train)), run.make_state()
+        for _ in range(2):
+            state, *_ = run.advance(state, data, build.train_key(config), int(state.step), 2)
+        jax.block_until_ready(state)
+    else:
+        model, _ = _network(4)
+        x, _ = _images(options.images)
+        y = jnp.concatenate([model(part).argmax(1) for part in jnp.split(x, 20)]).astype(jnp.int32)
+        autoattack(
+            jax.random.key(0),
+            model,
+            x,
+            y,
+            norm="linf",
+            eps=8 / 255,
+            batch_size=500,
+            num_steps=5,
+            num_queries=50,
+            progress=False,
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"peak_gib": peak, "images": options.images}))
+
+
+def measure_memory(options) -> dict:
+    """Peak resident memory of the two processes, in GiB."""
+    found = {}
+    for name in ("train", "autoattack"):
+        words = ["-m", "benchmarks.scaling", f"--child={name}", f"--images={options.images}"]
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+        found[name]["seconds"] = time.perf_counter() - started
+        print(f"{name}: peak {found[name]['peak_gib']:.2f} GiB", flush=True)
+    return {"memory": found}
+
+
+def main(arguments=None) -> dict:
+    """Measures and returns what it writes."""
+    options = parse(arguments)
+    if options.child:
+        child(options)
+        return {}
+    report = provenance(options)
+    report |= measure_memory(options) if options.memory else time_sweeps(options)
+    if options.output:
+        path = pathlib.Path(options.output)
+        path.write_text(json.dumps(report, indent=1))
+        if not options.memory:
+            figure(report, path)
+    return report
+
+
+if __name__ == "__main__":
+    main()

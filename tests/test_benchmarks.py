@@ -1,0 +1,94 @@
+"""Every comparison in benchmarks/ runs, at tiny sizes, and writes what its tables need."""
+
+import json
+
+import pytest
+
+from benchmarks import _timing, entropy_sgd, gpu, matrix_free, scaling, startup
+
+
+def test_rivals_are_called_in_turn():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = _timing.alternate(calls, 3)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert {name: len(values) for name, values in times.items()} == {
+        "a": 3,
+        "b": 3,
+        "a, first call": 1,
+        "b, first call": 1,
+    }
+
+
+def test_ratios_are_of_neighbouring_calls():
+    found = _timing.ratio({"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 6.0]}, "a", "b")
+    assert found == {"median": 2.0, "least": 2.0, "greatest": 6.0}
+
+
+def test_the_scanned_chain_does_not_grow(tmp_path):
+    path = tmp_path / "found.json"
+    options = ["--width=2", "--batch_size=2", "--num_steps=1", "--n_in=2,6", "--repeats=1"]
+    entropy_sgd.main([*options, f"--output={path}"])
+    few, many = json.loads(path.read_text())["rows"]
+    assert abs(many["instructions"] - few["instructions"]) < 0.01 * few["instructions"]
+    assert few["ratio"]["median"] > 0
+
+
+def test_matrix_free_equals_dense():
+    found = matrix_free.main(["--widths=", "--hidden=3"])
+    [row] = found["perceptrons"]
+    assert row["norm_matrix_free"] == pytest.approx(row["norm_dense"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_network_without_materialising_its_jacobian():
+    [row] = matrix_free.main(["--widths=2", "--hidden=", "--samples=1", "--image_size=8"])[
+        "networks"
+    ]
+    assert row["examples"][0]["kind"] in ("sphere", "interior", "degenerate", "unconverged")
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_on_a_cpu():
+    sizes = ["--width=2", "--batch_size=2", "--eval_batch_size=2", "--product=16", "--num_steps=1"]
+    found = gpu.main([*sizes, "--repeats=1", "--precisions=float32,bfloat16"])
+    assert len(found["networks"]) == 4
+    for rows in found["networks"].values():
+        assert all(row["images_per_second"] > 0 for row in rows.values())
+        assert rows["training step"]["epoch_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_scaling_draws_its_figure(tmp_path):
+    path = tmp_path / "scaling.json"
+    found = scaling.main(["--quick", "--repeats=1", f"--output={path}"])
+    assert [len(points) for points in found["sweeps"].values()] == [2] * 5
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    assert path.with_suffix(".pdf").exists()
+
+
+@pytest.mark.slow
+def test_a_warm_cache_compiles_less():
+    found = startup.main(["--dataset=digits", "--scale=smoke"])
+    assert found["warm"]["compiled"] < found["cold"]["compiled"]
+    assert set(found["cold"]["seconds"]) == {"import", "data", "build", "first step", "next step"}
+
+
+@pytest.mark.slow
+def test_training_beside_pytorch():
+    pytest.importorskip("torch")
+    from benchmarks import training
+
+    found = training.main(["--width=2", "--batch_size=4", "--num_steps=1", "--repeats=1"])
+    assert found["gradient_difference"] < 1e-5
+    assert set(found["ratio"]) == {"at", "awp", "ensgd"}
+
+
+@pytest.mark.slow
+def test_pgd_beside_its_peers():
+    for name in ("torch", "foolbox", "torchattacks"):
+        pytest.importorskip(name)
+    from benchmarks import pgd
+
+    found = pgd.main(["--width=2", "--batch_size=4", "--num_steps=2", "--repeats=1"])
+    assert set(found["ratio"]) == {"foolbox", "torchattacks"}
