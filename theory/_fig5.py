@@ -107,15 +107,19 @@ def _map(axes, axis, data, entropies, minima, scope) -> None:
         marker = {"l2": "o", "linf": "s"}[norm]
         size = {"l2": 8, "linf": 5}[norm]
         place = minima[norm] if scope is None else argmin(axis, values)
+        outside = scope is not None and max(map(abs, place)) >= axis[-1]
+        if outside and norm == "l2":
+            text = {"ha": "right", "va": "bottom", "fontsize": 7}
+            axes.text(1.93, -1.95, r"$\triangleright$ argmin outside the square", **text)
         axes.plot(
             *place,
-            marker,
+            ">" if outside else marker,
             color=color,
             ms=size,
             mfc="white" if norm == "l2" else color,
             clip_on=False,
             zorder=4,
-            label=rf"argmin, {style.NORM_LABELS[norm]}",
+            label=None if outside else rf"argmin, {style.NORM_LABELS[norm]}",
         )
         if scope is not None:
             label = r"argmin of $L_\epsilon$" if norm == "l2" else None

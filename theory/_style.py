@@ -160,6 +160,8 @@ def surface(
     axes.set_yticks([-1, 0, 1])
     ticks = MaxNLocator(4).tick_values(low, high)
     axes.set_zticks([tick for tick in ticks if low - 1e-9 <= tick <= high])
+    for side in (axes.xaxis, axes.yaxis):
+        side.set_rotate_label(False)  # or the symbols are sheared along the axis
     axes.set_xlabel(r"$\theta_1$", labelpad=-4)
     axes.set_ylabel(r"$\theta_2$", labelpad=-4)
     axes.tick_params(pad=-2)

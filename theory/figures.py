@@ -4,7 +4,8 @@ python -m theory.figures fig2 --output=runs/theory
 python -m theory.figures all
 
 Each figure is written as PNG and PDF, its data as NPZ, and beside it a JSON with the checks. The
-command fails if a check does.
+command fails if a check does. The figure of trained networks has a command of its own:
+python -m theory.trained_smoothness
 """
 
 import argparse

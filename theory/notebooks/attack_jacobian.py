@@ -4,7 +4,8 @@
 # # The attack Jacobian in ten minutes
 #
 # An optimal attack x'(theta) maximises the loss over a ball. When the parameters move, so does the
-# attack; its derivative D decides how smooth the adversarial loss is. Run from the repository root.
+# attack; its derivative D decides how smooth the adversarial loss is. Run from the repository root:
+# `python -m theory.notebooks.attack_jacobian`.
 
 # %%
 import jax

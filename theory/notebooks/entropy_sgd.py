@@ -5,7 +5,7 @@
 #
 # EntropySGD minimises -F, the loss smoothed by a Gaussian of variance 1/gamma within the
 # logarithm of an integral. On a toy with two parameters F can be integrated exactly. Run from the
-# repository root.
+# repository root: `python -m theory.notebooks.entropy_sgd`.
 
 # %%
 import numpy as np

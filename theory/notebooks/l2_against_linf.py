@@ -4,7 +4,7 @@
 # # L2 against Linf: where the loss breaks
 #
 # The linear model with the logistic loss has closed-form attacks, so nothing here is approximate.
-# Run from the repository root.
+# Run from the repository root: `python -m theory.notebooks.l2_against_linf`.
 
 # %%
 import jax

@@ -5,7 +5,9 @@
 #
 # On a checkpoint that `make reproduce` leaves: are the attacks vertices of the Linf ball, how far
 # may the parameters move before a pixel jumps to its other bound, and how large would the jump of
-# the gradient be? Run from the repository root; WORKDIR names another run.
+# the gradient be? Run from the repository root:
+# `python -m theory.notebooks.lipschitz_attack`; the environment variable WORKDIR names another run.
+# The network has ReLUs: what follows holds on the linear piece that the attack is on (E21).
 
 # %%
 import os
