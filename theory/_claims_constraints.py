@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxadv import balls
 
-from ._claims_networks import EXCESS, solved, witness
+from ._claims_networks import motion_trial
 from ._claims_registry import Trial, claim, norm, pair, unit
 
 EPS = 0.3
@@ -146,10 +146,7 @@ def _regularised(rng, count):
 )
 def _active(rng, count):
     del rng, count
-    found = solved("linf")
-    places = found.places("face", "vertex", "interior")
-    bound = EXCESS * found.result.sharp_bound[places]
-    return Trial(found.motion[places], bound, witness(found, places)), None
+    return motion_trial("linf", "sharp_bound", "face", "vertex", "interior"), None
 
 
 @claim(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._claims_networks import EXCESS, solved, witness
+from ._claims_networks import EXCESS, motion_trial, solved, witness
 from ._claims_registry import Trial, claim, norm, pair, unit
 from ._trust_region import solve_sphere
 
@@ -14,10 +14,7 @@ from ._trust_region import solve_sphere
 @claim("Lemma 4", "Lemma 4", "an interior attack moves by at most C_thx/c |dtheta|, c = min(-H)")
 def _lemma4(rng, count):
     del rng, count
-    found = solved("l2")
-    places = found.places("interior")
-    bound = EXCESS * found.result.paper_bound[places]
-    return Trial(found.motion[places], bound, witness(found, places)), None
+    return motion_trial("l2", "paper_bound", "interior"), None
 
 
 @claim(
@@ -49,10 +46,7 @@ def _neighbourhood(rng, count):
 )
 def _lemma5(rng, count):
     del rng, count
-    found = solved("l2")
-    places = found.places("sphere")
-    bound = EXCESS * found.result.paper_bound[places]
-    return Trial(found.motion[places], bound, witness(found, places)), None
+    return motion_trial("l2", "paper_bound", "sphere"), None
 
 
 @claim(

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxadv import theory
 
+from ._claims_registry import Trial
+
 DIM, HIDDEN, CLASSES = 4, 6, 3
 EXCESS = 1 + 1e-6  # of central differences of polished attacks
 
@@ -96,3 +98,11 @@ def solved(norm: str, count: int = 96) -> Solved:
 def witness(found: Solved, places: np.ndarray):
     """Describes a problem by its number, from which it can be drawn again."""
     return lambda i: f"network {places[i]}, {found.kind[places[i]]}"
+
+
+def motion_trial(norm: str, bound: str, *kinds: str) -> Trial:
+    """How far the attacks of these kinds move, against a bound in the result."""
+    found = solved(norm)
+    places = found.places(*kinds)
+    limit = EXCESS * getattr(found.result, bound)[places]
+    return Trial(found.motion[places], limit, witness(found, places))

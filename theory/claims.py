@@ -56,6 +56,10 @@ def to_markdown(results: Sequence[Result], settings: dict) -> str:
             lines.append(f"  Corrected: {r.correction}.")
         if r.counterexample:
             lines.append(f"  Counterexample: `{r.counterexample}`.")
+    lines += ["", "## Errata", ""]
+    for number, entry in register().items():
+        words = entry if isinstance(entry, str) else ", ".join(entry)
+        lines.append(f"* {number}: {'not checkable, ' if isinstance(entry, str) else ''}{words}")
     return "\n".join(lines) + "\n"
 
 

@@ -76,6 +76,7 @@ from ._matrix_free import matrix_free_jacobian as matrix_free_jacobian
 from ._moreau import MoreauEnvelope as MoreauEnvelope
 from ._moreau import moreau_envelope as moreau_envelope
 from ._optimal import OptimalAttack as OptimalAttack
+from ._optimal import PolishedAttack as PolishedAttack
 from ._optimal import optimal_attack as optimal_attack
 from ._optimal import polish_attack as polish_attack
 from ._sharpness import QuadraticSharpness as QuadraticSharpness

@@ -71,9 +71,10 @@ def active_set(feasible: Feasible, z: Array, g: Array, touches: float = TOUCHES)
         normal = 0 * g
     elif feasible.norm == "l2":
         touching = (l2_norm(r) >= eps - near) & (eps > 0)
-        fixed = pinned
+        # Coordinates off the box give mu at a KKT point, whatever holds the others.
+        fixed = pinned | at_low | at_high
         unit = r / jnp.where(eps > 0, eps, 1.0)
-        # Coordinates on the box change mu, and mu decides which of them the box holds.
+        # mu decides which of the others the box holds, and those that it does not change mu.
         for _ in range(3):
             free = jnp.where(fixed, 0.0, unit)
             square = jnp.sum(free**2)

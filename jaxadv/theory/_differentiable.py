@@ -184,13 +184,7 @@ def adversarial_loss(
     at degenerate ones), its Hessian that of the true adversarial loss, and NaN at points that
     `attack_jacobian` labels degenerate or unconverged.
 
-    Args:
-        loss: function of (x, theta) to a scalar, one example, twice differentiable near x'.
-        norm: "linf", "l2" or "l1".
-        eps: radius >= 0, in the units of x; not differentiated.
-        bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
-        num_restarts: random starts of the search.
-        tol: largest relative residual that counts as converged.
+    All arguments are those of `differentiable_attack`.
 
     Returns:
         The function. Transform it within ``jax.enable_x64(True)``.

@@ -208,16 +208,7 @@ def local_entropy(
 ) -> LocalEntropy:
     r"""F, gradient and Hessian of -F at one theta: the reference method.
 
-    Args:
-        loss: from one vector of shape (m,) to a scalar, with JAX operations.
-        theta: shape (m,), m = 1 or 2.
-        gamma: scope.
-        beta: inverse temperature.
-        lower_bound: a number that the loss never goes below.
-        radius: half-width of the box of integration, instead of the one from ``lower_bound``.
-        breaks: coordinates where panels end, on both axes: the places of kinks.
-        num_nodes: nodes a panel.
-        panel: width of a panel, by default one standard deviation of the Gaussian.
+    All arguments are those of `gibbs_measure`.
 
     Returns:
         The local entropy, see :class:`LocalEntropy`.

@@ -137,7 +137,8 @@ def _differentiate(problem: Problem, z: Array, value_gap, tol, *, shape) -> Atta
     found = analyse(loss, theta, problem.feasible, z, tol)
     jacobian, nu_jacobian, mixed = implicit_jacobian(loss, theta, problem, z, found)
     regular = is_regular(found.kind_code)
-    jacobian = jnp.where(regular, jacobian, jnp.nan)
+    still = found.certificates.tangent_dim == 0  # D = 0, not the rounding of a linear solve
+    jacobian = jnp.where(regular, jnp.where(still, 0.0, jacobian), jnp.nan)
     nu_jacobian = jnp.where(regular, nu_jacobian * found.scale, jnp.nan)
 
     certificates, active = found.certificates, found.active
@@ -183,16 +184,21 @@ def _hessians(problem: Problem, z: Array, tol, *, shape) -> AdversarialHessian:
 _search = jax.jit(search, static_argnames=("shape", "num_restarts"))
 
 
-def _candidate(problem: Problem, x, x_adv, key, num_restarts: int) -> tuple[Array, Array]:
+def _candidate(
+    loss, theta, x, norm: Norm, eps, bounds, x_adv, key, num_restarts: int
+) -> tuple[Problem, Array, Array]:
+    """The problem, its attack (given or looked for) and the gap to the second best."""
+    check_count("num_restarts", num_restarts, 0)
+    problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
     if x_adv is None:
         key = jax.random.key(0) if key is None else key
-        return _search(key, problem, shape=jnp.shape(x), num_restarts=num_restarts)
+        return problem, *_search(key, problem, shape=jnp.shape(x), num_restarts=num_restarts)
     if jnp.shape(x_adv) != jnp.shape(x):
         raise ValueError(f"x_adv has shape {jnp.shape(x_adv)}, x has {jnp.shape(x)}; pass one of x")
     z = jnp.asarray(x_adv, float).reshape(-1)
     if is_concrete(z) and not bool(jnp.all(jnp.isfinite(z))):
         raise ValueError("x_adv contains values that are not finite; pass a feasible point")
-    return z, jnp.asarray(jnp.inf)
+    return problem, z, jnp.asarray(jnp.inf)
 
 
 @in_float64
@@ -254,9 +260,7 @@ def attack_jacobian(
     References:
         SPEC C.1, C.2, C.4; Kanai et al., Lemmas 4 and 5.
     """
-    check_count("num_restarts", num_restarts, 0)
-    problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
-    z, value_gap = _candidate(problem, x, x_adv, key, num_restarts)
+    problem, z, value_gap = _candidate(loss, theta, x, norm, eps, bounds, x_adv, key, num_restarts)
     return _differentiate(problem, z, value_gap, tol, shape=jnp.shape(x))
 
 
@@ -279,17 +283,7 @@ def adversarial_hessian(
     The first part is what differentiating twice with the attack frozen gives; the second, positive
     semidefinite, is the motion of the attack, which that misses.
 
-    Args:
-        loss: function of (x, theta) to a scalar, one example, twice differentiable near x'.
-        theta: parameters, any pytree of real arrays; the rows are those of ``ravel_pytree``.
-        x: clean example of any shape.
-        norm: "linf", "l2" or "l1".
-        eps: radius >= 0, in the units of x.
-        bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
-        x_adv: the attack, see `attack_jacobian`.
-        key: likewise.
-        num_restarts: likewise.
-        tol: likewise.
+    All arguments are those of `attack_jacobian`; the rows are those of ``ravel_pytree(theta)``.
 
     Returns:
         An `AdversarialHessian`.
@@ -309,7 +303,5 @@ def adversarial_hessian(
     References:
         SPEC A.9 (F3), C.1, C.2, C.4.
     """
-    check_count("num_restarts", num_restarts, 0)
-    problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
-    z, _ = _candidate(problem, x, x_adv, key, num_restarts)
+    problem, z, _ = _candidate(loss, theta, x, norm, eps, bounds, x_adv, key, num_restarts)
     return _hessians(problem, z, tol, shape=jnp.shape(x))

@@ -212,13 +212,7 @@ def linear_margin(theta, x, y, *, p, eps, bias=0.0) -> Array:
 def linear_loss(theta, x, y, *, p, eps, bias=0.0) -> Array:
     r"""The adversarial logistic loss :math:`\ell_\epsilon(\theta) = \phi(M)`, convex in theta.
 
-    Args:
-        theta: parameters of shape (d,).
-        x: examples of shape (..., d).
-        y: labels -1 or +1 of shape (...).
-        p: exponent of the norm, in [1, inf].
-        eps: radius.
-        bias: b.
+    All arguments are those of `linear_margin`.
 
     Returns:
         Losses of shape (...).
@@ -239,13 +233,7 @@ def linear_loss(theta, x, y, *, p, eps, bias=0.0) -> Array:
 def linear_gradient(theta, x, y, *, p, eps, bias=0.0) -> Array:
     r"""Gradient :math:`-s(-M)\, y x'` of the adversarial loss; a subgradient at its kinks.
 
-    Args:
-        theta: parameters of shape (d,).
-        x: examples of shape (..., d).
-        y: labels -1 or +1 of shape (...).
-        p: exponent of the norm, in [1, inf].
-        eps: radius.
-        bias: b.
+    All arguments are those of `linear_margin`.
 
     Returns:
         Gradients of shape (..., d).
@@ -271,13 +259,7 @@ def linear_hessian(theta, x, y, *, p, eps, bias=0.0) -> Array:
     :math:`B^T D`. N is the Hessian of the dual norm: :math:`(I - uu^T)/\|\theta\|` for p = 2, 0
     for p = 1 and inf.
 
-    Args:
-        theta: parameters of shape (d,).
-        x: examples of shape (..., d).
-        y: labels -1 or +1 of shape (...).
-        p: exponent of the norm, in [1, inf].
-        eps: radius.
-        bias: b.
+    All arguments are those of `linear_margin`.
 
     Returns:
         Hessians of shape (..., d, d). Inside ``jax.jit`` NaN where there is none.

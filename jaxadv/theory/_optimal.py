@@ -28,6 +28,7 @@ from ._problem import Problem, make_problem
 _PGD_STEPS, _ASCENT_STEPS, _NEWTON_STEPS = 30, 100, 60
 _FINE = 1e-14  # relative residual at which there is nothing left to gain
 _LENGTHS = (1.0, 0.5, 0.1, 0.01)
+_VALLEY_POINTS = 33
 
 
 class OptimalAttack(NamedTuple):
@@ -48,6 +49,36 @@ class OptimalAttack(NamedTuple):
     kind_code: Array
     certificates: Certificates
     value_gap: Array
+
+    @property
+    def kind(self) -> Any:
+        """Name of the kind, or an array of names for a batch."""
+        return kind_name(self.kind_code)
+
+
+class PolishedAttack(NamedTuple):
+    """An attack that was refined from a given one, and how far it went.
+
+    Attributes:
+        x_adv: see `OptimalAttack`.
+        value: likewise.
+        kind_code: likewise.
+        certificates: likewise.
+        value_gap: inf, no other maximum was looked for.
+        gain: how much the loss grew from the projected start, >= 0 up to rounding.
+        distance: Euclidean distance from there.
+        switched: whether the loss falls below that of the start on the way: polishing crossed a
+            valley, so this is the maximum of another branch. False is no proof that it is not.
+    """
+
+    x_adv: Array
+    value: Array
+    kind_code: Array
+    certificates: Certificates
+    value_gap: Array
+    gain: Array
+    distance: Array
+    switched: Array
 
     @property
     def kind(self) -> Any:
@@ -221,12 +252,22 @@ def search(key: Key, problem: Problem, shape, num_restarts: int) -> tuple[Array,
     return points[best], jnp.maximum(values[best] - others, 0.0)
 
 
-def refine(problem: Problem, shape, z: Array) -> Array:
-    """The local maximum next to a flat point."""
-    flat_loss = problem.flat_loss(shape)
-    loss = lambda z: flat_loss(z, problem.theta)
-    feasible = problem.feasible
-    return _polish(loss, feasible, climb(loss, feasible, feasible.project(z)))[0]
+def _crosses_a_valley(loss, feasible: Feasible, start: Array, end: Array) -> Array:
+    """Whether the loss between two points, on the arc if both are on a sphere, is below both."""
+    first, last = start - feasible.x, end - feasible.x
+
+    def between(t):
+        r = (1 - t) * first + t * last
+        if feasible.norm == "l2":
+            length = l2_norm(r)
+            wanted = (1 - t) * l2_norm(first) + t * l2_norm(last)
+            r = jnp.where(length > 0, r * (wanted / jnp.where(length > 0, length, 1.0)), r)
+        return loss(feasible.project(feasible.x + r))
+
+    values = jax.lax.map(between, jnp.linspace(0.0, 1.0, _VALLEY_POINTS, dtype=start.dtype))
+    # What is lost to rounding is no valley.
+    noise = 1e-12 * (jnp.abs(values[0]) + jnp.abs(values[-1]) + jnp.max(jnp.abs(values)))
+    return jnp.min(values) < jnp.minimum(values[0], values[-1]) - noise
 
 
 @jax.jit(static_argnames=("shape", "num_restarts"))
@@ -236,9 +277,17 @@ def _find(key, problem: Problem, tol, *, shape, num_restarts) -> OptimalAttack:
 
 
 @jax.jit(static_argnames=("shape",))
-def _follow(problem: Problem, x_adv, tol, *, shape) -> OptimalAttack:
-    z = refine(problem, shape, x_adv.reshape(-1))
-    return _report(problem, shape, z, tol, jnp.asarray(jnp.inf, z.dtype))
+def _follow(problem: Problem, x_adv, tol, *, shape) -> PolishedAttack:
+    feasible, flat_loss = problem.feasible, problem.flat_loss(shape)
+    loss = lambda z: flat_loss(z, problem.theta)
+    start = feasible.project(x_adv.reshape(-1))
+    z, value, _ = _polish(loss, feasible, climb(loss, feasible, start))
+    return PolishedAttack(
+        *_report(problem, shape, z, tol, jnp.asarray(jnp.inf, z.dtype)),
+        gain=value - loss(start),
+        distance=l2_norm(z - start),
+        switched=_crosses_a_valley(loss, feasible, start, z),
+    )
 
 
 def _report(problem, shape, z, tol, value_gap) -> OptimalAttack:
@@ -310,8 +359,11 @@ def optimal_attack(
 @in_float64
 def polish_attack(
     loss, theta: PyTree, x: Array, x_adv: Array, *, norm: Norm, eps, bounds=None, tol=1e-9
-) -> OptimalAttack:
+) -> PolishedAttack:
     """The local maximum next to a given attack: follows a branch as theta moves, or refines PGD.
+
+    Steps are long where the curvature is small, so the maximum may be that of another branch:
+    ``distance``, ``gain`` and ``switched`` tell.
 
     Args:
         loss: function of (x, theta) to a scalar, one example.
@@ -324,7 +376,7 @@ def polish_attack(
         tol: largest relative residual that counts as converged.
 
     Returns:
-        An `OptimalAttack`, with ``value_gap`` inf: no other maximum was looked for.
+        A `PolishedAttack`.
 
     Raises:
         ValueError: as `optimal_attack`, or x_adv has another shape than x.

@@ -161,13 +161,7 @@ def toy_attack(
 ) -> ToyAttack:
     """An optimal attack: on the plateau of the swish neuron the one parallel to the others.
 
-    Args:
-        theta: weights, shape (d,).
-        x: data point, shape (d,).
-        y: label, -1 or 1.
-        model: "linear" or "swish".
-        norm: "l2" or "linf".
-        eps: radius.
+    All arguments are those of `toy_loss`.
 
     Returns:
         The attack, see :class:`ToyAttack`.
@@ -209,12 +203,12 @@ def toy_gradient(
     r"""Gradient at a frozen attack, :math:`\nabla_\theta l(x + \delta, \theta)`.
 
     Args:
-        theta: weights, shape (d,).
-        x: data point, shape (d,).
-        y: label, -1 or 1.
-        model: "linear" or "swish".
-        norm: "l2" or "linf".
-        eps: radius.
+        theta: see `toy_loss`.
+        x: likewise.
+        y: likewise.
+        model: likewise.
+        norm: likewise.
+        eps: likewise.
         delta: the attack, by default the optimal one of :func:`toy_attack`.
 
     Returns:
@@ -307,12 +301,12 @@ def toy_pgd(
     r"""The attack that PGD finds from ``start``: what the paper drew its Figure 2 with.
 
     Args:
-        theta: weights, shape (d,).
-        x: data point, shape (d,).
-        y: label, -1 or 1.
-        model: "linear" or "swish".
-        norm: "l2" or "linf".
-        eps: radius.
+        theta: see `toy_loss`.
+        x: likewise.
+        y: likewise.
+        model: likewise.
+        norm: likewise.
+        eps: likewise.
         num_steps: number of steps.
         step_size: by default eps/40.
         start: the first perturbation, by default 0.

@@ -1,4 +1,4 @@
-"""The attack Jacobian of networks: finite differences, formulas and bounds (SPEC C.8)."""
+"""The attack Jacobian at attacks that a search found: differences, formulas, bounds (SPEC C.8)."""
 
 import functools
 
@@ -10,8 +10,7 @@ import pytest
 from jaxadv import theory
 
 D, HIDDEN, CLASSES = 4, 6, 3
-NORMS = ["l2", "linf", pytest.param("l1", marks=pytest.mark.slow)]
-KINDS = ("interior", "sphere", "vertex", "face", "degenerate", "unconverged")
+NORMS = ["l2", "linf", "l1"]
 
 
 def mlp_loss(x, theta):
@@ -83,6 +82,7 @@ def direction(seed, theta):
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), theta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_all_kinds_occur_and_nearly_all_points_are_certified(norm):
     _, result, _ = solved(norm)
@@ -98,6 +98,7 @@ def test_all_kinds_occur_and_nearly_all_points_are_certified(norm):
     assert np.isfinite(result.norm[ok]).all() and np.isnan(result.norm[~ok]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_implicit_derivative_equals_finite_differences_of_repolished_attacks(x64, norm):
     (theta, x, low, high, eps), result, hessian = solved(norm)
@@ -179,6 +180,7 @@ def test_jacobian_is_the_projected_formula(norm):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_bounds_are_never_violated(norm):
     """On all regular points norm(D) <= sharp <= paper; moving attacks only add curvature."""

@@ -71,6 +71,7 @@ def test_t2_sphere_attains_the_sharp_bound(x64):
     np.testing.assert_allclose(result.multiplier_jacobian["t"], n @ theta["m"], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_t3_linf_is_a_clip(x64):
     for seed in range(5):
         theta, x = problem(seed, identity=True)
@@ -261,10 +262,46 @@ def test_unconverged_and_infeasible_attacks_are_labelled(x64):
     for bad in (x, good + 1e-3, x + 1.01 * (good - x), x + 0.99 * (good - x)):
         result = given(bad)
         assert result.kind == "unconverged" and np.isnan(result.jacobian["m"]).all()
+
+
+@SLOW
+def test_a_loss_that_is_nan_is_unconverged(x64):
+    x = np.ones(3)
     nan = theory.polish_attack(
         lambda x, t: jnp.log(t - 1e9 + jnp.sum(x)), jnp.zeros(()), x, x, norm="l2", eps=0.7
     )
     assert nan.kind == "unconverged"
+
+
+@SLOW
+def test_polishing_that_leaves_for_another_maximum_is_labelled(x64):
+    """cos has a maximum in each period; from near a minimum a step may cross to the next one."""
+
+    def loss(x, theta):
+        return jnp.cos(2 * jnp.pi * x[0]) + theta * x[0]
+
+    run = jax.jit(
+        lambda start: theory.polish_attack(
+            loss, jnp.asarray(0.01), jnp.zeros(1), start, norm="linf", eps=2.2
+        )
+    )
+    for start in np.linspace(-2, 2, 41):
+        found = run(jnp.array([start]))
+        end = float(found.x_adv[0])
+        np.testing.assert_allclose(found.distance, abs(end - start), atol=1e-12)
+        values = [float(loss(jnp.array([v]), 0.01)) for v in np.linspace(start, end, 200)]
+        np.testing.assert_allclose(found.gain, values[-1] - values[0], atol=1e-12)
+        assert found.gain >= -1e-12
+        assert bool(found.switched) == (min(values) < values[0] - 1e-3), start
+        if not found.switched:
+            assert abs(end - start) < 0.55
+    # On the sphere the way is the arc: its chord would be lower, and is no valley.
+    slope = lambda x, theta: theta @ x
+    found = theory.polish_attack(
+        slope, jnp.array([1.0, 0.0]), jnp.zeros(2), jnp.array([0.0, 1.0]), norm="l2", eps=1.0
+    )
+    assert found.kind == "sphere" and not found.switched
+    np.testing.assert_allclose(found.distance, np.sqrt(2), rtol=1e-9)
 
 
 def test_misuse_is_an_error_that_says_what_to_do():
@@ -297,8 +334,8 @@ def test_misuse_is_an_error_that_says_what_to_do():
 
 def test_float64_does_not_leak():
     loss = lambda x, theta: -jnp.sum((x - theta["t"]) ** 2)
-    theta = dict(t=jnp.ones(2, jnp.float32))
-    result = theory.attack_jacobian(loss, theta, jnp.zeros(2), norm="linf", eps=0.5, num_restarts=0)
+    theta, x_adv = dict(t=jnp.ones(2, jnp.float32)), np.full(2, 0.5, np.float32)
+    result = theory.attack_jacobian(loss, theta, jnp.zeros(2), norm="linf", eps=0.5, x_adv=x_adv)
     assert result.kind == "vertex" and result.x_adv.tolist() == [0.5, 0.5]
     for leaf in jax.tree.leaves(result._replace(kind_code=result.value)):
         assert isinstance(leaf, np.ndarray)
@@ -311,7 +348,7 @@ def test_images_keep_their_shape(x64):
     theta = dict(a=jnp.array([3.0, 0.1]))
     result = theory.attack_jacobian(
         loss, theta, jnp.full((2, 2, 1), 0.5), norm="linf", eps=0.45, bounds=(0.0, 1.0),
-        num_restarts=0,
+        x_adv=jnp.array([[[0.95], [0.95]], [[0.1], [0.1]]]),
     )  # fmt: skip
     assert result.kind == "face" and result.x_adv.shape == (2, 2, 1)
     assert result.jacobian["a"].shape == (2, 2, 1, 2)

@@ -31,6 +31,7 @@ def test_linear_toy(theta):
         np.testing.assert_allclose(loss, expected, rtol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_swish_toy_by_the_optimal_attack(x64, norm):
     """The search knows nothing of the closed form."""
