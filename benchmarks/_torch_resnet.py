@@ -56,3 +56,10 @@ def constants(module, device: str = "cpu"):
     import torch  # pyright: ignore[reportMissingImports]
 
     return tuple(torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (module.mean, module.std))
+
+
+def eval_fn(subject):
+    """The PyTorch function of NCHW images of a model of :mod:`experiments.subjects`."""
+    variables = {"params": subject.params, "batch_stats": subject.batch_stats}
+    tensors, (mean, std) = weights(subject.module, variables), constants(subject.module)
+    return lambda images: forward(tensors, images, mean, std)

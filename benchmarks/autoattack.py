@@ -1,11 +1,14 @@
 r"""Time of AutoAttack against the reference: same weights, images and machine, in one run.
 
     python -m benchmarks.autoattack --checkpoint=FILE.npz --number=128
+    python -m benchmarks.autoattack --run=runs/cifar10-laptop/at/seed0 --number=64
     python -m benchmarks.autoattack --resnet_width=16 --number=32
 
-The second has random weights, random images, and its own predictions as labels. Both
-implementations run the standard version; compilation is inside our first time, and a second run
-on the same images shows the time without it. ``--num_steps`` and ``--num_queries`` shorten both.
+The second is the network of a finished run on its test images. The third has random weights,
+random images, its own predictions as labels and a radius at which nothing is broken: no image ever
+leaves, so it compares the passes alone. Both implementations run the standard version; compilation
+is inside our first time, and a second run on the same images shows the time without it.
+``--num_steps`` and ``--num_queries`` shorten both.
 """
 
 import argparse
@@ -16,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments import subjects
+
+from . import _torch_resnet
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._reference import run_reference
 from ._report import provenance
@@ -28,6 +34,7 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--checkpoint")
     parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
+    parser.add_argument("--run", help="instead: directory of a run of PreActResNet-18")
     parser.add_argument("--resnet_width", type=int, default=0, help="instead of a checkpoint")
     parser.add_argument("--number", type=int, default=128)
     parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
@@ -56,6 +63,11 @@ def main(arguments=None) -> dict:
         x = np.random.default_rng(0).uniform(size=(options.number, 32, 32, 3)).astype(np.float32)
         y = np.asarray(model(jax.numpy.asarray(x)).argmax(1), np.int32)
         eps = 2e-4 if options.eps is None else options.eps
+    elif options.run:
+        subject = subjects.from_run(options.run, "selected", "test").first(options.number)
+        model, torch_fn = subject.logits_fn(), _torch_resnet.eval_fn(subject)
+        x, y = np.float32(subject.images) / 255, np.asarray(subject.labels)
+        eps = (subject.eps or 8 / 255) if options.eps is None else options.eps
     else:
         checkpoint = load_checkpoint(options.checkpoint)
         model, torch_fn = jax_model(checkpoint), torch_model(checkpoint)

@@ -209,6 +209,9 @@ def parse(arguments=None):
     parser.add_argument(
         "--first_alpha", action="store_true", help="--min_norm with the error of its first version"
     )
+    parser.add_argument(
+        "--apgd_runs", type=int, default=0, help="independent runs of APGD-CE of both, nothing else"
+    )
     parser.add_argument("--pgd_steps", type=int, default=0, help="PGD only, no AutoAttack then")
     parser.add_argument("--pgd_step_size", type=float, default=0.01)
     parser.add_argument("--progress", action="store_true")
@@ -248,6 +251,48 @@ def pgd_rate(checkpoint, x, y, options) -> dict:
     }
 
 
+def first_attack(checkpoint, x, y, options) -> dict:
+    """Accuracy after APGD-CE alone over independent runs of both: is the difference chance?"""
+    import jax
+
+    from jaxadv.attacks import apgd
+
+    from ._reference import run_reference
+
+    model, torch_fn = jax_model(checkpoint), torch_model(checkpoint)
+    size, found = options.batch_size or 250, {"jaxadv": [], "reference": []}
+    for run in range(options.apgd_runs):
+        wrong = [
+            apgd(
+                jax.random.key(run),
+                model,
+                x[start : start + size],
+                y[start : start + size],
+                norm=options.norm,
+                eps=options.eps,
+                indices=jax.numpy.arange(start, min(start + size, len(y))),
+            ).robust
+            for start in range(0, len(y), size)
+        ]
+        found["jaxadv"].append(float(np.concatenate(wrong).mean()))
+        verdicts, _ = run_reference(
+            torch_fn,
+            x,
+            y,
+            norm=options.norm,
+            eps=options.eps,
+            seed=run,
+            batch_size=options.reference_batch,
+            attacks=ATTACKS[:1],
+        )
+        found["reference"].append(float(verdicts["apgd-ce"].mean()))
+        print({name: f"{values[-1]:.2%}" for name, values in found.items()}, flush=True)
+    for name, values in found.items():
+        mean, deviation = np.mean(values), np.std(values, ddof=1)
+        print(f"{name:10} {mean:7.2%} +- {deviation:.2%} over {len(values)} runs")
+    return found
+
+
 def compare(checkpoint, x, y, options) -> dict:
     """Runs both and prints the tables."""
     report, own = {}, {}
@@ -284,6 +329,8 @@ def main(arguments=None) -> dict:
     if options.pgd_steps:
         report["pgd"] = pgd_rate(checkpoint, x, y, options)
         print(report["pgd"])
+    elif options.apgd_runs:
+        report["apgd-ce"] = first_attack(checkpoint, x, y, options)
     elif options.min_norm:
         report["min_norm"] = min_norm(checkpoint, x, y, options)
         print(report["min_norm"])

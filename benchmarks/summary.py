@@ -55,7 +55,9 @@ def _pgd(report):
 def _autoattack(report):
     options = report["options"]
     network = options["checkpoint"] and pathlib.Path(options["checkpoint"]).stem
-    network = network or f"PreActResNet-18 of width {options['resnet_width']}"
+    if options.get("run"):
+        network = "PreActResNet-18 of width 16 trained with AT"
+    network = network or f"PreActResNet-18 of width {options['resnet_width']}, nothing broken"
     ratio = report["ratio"]
     parts = ", ".join(f"{name} {ratio[name]:.1f}" for name in ratio if name != "total")
     what = f"AutoAttack, {network}, {options['number']} images ({parts})"

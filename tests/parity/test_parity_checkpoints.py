@@ -64,16 +64,16 @@ def test_pgd_breaks_what_was_published():
 
 
 @pytest.mark.parametrize(
-    ("name", "norm", "eps", "median"),
+    ("name", "norm", "extra", "median"),
     [
-        ("mnist_linf0.3_advertorch_lenet5_adv", "linf", "0.3", 0.3509),
-        ("mnist_linf0.3_advertorch_lenet5_adv", "l2", "1.5", 3.04),
-        ("mnist_advertorch_lenet5_clean", "linf", "0.1", 0.112),
-        ("mnist_advertorch_lenet5_clean", "l2", "1.5", 1.423),
+        ("mnist_linf0.3_advertorch_lenet5_adv", "linf", [], 0.3509),
+        ("mnist_linf0.3_advertorch_lenet5_adv", "l2", ["--first_alpha"], 3.04),
+        ("mnist_advertorch_lenet5_clean", "linf", [], 0.112),
+        ("mnist_advertorch_lenet5_clean", "l2", [], 1.423),
     ],
 )
-def test_medians_of_fab(name, norm, eps, median):
-    options = [f"--norm={norm}", f"--eps={eps}", "--min_norm=20", "--number=10000"]
+def test_medians_of_fab(name, norm, extra, median):
+    options = [f"--norm={norm}", "--min_norm=20", "--number=10000", *extra]
     found = run(name, *options)["min_norm"]
     np.testing.assert_allclose(found["median"], median, rtol=0.01)
     assert found["found"] > 0.9
