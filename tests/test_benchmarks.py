@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import _timing, entropy_sgd, gpu, matrix_free, scaling, startup
+from benchmarks import _timing, entropy_sgd, gpu, matrix_free, scaling, startup, summary
 
 
 def test_rivals_are_called_in_turn():
@@ -23,6 +23,15 @@ def test_rivals_are_called_in_turn():
 def test_ratios_are_of_neighbouring_calls():
     found = _timing.ratio({"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 6.0]}, "a", "b")
     assert found == {"median": 2.0, "least": 2.0, "greatest": 6.0}
+
+
+def test_the_tables_of_speeds_are_those_of_the_results(capsys):
+    summary.main(["--check"])
+    assert "out of date" not in capsys.readouterr().out
+    names = [row[-1] for row in summary.rows()]
+    assert "autoattack_cnn_a.json" in names
+    with pytest.raises(ValueError, match="expected in the file"):
+        summary.fill("no markers", "")
 
 
 def test_the_scanned_chain_does_not_grow(tmp_path):
