@@ -4,10 +4,11 @@ import os
 
 import jax
 import pytest
-from tiny_runs import Finished, tiny
+from tiny_runs import Finished, tiny, tiny_norm
 
 from experiments import train
 from experiments.runs import RunDirectory
+from jaxadv.models import MODELS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,3 +44,9 @@ def finished(tmp_path_factory):
         return runs[method]
 
     return get
+
+
+@pytest.fixture
+def norm_model(monkeypatch):
+    """``config.model="tiny_norm"``: a small network with BatchNorm."""
+    monkeypatch.setitem(MODELS, "tiny_norm", tiny_norm)

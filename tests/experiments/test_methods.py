@@ -5,17 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import ALL_METHODS, assert_bitwise, parts, run, tiny, tiny_norm
+from tiny_runs import ALL_METHODS, Stopped, assert_bitwise, parts, run, stop_after, tiny
 
 from experiments import build, phases, trainer
 from experiments.runs import RunDirectory
 from jaxadv import objectives, optim, training
-from jaxadv.models import MODELS
-
-
-@pytest.fixture
-def norm_model(monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny_norm", tiny_norm)
 
 
 def assemble(config):
@@ -27,7 +21,9 @@ def assemble(config):
 
 @pytest.mark.parametrize(
     ("method", "norm"),
-    [(method, "linf") for method in ALL_METHODS] + [("awp_ensgd", "l2"), ("trades", "l2")],
+    [(method, "linf") for method in ALL_METHODS]
+    + [("at", "l2")]
+    + [pytest.param(m, "l2", marks=pytest.mark.slow) for m in ("trades", "awp_ensgd")],
 )
 def test_a_method_takes_two_steps_and_evaluates(norm_model, method, norm):
     """Alone, without the loop: two updates that change all parameters, and a prediction."""
@@ -105,27 +101,23 @@ def test_a_run_of_three_phases_is_their_sum(tmp_path, monkeypatch):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, expected.params
     )
 
-    make, calls = build.build, []
-
-    def stopping(*args):
-        built = make(*args)
-
-        def advance(*arguments):
-            calls.append(1)
-            if len(calls) == 3:
-                raise RuntimeError("stopped")
-            return built.advance(*arguments)
-
-        return built._replace(advance=advance)
-
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "build", stopping)
-        with pytest.raises(RuntimeError, match="stopped"):
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
             run(config, tmp_path / "cut")
     run(config, tmp_path / "cut")
     whole, cut = (parts(tmp_path / n / "last.ckpt", config) for n in ("whole", "cut"))
     assert_bitwise(cut, whole)
+
+
+def test_weight_decay_acts_on_the_perturbed_weights_by_option(monkeypatch):
+    seen, make = [], training.Program.sgd_steps
+    watched = lambda self, tx, **options: (seen.append(options), make(self, tx, **options))[1]
+    monkeypatch.setattr(training.Program, "sgd_steps", watched)
+    for is_perturbed in (True, False):
+        assemble(tiny("awp", awp__decay_perturbed=is_perturbed, weight_decay=0.01))
+    assert seen == [{"perturbed_decay": 0.01}, {"perturbed_decay": 0.0}]
 
 
 def test_each_optimizer_starts_fresh(tmp_path):

@@ -242,7 +242,7 @@ def test_a_report_that_fails_does_not_fail_the_training(monkeypatch, tmp_path, c
         raise RuntimeError("no fonts\nat all")
 
     monkeypatch.setattr(report, "write", broken)
-    config = tiny(num_epochs=1)
+    config = tiny()
     found = train.train_and_evaluate(config, tmp_path / "run")
     assert found == RunDirectory(tmp_path / "run").report()
     out = capsys.readouterr()

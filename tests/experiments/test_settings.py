@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_runs import ALL_METHODS, METHODS, load
+from tiny_runs import ALL_METHODS, AT_METHODS, load
 
 from experiments import build, cli, settings
 
@@ -106,14 +106,14 @@ def values(config):
     return dict(cli.fields(config))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AT_METHODS)
 def test_the_paper_scale_on_cifar10_is_the_papers_setup(method):
     found = values(cli.load_config(method, "paper", "cifar10"))
     expected = PAPER | OPTIMIZERS[method] | {"method": method, "scale": "paper", "seed": 0}
     assert {name: found[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AT_METHODS)
 @pytest.mark.parametrize("dataset", ["cifar10", "digits"])
 def test_the_laptop_scale(method, dataset):
     found = values(cli.load_config(method, "laptop", dataset))
@@ -146,7 +146,7 @@ def test_every_field_is_filled_and_json_able(method, dataset, scale):
 @pytest.mark.parametrize("scale", settings.SCALES)
 def test_methods_differ_in_their_optimizer_alone(dataset, scale):
     """The comparison is fair: what is not the method is the same in every column."""
-    at, ensgd, second = (values(cli.load_config(m, scale, dataset)) for m in METHODS)
+    at, ensgd, second = (values(cli.load_config(m, scale, dataset)) for m in AT_METHODS)
     assert {n for n in at if at[n] != ensgd[n]} == {"method", "optimizer"}
     assert {n for n in ensgd if ensgd[n] != second[n]} == {"method", "entropy.second_order"}
 

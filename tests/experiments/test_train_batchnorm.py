@@ -3,17 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from tiny_runs import accuracies, assert_bitwise, parts, run, tiny, tiny_norm
+from tiny_runs import Stopped, accuracies, assert_bitwise, parts, run, stop_after, tiny
 
-from experiments import build, settings
+from experiments import build
 from experiments.runs import RunDirectory
-from jaxadv.models import MODELS
-
-
-@pytest.fixture
-def norm_model(monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny_norm", tiny_norm)
-    assert "tiny_norm" in settings.MODELS
 
 
 def true_statistics(config, path):
@@ -62,22 +55,9 @@ def test_refreshed_statistics_belong_to_the_slow_weights(norm_model, tmp_path):
 def test_batch_statistics_resume(norm_model, tmp_path, monkeypatch):
     config = tiny("at", model="tiny_norm", width=None, bn__attack="eval", bn__clean_pass=True)
     run(config, tmp_path / "whole")
-    make, calls = build.build, []
-
-    def stopping(*args):
-        built = make(*args)
-
-        def advance(*arguments):
-            calls.append(1)
-            if len(calls) == 2:
-                raise RuntimeError("stopped")
-            return built.advance(*arguments)
-
-        return built._replace(advance=advance)
-
     with monkeypatch.context() as patch:
-        patch.setattr(build, "build", stopping)
-        with pytest.raises(RuntimeError, match="stopped"):
+        stop_after(patch, 1)
+        with pytest.raises(Stopped):
             run(config, tmp_path / "cut")
     run(config, tmp_path / "cut")
     # Attacked in eval mode, training depends on the running statistics.
