@@ -31,7 +31,9 @@ def draw_lines(alphas: np.ndarray, data: dict[str, dict], title: str):
             loss = np.asarray(found[images]["loss"])
             axis.plot(alphas, loss.mean(0), color=color, lw=1.4, label=label)
             axis.fill_between(alphas, loss.min(0), loss.max(0), color=color, alpha=0.15, lw=0)
-        axis.set(xlabel=r"$\alpha$", xlim=(alphas[0], alphas[-1]))
+        axis.set(xlabel=r"$\alpha$")
+        axis.margins(x=0.03)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}".replace("-", "\N{MINUS SIGN}"))
         axis.set_title(f"({letter}) {name}", loc="left")
     axes[0].set_ylabel("adversarial loss")
     axes[0].set_ylim(bottom=0)
@@ -72,7 +74,7 @@ def draw_planes(alphas: np.ndarray, data: dict[str, dict], title: str):
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if low <= t <= high]
     bar = figure.colorbar(image, ax=axes, shrink=0.85, ticks=ticks, format="%g")
     bar.ax.minorticks_off()
-    bar.set_label("adversarial loss")
+    bar.set_label("adversarial loss, training images")
     figure.suptitle(title, size=9)
     return figure
 
