@@ -120,6 +120,15 @@ def test_weight_decay_acts_on_the_perturbed_weights_by_option(monkeypatch):
     assert seen == [{"perturbed_decay": 0.01}, {"perturbed_decay": 0.0}]
 
 
+@pytest.mark.parametrize("method", ["at", "awp"])
+def test_the_objective_knows_whether_the_weights_move(method, monkeypatch):
+    seen, make = [], objectives.adversarial_cross_entropy
+    watched = lambda *args, **options: (seen.append(options), make(*args, **options))[1]
+    monkeypatch.setattr(objectives, "adversarial_cross_entropy", watched)
+    assemble(tiny(method))
+    assert seen[0]["weights_move"] is (method == "awp")
+
+
 def test_each_optimizer_starts_fresh(tmp_path):
     """The momentum of the warm-up does not reach the SGD after EntropySGD."""
     config = tiny("trades_awp_ensgd_tuned", **PHASED)

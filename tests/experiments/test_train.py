@@ -235,6 +235,17 @@ def test_entropy_sgd_drops_at_the_next_outer_step(monkeypatch):
     assert options["second_order"] is False
 
 
+def test_every_field_of_entropy_sgd_reaches_the_optimizer(monkeypatch):
+    fields = {"gamma": 0.02, "noise": 2e-4, "new_weight": 0.6, "momentum": 0.4}
+    fields |= {"inner_momentum": 0.3, "inner_learning_rate": 0.05, "weight_decay": 1e-3}
+    fields |= {"n_in": 3, "beta_aware": True}
+    overrides = {f"entropy__{name}": value for name, value in fields.items()}
+    config = tiny("at_2nd_ensgd", **overrides, entropy__alpha=0.4)  # of the old average
+    _, options, _ = captured_optimizer(monkeypatch, config)
+    expected = fields | {"second_order": True, "preset": None}
+    assert {name: options[name] for name in expected} == expected
+
+
 def test_selection_on_the_test_set_is_said(tmp_path):
     config = tiny(selection="test", num_epochs=1, train_size=1437)
     report = run(config, tmp_path)
