@@ -81,7 +81,7 @@ def _solve_one(norm, theta, x, eps):
     points, slopes = jax.lax.map(ends, shifts)
     motion = jnp.linalg.norm(points[0] - points[2]) / (2 * step)
     bend = jnp.linalg.norm(slopes[1] - slopes[3]) / (2 * step)
-    switched = jnp.max(jnp.abs(points - result.x_adv)) > 1e-3
+    switched = jnp.max(jnp.abs(points - result.x_adv[None, :])) > 1e-3
     return result, hessian, motion, bend, switched
 
 

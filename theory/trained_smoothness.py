@@ -153,9 +153,11 @@ def draw(data: dict[str, Any]):
                 for method in OPTIMIZERS:
                     for _, dashes, pick in lines:
                         epochs, values = series(data, norm, method, pick)
-                        if np.isnan(values).all():
-                            continue
                         values = np.where(values > 0, values, np.nan) if is_log else values
+                        shown = ~np.isnan(values).all(0)
+                        if not shown.any():
+                            continue
+                        epochs, values = np.asarray(epochs)[shown], values[:, shown]
                         color = COLORS[method]
                         axes.plot(epochs, np.nanmean(values, 0), color=color, ls=dashes, lw=1.3)
                         ends = np.nanmin(values, 0), np.nanmax(values, 0)

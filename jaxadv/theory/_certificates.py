@@ -84,7 +84,8 @@ def tangent_curvature(active: ActiveSet, hessian: Array) -> Array:
     inside = projector @ hessian @ projector
     inside = active.pull * projector - 0.5 * (inside + inside.T)
     # Everything else is moved above the spectrum.
-    above = 1.0 + 2.0 * l2_norm(inside.reshape(-1))
+    above = 2.0 * l2_norm(inside.reshape(-1))
+    above = jnp.where(above > 0, above, 1.0)
     shifted = inside + above * (jnp.eye(inside.shape[0]) - projector)
     return jnp.where(active.tangent_dim > 0, jnp.linalg.eigvalsh(shifted)[0], jnp.inf)
 

@@ -96,6 +96,7 @@ def lanczos(
     max_steps: int,
     reorthogonalize: bool = True,
     ends: str = "both",
+    project: Callable[[PyTree], PyTree] | None = None,
 ) -> Extremes:
     """Extreme eigenvalues of a symmetric operator on pytrees, with error estimates.
 
@@ -107,6 +108,8 @@ def lanczos(
         reorthogonalize: keep the basis and orthogonalise against it. Without it memory is three
             vectors, and the extremes come out the same, perhaps a few steps later.
         ends: "both", "low" or "high": which ones have to reach the tolerance.
+        project: onto the invariant subspace in which the eigenvalues are sought and ``start`` lies;
+            without it rounding brings in the eigenvalue that the operator has outside.
 
     Returns:
         An `Extremes`.
@@ -115,6 +118,7 @@ def lanczos(
     if not size > 0:
         zero = Estimate(0.0, 0.0, 0, True)
         return Extremes(zero, zero)
+    rounding = 50 * max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(start))
     v, before, basis = _scaled(start, 1 / size), None, []
     diagonal, off = [], []
     while True:
@@ -129,6 +133,8 @@ def lanczos(
                 w = _combine(w, other, _dot(other, w))
         else:
             basis = []
+        if project is not None:
+            w = project(w)
         beta = math.sqrt(max(_dot(w, w), 0.0))
         steps = len(diagonal)
         values, vectors = scipy.linalg.eigh_tridiagonal(np.array(diagonal), np.array(off))
@@ -140,7 +146,7 @@ def lanczos(
         limit = tol * largest
         wanted = {"both": max(errors[0], errors[-1]), "low": errors[0], "high": errors[-1]}[ends]
         # One step says nothing about the spectrum unless the space is exhausted.
-        exhausted = beta <= 1e-14 * largest or largest == 0
+        exhausted = beta <= rounding * largest or largest == 0
         if exhausted or (wanted <= limit and steps >= 3) or steps >= max_steps:
             low, high = (
                 Estimate(float(values[i]), float(errors[i]), steps, bool(errors[i] <= limit))

@@ -278,7 +278,7 @@ def matrix_free_jacobian(
     if dim > 0:
         ends = lanczos(
             lambda v: products.tangent_product(point, v), point.project(probe),
-            tol=lanczos_tol, max_steps=max(lanczos_steps, 3), ends="low",
+            tol=lanczos_tol, max_steps=max(lanczos_steps, 3), ends="low", project=point.project,
         )  # fmt: skip
         curvature = ends.low
         pull = float(active.pull)

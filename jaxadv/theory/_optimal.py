@@ -67,8 +67,9 @@ class PolishedAttack(NamedTuple):
         value_gap: inf, no other maximum was looked for.
         gain: how much the loss grew from the projected start, >= 0 up to rounding.
         distance: Euclidean distance from there.
-        switched: whether the loss falls below that of the start on the way: polishing crossed a
-            valley, so this is the maximum of another branch. False is no proof that it is not.
+        switched: whether the loss falls anywhere on the straight way there (the arc, between
+            points of the sphere): polishing crossed a valley, or left a maximum behind, so this may
+            be the maximum of another branch. False is no proof that it is not.
     """
 
     x_adv: Array
@@ -252,8 +253,8 @@ def search(key: Key, problem: Problem, shape, num_restarts: int) -> tuple[Array,
     return points[best], jnp.maximum(values[best] - others, 0.0)
 
 
-def _crosses_a_valley(loss, feasible: Feasible, start: Array, end: Array) -> Array:
-    """Whether the loss between two points, on the arc if both are on a sphere, is below both."""
+def _falls_on_the_way(loss, feasible: Feasible, start: Array, end: Array) -> Array:
+    """Whether the loss falls on the way from start to end, on the arc if both are on a sphere."""
     first, last = start - feasible.x, end - feasible.x
 
     def between(t):
@@ -267,7 +268,7 @@ def _crosses_a_valley(loss, feasible: Feasible, start: Array, end: Array) -> Arr
     values = jax.lax.map(between, jnp.linspace(0.0, 1.0, _VALLEY_POINTS, dtype=start.dtype))
     # What is lost to rounding is no valley.
     noise = 1e-12 * (jnp.abs(values[0]) + jnp.abs(values[-1]) + jnp.max(jnp.abs(values)))
-    return jnp.min(values) < jnp.minimum(values[0], values[-1]) - noise
+    return jnp.max(jax.lax.cummax(values) - values) > noise
 
 
 @jax.jit(static_argnames=("shape", "num_restarts"))
@@ -286,7 +287,7 @@ def _follow(problem: Problem, x_adv, tol, *, shape) -> PolishedAttack:
         *_report(problem, shape, z, tol, jnp.asarray(jnp.inf, z.dtype)),
         gain=value - loss(start),
         distance=l2_norm(z - start),
-        switched=_crosses_a_valley(loss, feasible, start, z),
+        switched=_falls_on_the_way(loss, feasible, start, z),
     )
 
 
