@@ -195,6 +195,20 @@ def test_lanczos_and_conjugate_gradients_on_known_matrices(x64):
     np.testing.assert_allclose(down.solution, start, rtol=1e-14)
 
 
+def test_rounding_does_not_leave_the_subspace():
+    """A spectrum of two values is exhausted after two products; what follows is rounding."""
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.normal(size=(200, 200)))
+    values = np.repeat([1.0, 3.5, 0.0], [150, 10, 40])
+    matrix = jnp.asarray(q * values @ q.T, jnp.float32)
+    keep = jnp.asarray(q[:, :160] @ q[:, :160].T, jnp.float32)
+    start = keep @ jnp.asarray(rng.normal(size=200), jnp.float32)
+    ends = _lanczos.lanczos(
+        lambda v: matrix @ v, start, tol=1e-9, max_steps=12, project=lambda v: keep @ v
+    )
+    np.testing.assert_allclose([ends.low.value, ends.high.value], [1, 3.5], rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "swish"])
 def test_preact_resnet_in_float32_takes_seconds(activation):
