@@ -3,7 +3,34 @@
 import pathlib
 import re
 
+import jax
+
 from experiments import environment
+
+
+def use_devices(number: int) -> jax.sharding.NamedSharding | None:
+    """A layout that splits minibatches over that many devices, on CPU made of its cores.
+
+    Args:
+        number: of devices.
+
+    Returns:
+        The layout, None for one device.
+
+    Raises:
+        SystemExit: if there are not as many.
+    """
+    if number == 1:
+        return None
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError:  # JAX runs in this process already, with what it has
+        pass
+    if number > jax.device_count():
+        raise SystemExit(f"--devices={number}: there are {jax.device_count()}")
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((number,), ("batch",), auto, devices=jax.devices()[:number])
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 
 
 def provenance(options) -> dict:

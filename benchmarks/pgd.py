@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
-from ._report import provenance
+from ._report import provenance, use_devices
 from ._timing import alternate, ratio, summary
 
 
@@ -30,6 +30,7 @@ def parse(arguments=None):
     parser.add_argument("--num_steps", type=int, default=20)
     parser.add_argument("--eps", type=float, help="default: that of the checkpoint, or 8/255")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--devices", type=int, default=1, help="of JAX, images split evenly")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -50,7 +51,7 @@ def task(options):
     return model, torch_fn, x, np.asarray(model(jnp.asarray(x)).argmax(1), np.int32)
 
 
-def rivals(options, model, torch_fn, x, y) -> dict:
+def rivals(options, spec, model, torch_fn, x, y) -> dict:
     """Calls by name; each returns adversarial images as (B, H, W, C)."""
     import foolbox  # pyright: ignore[reportMissingImports]
     import jax
@@ -61,6 +62,7 @@ def rivals(options, model, torch_fn, x, y) -> dict:
     from jaxadv.attacks import pgd
 
     images, labels, step = jnp.asarray(x), jnp.asarray(y), options.eps / 4
+    split = jax.device_put((images, labels), spec)
     compiled = jax.jit(
         lambda key, images, labels: pgd(
             key,
@@ -88,7 +90,7 @@ def rivals(options, model, torch_fn, x, y) -> dict:
     points = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).to(device)
     targets = torch.from_numpy(y).long().to(device)
     return {
-        "jaxadv": lambda: jax.block_until_ready(compiled(jax.random.key(0), images, labels)),
+        "jaxadv": lambda: jax.block_until_ready(compiled(jax.random.key(0), *split)),
         "foolbox": lambda: jax.block_until_ready(
             foolbox_attack.run(wrapped, images, labels, epsilon=options.eps)
         ),
@@ -101,8 +103,9 @@ def main(arguments=None) -> dict:
     import jax.numpy as jnp
 
     options = parse(arguments)
+    spec = use_devices(options.devices)
     model, torch_fn, x, y = task(options)
-    calls = rivals(options, model, torch_fn, x, y)
+    calls = rivals(options, spec, model, torch_fn, x, y)
     wrong = {}
     for name, call in calls.items():
         found = np.asarray(call())

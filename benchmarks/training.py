@@ -17,7 +17,7 @@ import pathlib
 
 import numpy as np
 
-from ._report import provenance
+from ._report import provenance, use_devices
 from ._timing import alternate, ratio, summary
 
 METHODS = ("at", "awp", "ensgd")
@@ -44,7 +44,7 @@ def parse(arguments=None):
 class Ours:
     """The compiled programs of jaxadv on a device-resident data set."""
 
-    def __init__(self, options, module, variables, images, labels):
+    def __init__(self, options, spec, module, variables, images, labels):
         import jax
         import jax.numpy as jnp
 
@@ -57,16 +57,14 @@ class Ours:
             logits, changed = module.apply(both, x, train=True, mutable=["batch_stats"])
             return logits, changed["batch_stats"]
 
-        mesh = jax.make_mesh((options.devices,), ("batch",), (jax.sharding.AxisType.Auto,))
-        spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        place = spec and jax.sharding.NamedSharding(spec.mesh, jax.sharding.PartitionSpec())
         self.objective = objectives.adversarial_cross_entropy(apply_fn, num_steps=options.num_steps)
         program = lambda gamma: training.Program(
             apply_fn,
             self.objective,
             batch_size=options.batch_size,
             weight_perturbation=gamma,
-            sharding=spec if options.devices > 1 else None,
+            sharding=spec,
         )
         self.data = jax.device_put(
             training.DeviceData(jnp.asarray(images), jnp.asarray(labels)), place
@@ -131,6 +129,7 @@ def rivals(options) -> tuple[dict, float]:
     from . import _torch_resnet
     from ._torch_training import Trainer
 
+    spec = use_devices(options.devices)
     size = options.image_size
     dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
     module = models.preact_resnet18(10, width=options.width, dtype=dtype)
@@ -139,7 +138,7 @@ def rivals(options) -> tuple[dict, float]:
     number = N_IN * options.batch_size
     images = rng.integers(0, 256, (number, size, size, 3), np.uint8)
     labels = rng.integers(0, 10, number).astype(np.int32)
-    ours = Ours(options, module, variables, images, labels)
+    ours = Ours(options, spec, module, variables, images, labels)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fmt = torch.channels_last if options.channels_last else torch.contiguous_format
