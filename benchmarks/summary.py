@@ -39,7 +39,8 @@ def _training(report):
     size = f"PreActResNet-18 of width {options['width']}, batch {options['batch_size']}"
     for name, ratio in report["ratio"].items():
         memory = " channels_last" if options["channels_last"] else ""
-        yield f"{_METHODS[name]}, PGD-10, {size}", f"PyTorch{memory}", _spread(ratio), "1"
+        alone = ", one device" if options["devices"] == 1 else ""
+        yield f"{_METHODS[name]}, PGD-10, {size}{alone}", f"PyTorch{memory}", _spread(ratio), "1"
 
 
 def _pgd(report):

@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from benchmarks import _timing, entropy_sgd, gpu, matrix_free, scaling, startup, summary
+from benchmarks import (
+    _timing,
+    entropy_sgd,
+    gpu,
+    matrix_free,
+    reproduce,
+    scaling,
+    startup,
+    summary,
+)
 
 
 def test_rivals_are_called_in_turn():
@@ -101,3 +110,11 @@ def test_pgd_beside_its_peers():
 
     found = pgd.main(["--width=2", "--batch_size=4", "--num_steps=2", "--repeats=1"])
     assert set(found["ratio"]) == {"foolbox", "torchattacks"}
+
+
+def test_the_choices_of_the_main_job_change_no_result():
+    options = ["--methods=at", "--minibatches=2", "--repeats=1"]
+    apart = reproduce.main(options)["methods"]["at"]["parameters_apart"]
+    assert apart.pop("one minibatch a call") == 0
+    assert set(apart) == {"gradients of JAX", "one device"}
+    assert max(apart.values()) < 1e-5

@@ -127,3 +127,16 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
     with directory.lock(), pytest.raises(ValueError, match="another process is training there"):
         train.train_and_evaluate(config, tmp_path, verbose=False)
     train.train_and_evaluate(config, tmp_path, verbose=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["at", "at_ensgd"])
+def test_without_the_compilation_cache_the_bits_are_the_same(
+    method, finished, tmp_path, monkeypatch
+):
+    """The runs of this session read and fill a cache; a process that has none compiles afresh."""
+    expected = finished(method)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    done = start(method, tmp_path / "run", "SIGTERM", "none", 1)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(RunDirectory(tmp_path / "run"), expected)

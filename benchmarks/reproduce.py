@@ -1,0 +1,131 @@
+r"""What makes `make reproduce` fast: an epoch of its training, and the same without each choice.
+
+    python -m benchmarks.reproduce
+    python -m benchmarks.reproduce --dataset=cifar10 --minibatches=2
+
+Adversarial training and EntropySGD at laptop scale on the digits (or another data set), as the
+entry point runs it, against three programs with the same result: convolutions whose gradients are
+JAX's own, one compiled call a minibatch, and one device. All take the same minibatches from the
+same state, strictly in turn; the parameters that they end with are compared.
+"""
+
+import argparse
+import json
+import pathlib
+from unittest import mock
+
+import numpy as np
+
+from ._report import provenance
+from ._timing import alternate, ratio, summary
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--methods", default="at,at_ensgd")
+    parser.add_argument("--minibatches", type=int, help="of a call; default: an epoch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", help="JSON")
+    return parser.parse_args(arguments)
+
+
+class Variant:
+    """One way to run the first minibatches of a method."""
+
+    def __init__(self, config, task, *, gradients="auto", sharding=None):
+        import jax
+
+        from experiments import build
+        from jaxadv import training
+
+        make = build.build_model
+        chosen = lambda *arguments: make(*arguments).clone(gradients=gradients)
+        with mock.patch.object(build, "build_model", chosen):
+            self.run = build.build(config, task, sharding)
+        place = build.everywhere(sharding)
+        self.key = build.train_key(config)
+        data = training.DeviceData(*map(jax.numpy.asarray, task.train))
+        self.data = jax.device_put(data, place)
+        self.start = jax.device_put(self.run.make_state(), place)
+
+    def call(self, minibatches: int, at_once: int):
+        """At least so many minibatches from the initial state, at most so many a compiled call."""
+        import jax
+
+        # The compiled call takes over the buffers of its state.
+        state = jax.tree.map(jax.numpy.array, self.start)
+        step = 0
+        while step < minibatches:
+            state, _, taken = self.run.advance(state, self.data, self.key, step, at_once)
+            step += taken
+        return jax.block_until_ready(state.params)
+
+
+def variants(method: str, dataset: str, minibatches: int | None) -> dict:
+    """Calls by name; the first is what the entry point does."""
+    import jax
+
+    from experiments import build, cli
+
+    config = cli.load_config(method, "laptop", dataset)
+    task = build.load_task(config)
+    sharding = build.data_sharding(config.batch_size) if jax.device_count() > 1 else None
+    shipped = Variant(config, task, sharding=sharding)
+    total = minibatches or shipped.run.batches_per_epoch
+    # A compiled call of EntropySGD is an outer step: only the end of a run is cut shorter.
+    entropy = config.optimizer == "entropy_sgd"
+    most = 2 * config.entropy.n_in if entropy else total
+    found = {"as shipped": lambda: shipped.call(total, most)}
+    native = Variant(config, task, gradients="native", sharding=sharding)
+    found["gradients of JAX"] = lambda: native.call(total, most)
+    if not entropy:
+        found["one minibatch a call"] = lambda: shipped.call(total, 1)
+    if sharding is not None:
+        alone = Variant(config, task)
+        found["one device"] = lambda: alone.call(total, most)
+    return found
+
+
+def _apart(a, b) -> float:
+    import jax
+
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in pairs]
+    return (
+        sum(((x - y) ** 2).sum() for x, y in pairs) / sum((y**2).sum() for _, y in pairs)
+    ) ** 0.5
+
+
+def main(arguments=None) -> dict:
+    """Runs all and returns what it writes."""
+    from experiments import cli, environment
+
+    options = parse(arguments)
+    environment.configure()
+    cli.split_cpu(options.dataset)
+    report = {**provenance(options), "methods": {}}
+    for method in options.methods.split(","):
+        calls = variants(method, options.dataset, options.minibatches)
+        shipped, *others = calls
+        ends = {name: call() for name, call in calls.items()}
+        times = alternate(calls, options.repeats)
+        row = report["methods"][method] = {
+            "seconds": summary(times),
+            "ratio": {name: ratio(times, shipped, name) for name in others},
+            "parameters_apart": {name: _apart(ends[name], ends[shipped]) for name in others},
+        }
+        print(f"{method}: {row['seconds'][shipped]['median']:.3f} s as shipped", flush=True)
+        for name in others:
+            found = row["ratio"][name]
+            print(f"  {found['median']:5.2f} times as fast as with {name} ({found['least']:.2f} to "
+                  f"{found['greatest']:.2f}), parameters {row['parameters_apart'][name]:.1e} apart",
+                  flush=True)  # fmt: skip
+    if options.output:
+        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    return report
+
+
+if __name__ == "__main__":
+    main()
