@@ -1,6 +1,6 @@
-r"""The table of speeds in README.md and benchmarks/README.md from the committed results.
+r"""The tables of README.md and benchmarks/README.md from the committed results.
 
-    python -m benchmarks.summary            # writes it between its markers
+    python -m benchmarks.summary            # writes them between their markers
     python -m benchmarks.summary --check    # fails where a file and the results differ
 
 A row appears when its file is in ``benchmarks/results``; the file says with which command, on
@@ -14,19 +14,24 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-START, END = "<!-- speed -->", "<!-- end of speed -->"
+SPEED, MEASURES = "speed", "measures"  # names of the markers
 
 _METHODS = {"at": "AT", "awp": "AWP", "ensgd": "EntropySGD outer step"}
 
 
 def rows(results: pathlib.Path = RESULTS) -> list[tuple[str, str, str, str, str]]:
     """What was measured, against what, the ratio, the aim, and the file."""
+    return _collect(results, _ROWS)
+
+
+def _collect(results: pathlib.Path, kinds: dict) -> list[tuple]:
+    """The rows of all files whose name starts with one of the kinds, each with its file."""
     found = []
     for path in sorted(results.glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
         kind = path.stem.split("_")[0]
-        if kind in _ROWS:
-            found += [(*row, path.name) for row in _ROWS[kind](report)]
+        if kind in kinds:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            found += [(*row, path.name) for row in kinds[kind](report)]
     return found
 
 
@@ -71,32 +76,84 @@ def _entropy(report):
         yield what, "one compiled step a minibatch", _spread(row["ratio"]), "1"
 
 
+def _reproduce(report):
+    name = "CIFAR-10" if report["options"]["dataset"] == "cifar10" else report["options"]["dataset"]
+    for method, found in report["methods"].items():
+        for other, ratio in found["ratio"].items():
+            what = f"training at laptop scale, {name}, {method.replace('_', '+')}"
+            yield what, f"{_spread(ratio)} times as fast as with {other}"
+
+
+def _startup(report):
+    options = report["options"]
+    for cache in ("cold", "warm"):
+        seconds = report[cache]["seconds"]
+        what = (
+            f"time to the first minibatch, {options['dataset']}, {options['method']}, {cache} cache"
+        )
+        yield what, f"{sum(seconds.values()) - seconds['next step']:.1f} s"
+
+
+def _matrix(report):
+    for row in report["networks"]:
+        what = f"norm of the attack Jacobian, PreActResNet-18 of width {row['width']}, float32"
+        yield what, f"{row['seconds']:.1f} s an image"
+    row = report["perceptrons"][-1]
+    seconds = row["seconds"]
+    what = f"the same, perceptron of {row['parameters']:,} parameters, float64"
+    yield what, f"{seconds['matrix-free']:.2f} s, dense {seconds['dense']:.2f} s"
+
+
+def _scaling(report):
+    for title, points in report["sweeps"].items():
+        ends = f"{points[0]['value']} to {points[-1]['value']:,}"
+        slopes = f"exponent {points[1]['slope']:.2f} at first, {points[-1]['slope']:.2f} at the end"
+        yield f"{title}, {ends}", slopes
+
+
+def _memory(report):
+    names = {"train": "training CIFAR-10 at laptop scale", "autoattack": "AutoAttack (short)"}
+    for name, found in report["memory"].items():
+        images = f", {found['images']:,} images" if name == "autoattack" else ""
+        yield f"peak memory, {names[name]}{images}", f"{found['peak_gib']:.2f} GiB"
+
+
 _ROWS = {"training": _training, "pgd": _pgd, "autoattack": _autoattack, "entropy": _entropy}
+_MEASURES = {
+    "reproduce": _reproduce,
+    "startup": _startup,
+    "matrix": _matrix,
+    "scaling": _scaling,
+    "memory": _memory,
+}
 
 
-def render(results: pathlib.Path = RESULTS) -> str:
-    """The table as Markdown.
+def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
+    """The tables as Markdown, by the name of their markers.
 
     Example:
-        >>> print(render(pathlib.Path("nowhere")).splitlines()[0])
+        >>> print(render(pathlib.Path("nowhere"))["speed"].splitlines()[0])
         | times as fast as | what | ratio (least to greatest) | aim | file |
     """
-    lines = ["| times as fast as | what | ratio (least to greatest) | aim | file |"]
-    lines.append("|---|---|---|---|---|")
+    speed = ["| times as fast as | what | ratio (least to greatest) | aim | file |"]
+    speed.append("|---|---|---|---|---|")
     for what, peer, ratio, aim, name in sorted(rows(results), key=lambda row: (row[1], row[0])):
-        lines.append(f"| {peer} | {what} | {ratio} | {aim} | `{name}` |")
-    return "\n".join(lines)
+        speed.append(f"| {peer} | {what} | {ratio} | {aim} | `{name}` |")
+    measures = ["| what | measured | file |", "|---|---|---|"]
+    measures += [f"| {what} | {n} | `{name}` |" for what, n, name in _collect(results, _MEASURES)]
+    return {SPEED: "\n".join(speed), MEASURES: "\n".join(measures)}
 
 
-def fill(text: str, table: str) -> str:
-    """The text with the table between its markers.
+def fill(text: str, name: str, table: str) -> str:
+    """The text with the table between the markers of that name.
 
     Raises:
         ValueError: if the markers are missing.
     """
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"one {START} and one {END} are expected in the file")
-    head, tail = text.index(START) + len(START), text.index(END)
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"one {start} and one {end} are expected in the file")
+    head, tail = text.index(start) + len(start), text.index(end)
     return f"{text[:head]}\n{table}\n{text[tail:]}"
 
 
@@ -105,14 +162,18 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
     options = parser.parse_args(arguments)
-    table = render()
-    for path in (ROOT / "README.md", ROOT / "benchmarks" / "README.md"):
-        before = path.read_text(encoding="utf-8")
-        after = fill(before, table)
+    tables = render()
+    for path, names in (
+        (ROOT / "README.md", [SPEED]),
+        (ROOT / "benchmarks" / "README.md", [SPEED, MEASURES]),
+    ):
+        before = after = path.read_text(encoding="utf-8")
+        for name in names:
+            after = fill(after, name, tables[name])
         if after == before:
             continue
         if options.check:
-            sys.exit(f"the table of {path.name} is out of date; run python -m benchmarks.summary")
+            sys.exit(f"the tables of {path} are out of date; run python -m benchmarks.summary")
         path.write_text(after, encoding="utf-8")
         print(f"written: {path.relative_to(ROOT)}")
 

@@ -40,7 +40,7 @@ def test_the_tables_of_speeds_are_those_of_the_results(capsys):
     names = [row[-1] for row in summary.rows()]
     assert "autoattack_cnn_a.json" in names
     with pytest.raises(ValueError, match="expected in the file"):
-        summary.fill("no markers", "")
+        summary.fill("no markers", "speed", "")
 
 
 def test_the_scanned_chain_does_not_grow(tmp_path):
@@ -88,7 +88,7 @@ def test_scaling_draws_its_figure(tmp_path):
 @pytest.mark.slow
 def test_a_warm_cache_compiles_less():
     found = startup.main(["--dataset=digits", "--scale=smoke"])
-    assert found["warm"]["compiled"] < found["cold"]["compiled"]
+    assert found["warm"]["compiled"] == 0 < found["cold"]["compiled"]
     assert set(found["cold"]["seconds"]) == {"import", "data", "build", "first step", "next step"}
 
 
