@@ -192,8 +192,8 @@ def child(options) -> None:
             norm="linf",
             eps=8 / 255,
             batch_size=500,
-            num_steps=5,
-            num_queries=50,
+            num_steps=3,
+            num_queries=20,
             progress=False,
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
