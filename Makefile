@@ -29,7 +29,7 @@ figures: setup  ## Figures 1, 2, 4 and 5 of the paper, into runs/figures
 
 test: setup lint  ## lint, types and the default tests
 	$(BIN)/python -m pytest -n auto
-	$(BIN)/python -m pytest --doctest-modules jaxadv experiments -n auto
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest --doctest-modules jaxadv experiments -n auto
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -n auto -m slow

@@ -43,6 +43,7 @@ def test_the_tables_of_speeds_are_those_of_the_results(capsys):
         summary.fill("no markers", "speed", "")
 
 
+@pytest.mark.slow
 def test_the_scanned_chain_does_not_grow(tmp_path):
     path = tmp_path / "found.json"
     options = ["--width=2", "--batch_size=2", "--num_steps=1", "--n_in=2,6", "--repeats=1"]
@@ -52,6 +53,7 @@ def test_the_scanned_chain_does_not_grow(tmp_path):
     assert few["ratio"]["median"] > 0
 
 
+@pytest.mark.slow
 def test_matrix_free_equals_dense():
     found = matrix_free.main(["--widths=", "--hidden=3"])
     [row] = found["perceptrons"]
@@ -112,6 +114,7 @@ def test_pgd_beside_its_peers():
     assert set(found["ratio"]) == {"foolbox", "torchattacks"}
 
 
+@pytest.mark.slow
 def test_the_choices_of_the_main_job_change_no_result():
     options = ["--methods=at", "--minibatches=2", "--repeats=1"]
     apart = reproduce.main(options)["methods"]["at"]["parameters_apart"]

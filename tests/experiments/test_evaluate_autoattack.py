@@ -75,6 +75,7 @@ def torch_file(tmp_path, monkeypatch):
     return tmp_path / "weights.pt", module, variables
 
 
+@pytest.mark.slow
 def test_torch_file(torch_file, tmp_path):
     path, module, variables = torch_file
     options = dict(arch="preact_resnet18", dataset="digits", number=16, verbose=False)
