@@ -230,7 +230,7 @@ def test_other_norms(norm, eps):
     assert all(check.passed for check in found.checks if check.name != "classes")
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4])
+@pytest.mark.parametrize("classes", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_few_classes(classes):
     few = lambda x: LOGITS(x)[:, :classes]
     y = np.asarray(few(jnp.asarray(X[:6])).argmax(1))

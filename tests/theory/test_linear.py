@@ -43,7 +43,9 @@ def test_no_random_attack_beats_the_closed_form(p, y):
     np.testing.assert_allclose(best, phi(y * theta @ x - 0.7 * dual_norm(theta, p)), rtol=1e-13)
 
 
-@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize(
+    "p", [pytest.param(p, marks=pytest.mark.slow) if p == 1.5 else p for p in NORMS]
+)
 def test_gradient_and_hessian_are_those_of_the_loss(x64, p):
     theta, x, y = example(2)
     options = dict(p=p, eps=0.4, bias=0.3)
