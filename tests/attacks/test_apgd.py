@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import load_arrays
 
 from jaxadv.attacks._apgd import apgd, apgd_targeted
 from jaxadv.attacks._apgd_l1 import order_statistic, project_l1_box
@@ -49,7 +50,7 @@ def dead_gradients(found, case):
 @pytest.mark.parametrize("case", cases.APGD_CASES, ids=lambda case: case.name)
 def test_trajectory_is_the_reference_in_float64(case, x64, golden):
     _, found = run_case(case)
-    expected = np.load(golden / "autoattack_apgd.npz")
+    expected = load_arrays(golden / "autoattack_apgd.npz")
     points = np.stack([cases.fingerprint(p) for p in np.asarray(found.trace.points)])
     dead = dead_gradients(found, case)
     kept = ~dead[-1]
@@ -75,7 +76,7 @@ def test_trajectory_is_the_reference_in_float64(case, x64, golden):
 
 
 def test_the_cases_tell_the_quirks_of_the_reference_from_the_paper(x64, golden):
-    expected = np.load(golden / "autoattack_apgd.npz")
+    expected = load_arrays(golden / "autoattack_apgd.npz")
     for name in ("l2_dlr-targeted_10", "l2_ce_37"):
         (case,) = [case for case in cases.APGD_CASES if case.name == name]
         _, found = run_case(case, rule="paper")
@@ -86,7 +87,7 @@ def test_the_cases_tell_the_quirks_of_the_reference_from_the_paper(x64, golden):
 @pytest.mark.parametrize("case", cases.APGD_CASES[:6], ids=lambda case: case.name)
 def test_float32_ends_where_float64_does(case, golden):
     _, found = run_case(case, np.float32)
-    expected = np.load(golden / "autoattack_apgd.npz")
+    expected = load_arrays(golden / "autoattack_apgd.npz")
     assert (np.asarray(found.robust) != expected[f"{case.name}/robust"]).sum() <= 1
     if case.loss != "dlr-targeted":
         kept = ~dead_gradients(found, case)[-1]

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import load_arrays
 
 from jaxadv import losses
 from jaxadv.attacks._fab import fab, fab_targeted
@@ -21,7 +22,7 @@ def test_projection_is_that_of_the_reference(norm, golden):
     points, normals, offsets = cases.hyperplanes(0)
     gaps = (points.astype(float) * normals).sum(1) - offsets
     found = project_to_hyperplane(*map(jnp.asarray, (points, normals, gaps.astype("f4"))), norm)
-    expected = np.load(golden / "autoattack_fab.npz")[f"projection_{norm}"]
+    expected = load_arrays(golden / "autoattack_fab.npz")[f"projection_{norm}"]
     np.testing.assert_allclose(norms(found, norm), norms(expected, norm), atol=2e-5, rtol=1e-5)
     moved = points + np.asarray(found, np.float64)
     assert moved.min() >= -1e-6 and moved.max() <= 1 + 1e-6
@@ -50,7 +51,7 @@ def test_run_is_the_reference_in_float64(case, x64, golden):
         found = second_run(attack, model_fn, x, y, options)
     else:
         found = attack(jax.random.key(0), model_fn, x, y, **options).best_images
-    expected = np.load(golden / "autoattack_fab.npz")[case.name]
+    expected = load_arrays(golden / "autoattack_fab.npz")[case.name]
     np.testing.assert_allclose(cases.fingerprint(np.asarray(found)), expected, atol=1e-9)
     assert (norms(found - x, case.norm) > 0).all()
 

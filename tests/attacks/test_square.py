@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import load_arrays
 
 from jaxadv.attacks import _square_run as runs
 from jaxadv.attacks._square import SquareDraws, square
@@ -34,7 +35,7 @@ def test_accepts_the_queries_that_the_reference_accepts(case, golden):
         num_queries=case.num_queries,
         draws=draws,
     )
-    expected = np.load(golden / "autoattack_square.npz")
+    expected = load_arrays(golden / "autoattack_square.npz")
     name = f"{case.norm}_{case.num_queries}"
     np.testing.assert_array_equal(found.queries, expected[f"{name}/queries"])
     assert 0 < found.success.sum() < len(x)
@@ -47,7 +48,7 @@ def test_accepts_the_queries_that_the_reference_accepts(case, golden):
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_patterns_are_those_of_the_reference(norm, golden):
-    expected = np.load(golden / "autoattack_square.npz")
+    expected = load_arrays(golden / "autoattack_square.npz")
     for side in (3, 5, 6, 7, 11, 15, 21, 29):
         np.testing.assert_allclose(
             runs.pattern(side, norm), expected[f"pattern_{norm}_{side}"], atol=1e-6

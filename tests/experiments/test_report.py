@@ -10,6 +10,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import load_arrays
 from PIL import Image
 from tiny_runs import parts, tiny
 
@@ -152,7 +153,7 @@ def test_predictions_are_made_anew_where_they_were_not_kept(copy):
     assert report.write(copy.path) == copy.path / "report.html"
     assert (copy.path / "report.html").read_text(encoding="utf-8") == page
     again, _ = _report_images.load_predictions(copy)
-    kept = np.load(io.BytesIO(before))
+    kept = load_arrays(io.BytesIO(before))
     np.testing.assert_array_equal(again.clean, kept["clean"])
     np.testing.assert_array_equal(again.adversarial, kept["robust"])
 

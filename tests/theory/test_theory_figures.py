@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from arrays import load_arrays
 
 pytest.importorskip("matplotlib")
 
@@ -37,7 +38,7 @@ def test_heavy_figure(tmp_path, name, mode):
 
 def test_data_of_figure_4_are_the_losses(tmp_path):
     figures.main(["fig4", f"--output={tmp_path}", "--points=5"])
-    data = np.load(tmp_path / "fig4.npz")
+    data = load_arrays(tmp_path / "fig4.npz")
     points, labels = theory.toy_dataset()
     for norm in ("l2", "linf"):
         theta = np.array([data["axis"][3], data["axis"][1]])
