@@ -88,7 +88,7 @@ def rivals(options, spec, model, torch_fn, x, y) -> dict:
     )
     torch_attack.device = device
     points = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).to(device)
-    targets = torch.from_numpy(y).long().to(device)
+    targets = torch.from_numpy(y.copy()).long().to(device)
     return {
         "jaxadv": lambda: jax.block_until_ready(compiled(jax.random.key(0), *split)),
         "foolbox": lambda: jax.block_until_ready(
