@@ -1,0 +1,408 @@
+"""A function of the caller's as a program and its arrays, traced anew at every call.
+
+JAX keys its caches by function objects, so a compiled attack that takes the model as a static
+argument recompiles for every new lambda, and goes on computing with the first weights of an object
+that is changed in place. Here a function is traced each time it is passed in: its operations become
+a :class:`Program`, equal and hashable by what they are, and the arrays it closes over become
+arguments. New weights therefore never recompile and old ones are never used.
+"""
+
+import contextlib
+import functools
+import hashlib
+import re
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.tree_util import Partial
+
+from ._types import PyTree
+
+# Functions of these modules only carry the user's derivative rules; they are made anew at every
+# trace and looked into, instead of being part of the key themselves.
+_MACHINERY = re.compile(
+    r"jax\._src\.(interpreters\..*|linear_util|custom_derivatives|api|api_util|core|ad_util|util|"
+    r"tree_util|custom_transpose)$"
+)
+_NESTED = ("jit", "pjit", "closed_call")  # calls that may be inlined to reach their constants
+
+
+class Program:
+    """The operations of a traced function. Two programs with the same operations are equal.
+
+    Derivative rules and callbacks do not show among the operations: they are compared by what they
+    are made of (:func:`_rule_key`), and kept alive by the key.
+
+    Attributes:
+        out: shapes and dtypes of the outputs, a pytree of ``jax.ShapeDtypeStruct``.
+    """
+
+    def __init__(self, jaxpr, args: PyTree, out: PyTree, key: "_Key"):
+        self._jaxpr, self._args, self._key, self.out = jaxpr, args, key, out
+
+    def __call__(self, arrays: list, *args) -> PyTree:
+        """The function at ``args``, with these arrays in the places of those it closed over."""
+        leaves, tree = jax.tree.flatten(args)
+        wanted, wanted_tree = jax.tree.flatten(self._args)
+        found = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+        if tree != wanted_tree or found != [(leaf.shape, leaf.dtype) for leaf in wanted]:
+            raise ValueError(f"called with {found}; this program was traced for {wanted}")
+        split = len(self._jaxpr.constvars)
+        outputs = jax.core.eval_jaxpr(self._jaxpr, arrays[:split], *arrays[split:], *leaves)
+        return jax.tree.unflatten(jax.tree.structure(self.out), outputs)
+
+    def __eq__(self, other):
+        return self is other or (isinstance(other, Program) and self._key == other._key)
+
+    def __hash__(self):
+        return hash(self._key)
+
+    def describe(self) -> str:
+        """The operations as text, the same in every process."""
+        return repr(_encode(self._jaxpr, _portable))
+
+
+class _Key:
+    """A nested tuple that is hashed once."""
+
+    def __init__(self, parts: tuple):
+        self._parts, self._hash = parts, hash(parts)
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        return self is other or (self._hash == other._hash and self._parts == other._parts)
+
+
+class _Same:
+    """Equal to itself only; keeps what it wraps alive, so that its identity stays unique."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def __hash__(self):
+        return id(self._value)
+
+    def __eq__(self, other):
+        return isinstance(other, _Same) and self._value is other._value
+
+
+_programs: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial:
+    """The function as ``Partial(program, arrays)``, which compiled functions take as an argument.
+
+    Args:
+        function: any callable with JAX operations.
+        args: arrays or ``jax.ShapeDtypeStruct``, pytrees; only shapes and dtypes count.
+        name: of the argument, for messages.
+
+    Returns:
+        A pytree: its structure holds the :class:`Program`, its leaves are the arrays that the
+        function closes over (tracers where it closes over tracers). Callable with arguments of the
+        shapes it was traced for.
+
+    Raises:
+        ValueError: if the function cannot be traced, with the reason and the remedy.
+
+    Example:
+        >>> scale = jnp.float32(2)
+        >>> traced = trace(lambda x: scale * x, jnp.zeros(3))
+        >>> traced(jnp.ones(3)).tolist(), len(jax.tree.leaves(traced))
+        ([2.0, 2.0, 2.0], 1)
+    """
+    if not callable(function):
+        raise ValueError(f"{name} is a {type(function).__name__}; pass a function")
+    if isinstance(function, Partial) and isinstance(function.func, Program):
+        return function
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
+    # A fresh closure: JAX keeps the traces of a function object, and this one has none yet.
+    fresh = lambda *args: function(*args)
+    with _explained(name):
+        closed, out = jax.make_jaxpr(fresh, return_shape=True)(*abstract)
+        found = [*closed.consts, *_nested_constants(closed.jaxpr)]
+        arrays = [_as_argument(value) for value in found]
+        jaxpr = closed.jaxpr
+        if len(found) > len(closed.consts) or _is_explicit(found):
+            inlined = jax.make_jaxpr(functools.partial(_inlined, jaxpr))(
+                arrays, jax.tree.leaves(abstract)
+            )
+            jaxpr, arrays = inlined.jaxpr, [*map(_as_argument, inlined.consts), *arrays]
+    structure = (jax.tree.structure(abstract), jax.tree.structure(out))
+    key = _Key((_encode(jaxpr, _exact), *structure))
+    program = _programs.get(key)
+    if program is None:
+        program = _programs[key] = Program(jaxpr, abstract, out, key)
+    return Partial(program, arrays)
+
+
+def digest(traced: Partial) -> str:
+    """SHA-256 of a traced function: its operations, those of its derivative, and its arrays."""
+    program = traced.func
+    sha = hashlib.sha256(program.describe().encode())
+    sha.update(_derivative(program, traced.args[0]).encode())
+    for leaf in jax.tree.leaves(traced):
+        sha.update(repr(_portable(leaf)).encode())
+    return sha.hexdigest()
+
+
+def _derivative(program: Program, arrays: list) -> str:
+    """The operations of the derivative, in which the rules of custom derivatives show."""
+    points = jax.tree.map(lambda leaf: leaf, program._args[0])
+
+    def pull(arrays, *args):
+        outputs, transpose = jax.vjp(lambda first: program(arrays, first, *args[1:]), args[0])
+        return transpose(jax.tree.map(jnp.ones_like, outputs))
+
+    try:
+        closed = jax.make_jaxpr(pull)(arrays, points, *program._args[1:])
+    except Exception:  # no derivative exists: Square can still be run, and has none to compare
+        return ""
+    return repr(_encode(closed.jaxpr, _portable))
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what a function raises under tracing into one line that says what to do."""
+    try:
+        yield
+    except (flax.errors.TraceContextError, flax.errors.ModifyScopeVariableError) as error:
+        raise ValueError(
+            f"{name} changes its own state when it is called, as BatchNorm and Dropout do in train "
+            "mode; put it into evaluation mode first: model.eval(), or train=False in Flax linen"
+        ) from error
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ValueError(
+            f"{name} needs the values of its input while it is traced (NumPy, float(), or an if on "
+            "them); write it with jax.numpy, or wrap it in jax.pure_callback"
+        ) from error
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ValueError(f"{name} failed: {type(error).__name__}: {lines[0][:200]}") from error
+
+
+def _as_argument(value):
+    """A constant as an array that a compiled function takes."""
+    if isinstance(value, np.ndarray | np.generic):
+        return jnp.array(value)  # a copy: NumPy arrays can be changed in place
+    if _is_explicit([value]):
+        mesh = Mesh(value.sharding.mesh.devices, value.sharding.mesh.axis_names)
+        return jax.device_put(value, NamedSharding(mesh, value.sharding.spec))
+    return value
+
+
+def _is_explicit(values) -> bool:
+    """Whether one of the arrays is laid out over a mesh with explicit axes."""
+    layouts = (
+        value.sharding
+        for value in values
+        if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    )
+    return any(
+        isinstance(layout, NamedSharding) and AxisType.Explicit in layout.mesh.axis_types
+        for layout in layouts
+    )
+
+
+def _inlinable(equation):
+    """The traced function that a nested ``jit`` calls, if it closes over arrays itself."""
+    inner = equation.params.get("jaxpr")
+    if equation.primitive.name not in _NESTED or not isinstance(inner, jex.ClosedJaxpr):
+        return None
+    return inner if inner.consts or any(True for _ in _nested_constants(inner.jaxpr)) else None
+
+
+def _nested_constants(jaxpr) -> Iterator:
+    """The arrays that jitted functions inside a program close over, in the order of use."""
+    for equation in jaxpr.eqns:
+        inner = _inlinable(equation)
+        if inner is not None:
+            yield from inner.consts
+            yield from _nested_constants(inner.jaxpr)
+
+
+def _inlined(jaxpr, arrays: list, leaves: list) -> list:
+    """Evaluates a program, with those of its nested jits in line that close over arrays."""
+    constants = iter(arrays)
+
+    def evaluate(jaxpr, args):
+        first = [next(constants) for _ in jaxpr.constvars]
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*first, *args], strict=True))
+        read = lambda atom: atom.val if isinstance(atom, jex.Literal) else known[atom]
+        for equation in jaxpr.eqns:
+            inner = _inlinable(equation)
+            if inner is not None:
+                results = evaluate(inner.jaxpr, [read(atom) for atom in equation.invars])
+            else:
+                used = [atom for atom in equation.invars if not isinstance(atom, jex.Literal)]
+                used = list(dict.fromkeys(used))
+                alone = jaxpr.replace(
+                    constvars=[], invars=used, outvars=list(equation.outvars), eqns=[equation],
+                    effects=equation.effects,
+                )  # fmt: skip
+                results = jax.core.eval_jaxpr(alone, [], *map(read, used))
+            known.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    return evaluate(jaxpr, leaves)
+
+
+def _encode(jaxpr, leaf: Callable[[Any], Any]) -> tuple:
+    """A program as nested tuples; ``leaf`` encodes what is neither operation nor variable."""
+    numbers: dict = {}
+
+    def bind(variables):
+        first = len(numbers)
+        numbers.update((variable, first + n) for n, variable in enumerate(variables))
+        return tuple(leaf(variable.aval) for variable in variables)
+
+    def atom(value):
+        if isinstance(value, jex.Literal):
+            return leaf(value.aval), _encode_value(value.val, leaf)
+        return numbers[value]
+
+    inputs = bind(jaxpr.constvars), bind(jaxpr.invars)
+    equations = []
+    for equation in jaxpr.eqns:
+        read = tuple(map(atom, equation.invars))
+        parameters = _encode_value(equation.params, leaf)
+        context = leaf(equation.ctx) if leaf is _portable else _context(equation.ctx)
+        equations.append((leaf(equation.primitive), read, parameters, context))
+        equations.append(bind(equation.outvars))
+    return inputs, tuple(equations), tuple(map(atom, jaxpr.outvars))
+
+
+def _context(context) -> tuple:
+    """What holds round an equation: device, mesh, precision of keys, metadata."""
+    names = [name for name in type(context).__slots__ if not name.startswith("__")]
+    return tuple(_exact(getattr(context, name, None)) for name in names)
+
+
+def _encode_value(value, leaf) -> Any:
+    if isinstance(value, jex.ClosedJaxpr):
+        constants = tuple(_encode_value(constant, leaf) for constant in value.consts)
+        return _encode(value.jaxpr, leaf), constants
+    if isinstance(value, jex.Jaxpr):
+        return _encode(value, leaf)
+    if isinstance(value, list) or type(value) is tuple:
+        return tuple(_encode_value(item, leaf) for item in value)
+    if isinstance(value, dict):
+        return tuple((name, _encode_value(value[name], leaf)) for name in sorted(value, key=str))
+    return leaf(value)
+
+
+def _exact(value) -> Any:
+    """Equal where the values can stand for each other in a compiled program."""
+    if isinstance(value, np.ndarray | np.generic):
+        return str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, float | complex):
+        return type(value), repr(value)
+    if isinstance(value, types.FunctionType) or _is_wrapped(value):
+        return _rule_key(value, {})
+    try:
+        hash(value)
+    except TypeError:  # arrays among others
+        return _Same(value)
+    return type(value), value
+
+
+def _portable(value) -> Any:
+    """Text that is the same in every process."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return str(value.dtype), _portable(np.asarray(jax.random.key_data(value)))
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        data = np.ascontiguousarray(value)
+        return str(data.dtype), data.shape, hashlib.sha256(data.tobytes()).hexdigest()
+    if isinstance(value, types.FunctionType) or _is_wrapped(value):
+        return "function"  # what it does shows in the derivative
+    return re.sub(r"0x[0-9a-f]+", "", str(value))
+
+
+def _is_wrapped(value) -> bool:
+    """Whether this is a function in the wrapping of JAX's own transformations."""
+    return hasattr(value, "f") and hasattr(value, "transforms")
+
+
+def _rule_key(value, seen: dict) -> Any:
+    """What a derivative rule is made of: its code, and what it closes over or reads by name.
+
+    JAX wraps a rule anew at every trace; its own wrappers are looked through. Arrays count by
+    identity. An object whose attributes might change makes the key unique: the program is then
+    compiled again at every call, which is slow and never wrong.
+    """
+    if id(value) in seen:
+        return "again", seen[id(value)]
+    if _is_wrapped(value) or isinstance(value, types.FunctionType | functools.partial):
+        seen[id(value)] = len(seen)
+    inside = functools.partial(_rule_key, seen=seen)
+    if _is_wrapped(value):
+        arguments = (item for _, given in value.transforms for item in given)
+        return inside(value.f), tuple(inside(item) for item in arguments if _carries_code(item))
+    if isinstance(value, functools.partial):
+        keywords = tuple(sorted(value.keywords.items()))
+        return inside(value.func), inside(value.args), inside(keywords)
+    if isinstance(value, types.FunctionType):
+        return _function_key(value, inside)
+    if isinstance(value, types.MethodType):
+        return inside(value.__func__), inside(value.__self__)
+    if isinstance(value, jax.custom_jvp | jax.custom_vjp):
+        rules = (getattr(value, name, None) for name in ("fun", "jvp", "fwd", "bwd"))
+        return tuple(inside(rule) for rule in rules)
+    if isinstance(value, list | tuple):
+        return type(value), tuple(inside(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((name, inside(item)) for name, item in value.items())
+    if isinstance(value, np.ndarray | np.generic | float | complex):
+        return _exact(value)
+    if isinstance(value, jax.Array | type | types.ModuleType | types.BuiltinFunctionType):
+        return _Same(value)
+    if value is None or isinstance(value, str | bytes | int | np.dtype | jax.tree_util.PyTreeDef):
+        return type(value), value
+    wrapped = getattr(value, "__wrapped__", None)  # a jitted function
+    return inside(wrapped) if wrapped is not None else _Same(object())
+
+
+def _function_key(function: types.FunctionType, inside) -> Any:
+    closed = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    module = function.__module__ or ""
+    if _MACHINERY.match(module):
+        return tuple(inside(item) for item in closed if _carries_code(item))
+    read = []
+    if module.split(".")[0] not in ("jax", "numpy", "flax", "optax"):
+        space = function.__globals__
+        read = [space[name] for name in _names(function.__code__) if name in space]
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return function.__code__, *(inside(item) for item in (*closed, *defaults, *read))
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The global names that a function and those inside it may read."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _is_filled(cell) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _carries_code(value) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_carries_code, value))
+    kinds = types.FunctionType | functools.partial | jax.custom_jvp | jax.custom_vjp
+    return isinstance(value, kinds) or _is_wrapped(value)
