@@ -1,0 +1,62 @@
+"""Keys as callers have them, turned into the one kind whose draws do not depend on the batch."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._types import Key
+
+_IMPL = "threefry2x32"
+
+
+def as_key(key: Any, name: str = "key") -> Key:
+    """One typed threefry key, from a typed or raw key of any implementation or from a seed.
+
+    Under ``jax.vmap`` the "rbg" generators draw other numbers for other batches. An image's draws
+    must not depend on its batch, so their key data seed a threefry key instead.
+
+    Args:
+        key: ``jax.random.key(...)``, ``jax.random.PRNGKey(...)`` or an integer in [0, 2^32).
+        name: of the argument, for messages.
+
+    Returns:
+        A typed key of shape (); a threefry key as it is.
+
+    Raises:
+        ValueError: on anything else, several keys among them.
+
+    Example:
+        >>> bool(as_key(7) == jax.random.key(7))
+        True
+    """
+    remedy = f"pass {name}=jax.random.key(0)"
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not 0 <= key < 2**32:
+            raise ValueError(f"{name}={key} is not a seed in [0, 2**32); {remedy}")
+        return jax.random.key(np.uint32(key), impl=_IMPL)
+    if not hasattr(key, "dtype") or not hasattr(key, "shape"):
+        raise ValueError(f"{name}={key!r} is not a PRNG key; {remedy}")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape != ():
+            raise ValueError(f"{name} holds keys of shape {key.shape}; pass one of them")
+        if key.dtype == _threefry_dtype():
+            return key
+        words = jax.random.key_data(key)
+    elif key.dtype == np.uint32 and key.shape in ((2,), (4,)):
+        words = jnp.asarray(key)
+    else:
+        raise ValueError(
+            f"{name} has dtype {key.dtype} and shape {key.shape}, which is no PRNG key; {remedy}"
+        )
+    first = jax.random.wrap_key_data(words[:2], impl=_IMPL)
+    if words.shape == (2,):
+        return first
+    return functools.reduce(jax.random.fold_in, [words[2], words[3]], first)
+
+
+@functools.cache
+def _threefry_dtype():
+    return jax.eval_shape(lambda: jax.random.key(0, impl=_IMPL)).dtype
