@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxadv import losses
@@ -101,3 +102,105 @@ def test_losses_keep_dtype_and_survive_extreme_logits(name):
     value = getattr(losses, name)(z, jnp.array([1, 1]))
     assert value.dtype == jnp.float32 and value.shape == (2,)
     assert not np.isnan(value[0])
+
+
+def scaled_model(loss, scale, dtype=jnp.float32):
+    """A compiled gradient through a product that the compiler may fuse into the loss."""
+    weights = jax.random.normal(jax.random.key(0), (6, 5), dtype)
+    labels = jnp.arange(8) % 5
+    points = jax.random.uniform(jax.random.key(1), (8, 6), dtype)
+    total = lambda x: loss((x @ weights) * dtype(scale), labels).sum()
+    return jax.jit(jax.value_and_grad(total))(points)
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e10, 1e20, 1e37])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_compiled_losses_of_huge_logits_have_finite_gradients(scale, dtype):
+    consistency = lambda z, y: losses.kl_divergence(z, z[:, ::-1])
+    for loss in (losses.cross_entropy, consistency):
+        value, gradients = scaled_model(loss, scale, dtype)
+        assert not jnp.isnan(value)
+        if loss is losses.cross_entropy:
+            assert bool(jnp.isfinite(gradients / dtype(scale)).all())
+            assert float(jnp.abs(gradients).max()) > 0  # some examples are misclassified
+
+
+def test_gradients_of_huge_logits_are_softmax_minus_one_hot():
+    logits = jnp.array([[3e37, 1.0, -1e37], [1e10, 1e10, 0.0]])
+    labels = jnp.array([0, 2])
+    gradients = jax.jit(jax.grad(lambda z: losses.cross_entropy(z, labels).sum()))(logits)
+    np.testing.assert_array_equal(gradients, [[0.0, 0.0, 0.0], [0.5, 0.5, -1.0]])
+
+
+def test_cross_entropy_and_its_derivatives_agree_with_optax(x64, batch):
+    z, y = jnp.array(batch[0][:4]), jnp.array(batch[1][:4])
+    ours = lambda z: losses.cross_entropy(z, y).sum()
+    theirs = lambda z: optax.losses.softmax_cross_entropy_with_integer_labels(z, y).sum()
+    for transform in (lambda f: f, jax.grad, jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
+        np.testing.assert_allclose(transform(ours)(z), transform(theirs)(z), 1e-10, atol=1e-15)
+    third = [jax.jvp(jax.hessian(f), (z,), (z,))[1] for f in (ours, theirs)]
+    np.testing.assert_allclose(*third, 1e-9, atol=1e-14)
+    tied = jnp.zeros((4, 7))  # the largest logit is not unique
+    np.testing.assert_allclose(jax.hessian(ours)(tied), jax.hessian(theirs)(tied), 1e-12)
+
+
+def test_float32_gradients_keep_the_bits_of_optax(batch):
+    z, y = jnp.array(batch[0], jnp.float32), jnp.array(batch[1])
+    theirs = lambda z: optax.losses.softmax_cross_entropy_with_integer_labels(z, y).sum()
+    got = jax.jit(jax.grad(lambda z: losses.cross_entropy(z, y).sum()))(z)
+    np.testing.assert_array_equal(got, jax.jit(jax.grad(theirs))(z))
+
+
+def test_classes_ruled_out_count_for_nothing(x64, batch):
+    """Columns of -inf change neither values nor gradients of the others."""
+    z, y = jnp.array(batch[0]), jnp.array(batch[1] % 5)
+    q = jnp.roll(z, 1, axis=0)
+    rule_out = lambda z: z.at[:, 5:].set(-jnp.inf)
+    both = {
+        "cross_entropy": lambda z, q: losses.cross_entropy(z, y),
+        "margin": lambda z, q: losses.margin(z, y),
+        "dlr": lambda z, q: losses.dlr(z, y),
+        "kl_divergence": losses.kl_divergence,
+    }
+    for name, loss in both.items():
+        total = lambda z, q, loss=loss: loss(z, q).sum()
+        value, gradients = jax.value_and_grad(total, (0, 1))(rule_out(z), rule_out(q))
+        want, wanted = jax.value_and_grad(total, (0, 1))(z[:, :5], q[:, :5])
+        np.testing.assert_allclose(value, want, 1e-12, err_msg=name)
+        for got, expected in zip(gradients, wanted, strict=True):
+            np.testing.assert_allclose(got[:, :5], expected, 1e-9, atol=1e-12, err_msg=name)
+            assert not got[:, 5:].any()
+
+
+def test_an_impossible_label_is_a_misclassification_with_finite_gradients():
+    logits, labels = jnp.array([[1.0, 3.0, 2.0, -jnp.inf]]), jnp.array([3])
+    for loss in (losses.cross_entropy, losses.margin, losses.dlr):
+        value, gradient = jax.value_and_grad(lambda z, loss=loss: loss(z, labels).sum())(logits)
+        assert value == jnp.inf
+        assert bool(jnp.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize(
+    "logits, label, dlr",
+    [([2.0, 1.0, -jnp.inf], 0, 0.0), ([2.0, -jnp.inf, -jnp.inf], 0, -1.0)]
+    + [([2.0, 1.0, -jnp.inf], 2, 1.0), ([2.0, -jnp.inf, -jnp.inf], 1, 1.0)],
+)
+def test_dlr_with_too_few_possible_classes_is_its_limit(logits, label, dlr):
+    total = lambda z: losses.dlr(z, jnp.array([label])).sum()
+    value, gradient = jax.value_and_grad(total)(jnp.array([logits]))
+    assert value == dlr
+    np.testing.assert_array_equal(gradient, jnp.zeros((1, 3)))
+
+
+def test_kl_divergence_is_infinite_where_only_the_second_rules_a_class_out():
+    z, q = jnp.array([[0.0, 1.0]]), jnp.array([[0.0, -jnp.inf]])
+    assert losses.kl_divergence(z, q).tolist() == [jnp.inf]
+    assert bool(jnp.isfinite(losses.kl_divergence(q, z)).all())
+    gradients = jax.grad(lambda z, q: losses.kl_divergence(z, q).sum(), (0, 1))(q, z)
+    assert all(bool(jnp.isfinite(g).all()) for g in gradients)
+
+
+def test_losses_of_nan_logits_are_nan():
+    z, y = jnp.array([[jnp.nan, 0.0, 1.0, 2.0]]), jnp.array([1])
+    for loss in (losses.cross_entropy, losses.margin, losses.dlr):
+        assert bool(jnp.isnan(loss(z, y)).all())
