@@ -2,7 +2,8 @@ r"""The geometry of a threat model: :math:`C(x) = \{x' : \|x' - x\|_p \le \epsil
 
 For each of the norms Linf, L2 and L1: Euclidean projection onto the ball and the box, a random
 point, and the step of steepest ascent. Batched over the leading axis, everything else is one
-vector an image. Images, radii and steps share their units: pixels in [0, 1].
+vector an image. Images, radii and steps share their units: pixels in [0, 1]. Radii and steps are
+one number or an array of shape (B,), one an image.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -17,10 +18,16 @@ References:
     Madry et al. 2018 (PGD); Duchi et al. 2008 (L1 projection).
 """
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ._checks import check_norm
+from ._checks import check_norm, is_concrete
+from ._keys import as_key
 from ._types import Array, Key, Norm
 
 
@@ -30,6 +37,22 @@ def _flat(x: Array) -> Array:
 
 def _column(values: Array, like: Array) -> Array:
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _sizes(name: str, values: Any, images: Array) -> Array:
+    """A radius or step as an array of shape () or (B,) in the dtype of the images."""
+    if not isinstance(values, jax.Array):
+        values = np.asarray(values)
+        if not jnp.issubdtype(values.dtype, jnp.number):
+            raise ValueError(f"{name}={values} is not a number; pass one, for example 8 / 255")
+    if values.shape not in ((), images.shape[:1]):
+        raise ValueError(
+            f"{name} has shape {values.shape} for {images.shape[0]} images; pass one number or an "
+            f"array of shape ({images.shape[0]},)"
+        )
+    values = values.astype(images.dtype)
+    # Explicitly, so that jax.transfer_guard("disallow") lets it pass.
+    return jax.device_put(values) if is_concrete(images) else jnp.asarray(values)
 
 
 def norm_of(deltas: Array, norm: Norm) -> Array:
@@ -47,6 +70,11 @@ def norm_of(deltas: Array, norm: Norm) -> Array:
         [5.0]
     """
     check_norm(norm)
+    return _norm_of(deltas, norm=norm)
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _norm_of(deltas: Array, *, norm: Norm) -> Array:
     magnitudes = jnp.abs(_flat(deltas))
     if norm == "linf":
         return magnitudes.max(axis=1)
@@ -55,7 +83,10 @@ def norm_of(deltas: Array, norm: Norm) -> Array:
     # Scaling by the largest entry keeps the square from under- and overflowing.
     largest = magnitudes.max(axis=1)
     scale = jnp.where(largest > 0, largest, 1.0)
-    return scale * jnp.sqrt(jnp.sum((magnitudes / scale[:, None]) ** 2, axis=1))
+    squares = (magnitudes / scale[:, None]) ** 2
+    # In float32 at least: in float16 the sum over an ImageNet image overflows.
+    total = squares.sum(axis=1, dtype=jnp.promote_types(squares.dtype, jnp.float32))
+    return scale * jnp.sqrt(total).astype(scale.dtype)
 
 
 def project(points: Array, images: Array, *, norm: Norm, eps, exact: bool = False) -> Array:
@@ -74,7 +105,7 @@ def project(points: Array, images: Array, *, norm: Norm, eps, exact: bool = Fals
         points: of shape (B, ...).
         images: centres x, same shape, in [0, 1].
         norm: "linf", "l2" or "l1".
-        eps: radius, in the units of the images.
+        eps: radius, in the units of the images; a number or of shape (B,).
         exact: whether L2 and L1 project onto the intersection exactly.
 
     Returns:
@@ -89,7 +120,13 @@ def project(points: Array, images: Array, *, norm: Norm, eps, exact: bool = Fals
         SPEC A.3. L1 exact: Croce and Hein, "Mind the box", 2021, proposition 2.1.
     """
     check_norm(norm)
+    return _project(points, images, _sizes("eps", eps, images), norm=norm, exact=exact)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "exact"))
+def _project(points: Array, images: Array, eps: Array, *, norm: Norm, exact: bool) -> Array:
     if norm == "linf":
+        eps = _column(eps, images)
         return jnp.clip(points, jnp.maximum(images - eps, 0.0), jnp.minimum(images + eps, 1.0))
     deltas = _flat(points - images)
     centers = _flat(images)
@@ -110,6 +147,7 @@ def _l2_ball(deltas: Array, eps) -> Array:
 
 def _l1_ball(deltas: Array, eps) -> Array:
     """Sort-based projection of Duchi et al.: soft threshold at the tau that makes the norm eps."""
+    eps = eps.reshape(-1, 1)
     magnitudes = jnp.abs(deltas)
     ranked = jnp.sort(magnitudes, axis=1, descending=True)
     counts = jnp.arange(1, deltas.shape[1] + 1, dtype=deltas.dtype)[None, :]
@@ -167,7 +205,14 @@ def _l1_ball_and_box(magnitudes: Array, room: Array, eps) -> Array:
     return value(jnp.where(fits, 0.0, tau))
 
 
-def sample(key: Key, images: Array, *, norm: Norm, eps, indices: Array | None = None) -> Array:
+def sample(
+    key: Key | int,
+    images: Array,
+    *,
+    norm: Norm,
+    eps,
+    indices: Array | Sequence[int] | None = None,
+) -> Array:
     r"""A random point of each ball, clipped to the box: where PGD starts.
 
     * Linf: :math:`x + U[-\epsilon, \epsilon]^d`.
@@ -176,15 +221,18 @@ def sample(key: Key, images: Array, *, norm: Norm, eps, indices: Array | None = 
     * L1: the same with Laplace z and the L1 norm.
 
     Args:
-        key: typed PRNG key. Image i draws from ``fold_in(key, indices[i])``, so its start does not
-            depend on the batch it is in.
+        key: PRNG key of any implementation, or a seed. Image i draws from
+            ``fold_in(key, indices[i])``, so its start does not depend on the batch it is in.
         images: centres of shape (B, ...), in [0, 1].
         norm: "linf", "l2" or "l1".
-        eps: radius, in the units of the images.
+        eps: radius, in the units of the images; a number or of shape (B,).
         indices: integers of shape (B,), default 0 to B - 1: place of each image in the data set.
 
     Returns:
         Points of the shape of ``images``.
+
+    Raises:
+        ValueError: on something that is no key, or indices or radii of another number than images.
 
     Example:
         >>> x = jnp.zeros((1, 2, 2, 1))
@@ -192,13 +240,24 @@ def sample(key: Key, images: Array, *, norm: Norm, eps, indices: Array | None = 
         (1, 2, 2, 1)
     """
     check_norm(norm)
-    if indices is None:
-        indices = jnp.arange(images.shape[0])
+    key = as_key(key)
+    places: Any = range(images.shape[0]) if indices is None else indices
+    if not isinstance(places, jax.Array):
+        places = np.asarray(places, np.int32)
+    if places.shape != images.shape[:1]:
+        raise ValueError(f"indices has shape {places.shape}; expected {images.shape[:1]}")
+    if is_concrete(images):
+        places = jax.device_put(places)
+    return _sample(key, images, _sizes("eps", eps, images), places, norm=norm)
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _sample(key: Key, images: Array, eps: Array, indices: Array, *, norm: Norm) -> Array:
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     shape, dtype = images.shape[1:], images.dtype
     if norm == "linf":
         noise = jax.vmap(lambda k: jax.random.uniform(k, shape, dtype, -1.0, 1.0))(keys)
-        return jnp.clip(images + eps * noise, 0.0, 1.0)
+        return jnp.clip(images + _column(eps, images) * noise, 0.0, 1.0)
     draw = jax.random.normal if norm == "l2" else jax.random.laplace
     pairs = jax.vmap(jax.random.split)(keys)
     directions = jax.vmap(lambda k: draw(k, shape, dtype))(pairs[:, 0])
@@ -210,8 +269,11 @@ def sample(key: Key, images: Array, *, norm: Norm, eps, indices: Array | None = 
 def ascent_step(gradients: Array, points: Array, *, norm: Norm, step_size) -> Array:
     r"""The step of steepest ascent :math:`\arg\max_{\|v\|_p \le \eta} g^T v`; 0 where g is 0.
 
+    Entries of g that are not finite count as 0: a network may have an infinite derivative at a
+    black pixel, and its image still moves along the others.
+
     * Linf: :math:`\eta\,\mathrm{sign}(g)`, with sign(0) = 0.
-    * L2: :math:`\eta\, g/(\|g\|_2 + 10^{-10})`.
+    * L2: :math:`\eta\, g/\|g\|_2`, also where the squares of g under- or overflow.
     * L1: :math:`\eta\,\mathrm{sign}(g_k) e_k` with k the largest :math:`|g_i|` among the
       coordinates that the box lets move: without that restriction a saturated pixel would hold the
       attack for ever. Ties go to the first coordinate.
@@ -220,7 +282,7 @@ def ascent_step(gradients: Array, points: Array, *, norm: Norm, step_size) -> Ar
         gradients: g of shape (B, ...).
         points: where the gradients were taken, same shape, in [0, 1].
         norm: "linf", "l2" or "l1".
-        step_size: eta, in the units of the images.
+        step_size: eta, in the units of the images; a number or of shape (B,).
 
     Returns:
         Steps of the same shape, each of norm at most ``step_size``.
@@ -234,12 +296,23 @@ def ascent_step(gradients: Array, points: Array, *, norm: Norm, step_size) -> Ar
         SPEC A.4; Madry et al. 2018 for Linf and L2.
     """
     check_norm(norm)
+    step_size = _sizes("step_size", step_size, points)
+    return _ascent_step(gradients, points, step_size, norm=norm)
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _ascent_step(gradients: Array, points: Array, step_size: Array, *, norm: Norm) -> Array:
+    gradients = jnp.where(jnp.isfinite(gradients), gradients, 0)
     if norm == "linf":
-        return step_size * jnp.sign(gradients)
+        return _column(step_size, gradients) * jnp.sign(gradients)
     if norm == "l2":
-        return gradients * _column(step_size / (norm_of(gradients, "l2") + 1e-10), gradients)
+        # Scaled by a power of two, which is exact: step_size / norm can be subnormal, and then 0.
+        _, exponents = jnp.frexp(jnp.abs(_flat(gradients)).max(axis=1))
+        scaled = jnp.ldexp(gradients, -_column(exponents, gradients))
+        norms = _norm_of(scaled, norm="l2")
+        return scaled * _column(step_size / jnp.where(norms > 0, norms, 1), scaled)
     movable = jnp.where(gradients > 0, points < 1.0, points > 0.0)
-    flat = _flat(jnp.where(movable, gradients, 0.0))
+    flat = _flat(jnp.where(movable, gradients, 0))
     best = jnp.argmax(jnp.abs(flat), axis=1)
     chosen = jax.nn.one_hot(best, flat.shape[1], dtype=flat.dtype)
-    return (step_size * jnp.sign(flat) * chosen).reshape(gradients.shape)
+    return (step_size.reshape(-1, 1) * jnp.sign(flat) * chosen).reshape(gradients.shape)

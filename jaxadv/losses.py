@@ -6,9 +6,9 @@ example moves towards misclassification.
 
 Symbols: :math:`z` logits, :math:`y` label, :math:`z_{(1)} \ge z_{(2)} \ge \dots` sorted logits.
 
-Logits may be as large as their dtype allows. A logit of -inf marks a class that the model rules out;
-losses and gradients are then their limits. Logits of +inf or NaN have no meaning, and the loss of
-such an example may be NaN.
+Logits may be as large as their dtype allows. A logit of -inf rules its class out; losses and
+gradients are then their limits. Logits of +inf or NaN have no meaning, and the loss of such an
+example may be NaN.
 
 Example:
     >>> import jax.numpy as jnp
@@ -189,7 +189,7 @@ def dlr_targeted(logits: Array, labels: Array, targets: Array) -> Array:
 
 
 def _ratio(numerator: Array, scale: Array) -> Array:
-    """numerator / scale, and its limit with zero gradient where classes of -inf occur."""
+    """The quotient, and its limit with zero gradient where classes of -inf occur."""
     scale = scale + max(_TINY, float(jnp.finfo(scale.dtype).tiny))
     finite = jnp.isfinite(numerator) & jnp.isfinite(scale)
     quotient = jnp.where(finite, numerator, 0) / jnp.where(finite, scale, 1)

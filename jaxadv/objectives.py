@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from . import balls, losses
 from ._checks import check_choice, check_count, check_eps, check_norm, check_step, is_concrete
+from ._keys import as_key
 from ._types import Array, Key, Norm, Params, PyTree
 from .attacks._pgd import pgd_stateful
 
@@ -223,6 +224,7 @@ def trades(
 
     def perturb(key, params, batch_stats, images, labels):
         del labels
+        key = as_key(key)
         logits_fn = lambda points: apply_fn(params, batch_stats, points, False)[0]
         clean = logits_fn(images)
         gradient = jax.grad(lambda points: losses.kl_divergence(clean, logits_fn(points)).sum())

@@ -231,3 +231,26 @@ def test_the_start_of_an_image_does_not_depend_on_its_neighbours():
 def test_trades_rejects_what_makes_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         objectives.trades(apply_linear, **options)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_trades_trains_a_model_that_rules_classes_out(norm):
+    """As the model of the other classes alone, and finite."""
+    allowed = jnp.array([[0.0, 0.0, -jnp.inf, 0.0]])
+
+    def masked(params, batch_stats, images, train):
+        return images.reshape(len(images), -1) @ params + allowed, batch_stats
+
+    def small(params, batch_stats, images, train):
+        return images.reshape(len(images), -1) @ params[:, jnp.array([0, 1, 3])], batch_stats
+
+    images = jax.random.uniform(jax.random.key(0), (4, 2, 2, 1))
+    params = jax.random.normal(jax.random.key(1), (4, 4))
+    results = []
+    for apply_fn, labels in ((masked, jnp.array([0, 1, 3, 3])), (small, jnp.array([0, 1, 2, 2]))):
+        objective = objectives.trades(apply_fn, norm=norm, eps=0.1, step_size=0.02)
+        adversarial, _ = objective.perturb(jax.random.key(2), params, {}, images, labels)
+        loss = lambda p, o=objective, a=adversarial, y=labels: o.loss(p, {}, images, a, y)[0]
+        results.append((adversarial, *jax.value_and_grad(loss)(params)))
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
