@@ -57,6 +57,24 @@ def as_key(key: Any, name: str = "key") -> Key:
     return functools.reduce(jax.random.fold_in, [words[2], words[3]], first)
 
 
+def typed_key(key: Any, name: str = "key") -> Key:
+    """As `as_key`, but typed keys of the other generators stay what they are.
+
+    For draws that are never batched, such as noise on weights.
+
+    Raises:
+        ValueError: as `as_key`.
+
+    Example:
+        >>> jax.random.key_impl(typed_key(jax.random.key(0, impl="rbg")))
+        'rbg'
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
+        return key
+    return as_key(key, name)
+
+
 @functools.cache
 def _threefry_dtype():
     return jax.eval_shape(lambda: jax.random.key(0, impl=_IMPL)).dtype

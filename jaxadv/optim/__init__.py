@@ -10,6 +10,6 @@ from ._sgld import langevin_chain as langevin_chain
 from ._sgld import langevin_step as langevin_step
 from ._sgld import nesterov_momentum as nesterov_momentum
 from ._sgld import noise_std as noise_std
+from ._slow_params import slow_params as slow_params
 from ._stepwise import EntropySGDStepwiseState as EntropySGDStepwiseState
 from ._stepwise import entropy_sgd_stepwise as entropy_sgd_stepwise
-from ._stepwise import slow_params as slow_params

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from .._checks import is_concrete
 from .._types import Array, Params, PyTree
+from ._masks import check_floating, check_like, expand_mask
 from ._moments import accumulator_dtype
 
 
@@ -43,21 +44,29 @@ def awp_perturbation(
         params: :math:`\theta`, any pytree.
         grads: :math:`g`, shaped like ``params``.
         gamma: :math:`\gamma_A`.
-        mask: which leaves are perturbed: a pytree of Booleans shaped like ``params``, or a function
-            of ``params`` that returns one.
+        mask: which leaves are perturbed: a pytree of Booleans shaped like ``params``, in which one
+            Boolean may stand for a whole layer (``{"body": False, "head": True}``, or ``True`` for
+            everything), or a function of ``params`` that returns one.
 
     Returns:
         v, shaped like ``params`` and of its dtypes, zeros where the mask is False.
+
+    Raises:
+        ValueError: an entry of the mask is no Boolean or names nothing, or a leaf has none.
 
     Example:
         >>> v = awp_perturbation(jnp.full((1, 4), 2.0), jnp.array([[0.0, 3.0, 0.0, 4.0]]), 0.5)
         >>> v.round(3).tolist()  # of norm 0.5 * 4
         [[0.0, 1.2000000476837158, 0.0, 1.600000023841858]]
     """
-    chosen = mask(params) if callable(mask) else mask
+    check_like("grads", grads, params)
+    return _masked_perturbation(params, grads, gamma, expand_mask(mask, params))
+
+
+def _masked_perturbation(params: Params, grads: PyTree, gamma: ArrayLike, mask: PyTree) -> PyTree:
     return jax.tree.map(
         lambda use, p, g: _perturbation(p, g, gamma) if use else jnp.zeros_like(p),
-        chosen,
+        mask,
         params,
         grads,
     )
@@ -93,8 +102,8 @@ def awp_value_and_grad(
             traced. With 0 this is ``jax.value_and_grad``: the first pass is left out if gamma is a
             Python number, and skipped at run time if it is traced (warm-up).
         has_aux: as in ``jax.value_and_grad``.
-        mask: which leaves are perturbed, by default those of more than one dimension; a pytree of
-            Booleans shaped like the parameters, or a function of them that returns one.
+        mask: which leaves are perturbed, by default those of more than one dimension; see
+            `awp_perturbation`.
         weight_decay: :math:`\lambda` of the optimizer that follows, for decay at
             :math:`\theta + v`.
 
@@ -103,7 +112,8 @@ def awp_value_and_grad(
         kernel whose gradient is zero is not perturbed.
 
     Raises:
-        ValueError: gamma or weight_decay is negative or not finite.
+        ValueError: gamma or weight_decay is negative or not finite; the mask does not fit the
+            parameters, or one of them is not floating-point.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -127,9 +137,12 @@ def awp_value_and_grad(
         return plain
 
     def value_and_grad(params, *args, **kwargs):
+        check_floating(params, "AWP perturbs and differentiates", "close over it instead")
+        chosen = expand_mask(mask, params)
+
         def perturbation():
             grads = jax.grad(loss_fn, has_aux=has_aux)(params, *args, **kwargs)
-            return awp_perturbation(params, grads[0] if has_aux else grads, gamma, mask=mask)
+            return _masked_perturbation(params, grads[0] if has_aux else grads, gamma, chosen)
 
         def nothing():
             return jax.tree.map(jnp.zeros_like, params)

@@ -16,10 +16,12 @@ import optax
 from jax.typing import ArrayLike
 
 from .._types import Array, Key, Params, PyTree
+from ._masks import check_floating, check_like, fill, hide, hides_leaves
 from ._moments import accumulator_dtype, zeros_accumulator
 from ._options import Options, resolve
 from ._sgld import (
     add_weight_decay,
+    call_grad_fn,
     check_batches,
     is_zero,
     langevin_chain,
@@ -49,6 +51,12 @@ def copied(tree: PyTree) -> PyTree:
     """A copy that owns its buffers, so that donating the state leaves the original alive."""
     # The explicit dtype also turns Python scalars into strongly typed arrays.
     return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), tree)
+
+
+def check_trainable(params: Params) -> None:
+    """Raises a ``ValueError`` unless every leaf of ``params`` can be moved."""
+    remedy = "keep it outside params, or hide it with optax.masked"
+    check_floating(params, "EntropySGD moves", remedy)
 
 
 def init_momentum(options: Options, params: Params) -> PyTree:
@@ -156,6 +164,10 @@ def entropy_sgd(
       which ``init`` fills with ``init_carry``; the last one is returned as ``new_state.carry``.
       BatchNorm statistics, metrics and keys travel this way. Give ``init_carry`` if the state's
       structure has to be the same before and after the first step (``lax.scan``, ``lax.cond``);
+    * ``all_params``: needed inside ``optax.masked`` and ``optax.multi_transform``, which show this
+      transformation a part of the parameters: all of them, for ``grad_fn``, which then sees the
+      hidden ones unchanged. Those wrappers also want ``grads`` shaped like the parameters (zeros
+      will do, and leave leaves without an optimizer where they are);
     * ``grads``: gradient at ``params``. Used if ``n_in=0`` (plain Nesterov SGD) and, with
       ``momentum_init="gradient"``, in the first step; otherwise ignored and may be None.
 
@@ -194,7 +206,7 @@ def entropy_sgd(
     Args:
         learning_rate: :math:`\eta` of the slow weights; a number or an optax schedule of the
             number of outer steps.
-        key: typed key; may be None only if ``noise`` is 0. It is copied into the state, and
+        key: PRNG key or seed; may be None only if ``noise`` is 0. It is copied into the state, and
             step i of outer step t draws from ``fold_in(fold_in(key, t), i)``, then per leaf.
         preset: one of the columns of the table, or None for the first.
         n_in: number of inner steps; 0 is Nesterov SGD on ``grads``.
@@ -233,7 +245,8 @@ def entropy_sgd(
     Raises:
         ValueError: an option is out of range, or unknown (the message names the nearest preset);
             ``key`` is missing; at ``update``, ``grad_fn``, ``batches`` or ``params`` is missing or
-            ``batches`` has another length than ``n_in``.
+            ``batches`` has another length than ``n_in``; a parameter is not floating-point; or
+            parameters are hidden and ``all_params`` is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -281,6 +294,7 @@ def entropy_sgd(
     )
 
     def init_fn(params) -> Any:
+        check_trainable(params)
         return EntropySGDState(
             count=jnp.zeros([], jnp.int32),
             momentum=init_momentum(options, params),
@@ -289,11 +303,21 @@ def entropy_sgd(
         )
 
     def update_fn(
-        updates, state, params=None, *, grad_fn=None, batches=None, carry=None, **extra_args
+        updates,
+        state,
+        params=None,
+        *,
+        grad_fn=None,
+        batches=None,
+        carry=None,
+        all_params=None,
+        **extra_args,
     ) -> tuple[Any, Any]:
         del extra_args
         if params is None:
             raise ValueError("params=None; EntropySGD starts its chain at params, so pass them")
+        if updates is not None and (options.n_in == 0 or options.momentum_init == "gradient"):
+            check_like("grads", updates, params)
         params = jax.tree.map(jnp.asarray, params)
         carry = state.carry if carry is None else carry
         count = state.count
@@ -304,7 +328,7 @@ def entropy_sgd(
             averages, carry = langevin_chain(
                 options.step_key(state.key_data, count),
                 params,
-                _checked_grad_fn(grad_fn, batches, options.n_in),
+                _with_frozen(_checked_grad_fn(grad_fn, batches, options.n_in), params, all_params),
                 batches,
                 carry,
                 num_steps=options.n_in,
@@ -318,6 +342,27 @@ def entropy_sgd(
         return increment, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _with_frozen(grad_fn: Any, params: Params, all_params: Params) -> Any:
+    """``grad_fn`` for parameters of which ``optax.masked`` has hidden some: those stay as they are.
+
+    Raises:
+        ValueError: leaves are hidden, and ``all_params`` does not say what they are.
+    """
+    if not hides_leaves(params):
+        return grad_fn
+    if all_params is None:
+        raise ValueError(
+            "params lacks the leaves that optax.masked or multi_transform hides, but grad_fn needs "
+            "all; call update(..., all_params=params)"
+        )
+
+    def grad_fn_of_trained(trained, batch, carry):
+        grads, carry = call_grad_fn(grad_fn, fill(trained, all_params), batch, carry)
+        return hide(grads, trained), carry
+
+    return grad_fn_of_trained
 
 
 def _checked_grad_fn(grad_fn: Any, batches: Any, n_in: int) -> Any:

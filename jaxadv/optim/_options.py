@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .._checks import check_choice, check_count, is_concrete
+from .._keys import typed_key
 from . import _sgld
 
 # SPEC: weight of the newest iterate; alpha = 0.3 of one TRADES run can be read either way.
@@ -182,19 +183,15 @@ def _check_n_in(n_in: Any) -> None:
     check_count("n_in", n_in, 0)
 
 
-def _check_key(key: Any, noise: Any) -> None:
-    if key is None:
-        if not _sgld.is_zero(noise):
-            raise ValueError(
-                f"key=None, but noise={noise} draws random numbers; pass key=jax.random.key(seed), "
-                "or noise=0"
-            )
-    elif not (
-        isinstance(key, jax.Array)
-        and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        and key.shape == ()
-    ):
-        raise ValueError(f"key={key!r} is not a single typed key; pass key=jax.random.key(seed)")
+def _resolve_key(key: Any, noise: Any) -> Any:
+    if key is not None:
+        return typed_key(key)
+    if not _sgld.is_zero(noise):
+        raise ValueError(
+            f"key=None, but noise={noise} draws random numbers; pass key=jax.random.key(seed), "
+            "or noise=0"
+        )
+    return None
 
 
 def _check_preset(preset: Any) -> None:
@@ -247,5 +244,4 @@ def resolve(arguments: dict[str, Any], preset: str | None) -> Options:
         raise ValueError(
             "beta_aware=True with noise=0: the temperature 1/beta is 0; pass noise > 0"
         )
-    _check_key(options.key, options.noise)
-    return options
+    return options._replace(key=_resolve_key(options.key, options.noise))

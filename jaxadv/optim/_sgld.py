@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .._checks import check_choice
+from .._keys import typed_key
 from .._types import Key, Params, PyTree
 from ._moments import accumulator_dtype, init_averages, update_averages, zeros_accumulator
 
@@ -171,6 +172,7 @@ def langevin_increment(
     if not is_zero(noise_std):
         if key is None:
             raise ValueError(f"key=None with noise_std={noise_std}; pass jax.random.key(seed)")
+        key = typed_key(key)
         increment = jax.tree.map(
             lambda i, n: (i + noise_std * n).astype(i.dtype),
             increment,
@@ -201,7 +203,7 @@ def langevin_step(
     :math:`\sigma^2/(2\eta'\kappa - \eta'^2\kappa^2)`.
 
     Args:
-        key: typed key of this step; may be None if ``noise_std`` is 0. Every leaf draws from
+        key: PRNG key or seed of this step; may be None if ``noise_std`` is 0. Every leaf draws from
             ``fold_in(key, index of the leaf)``.
         position: :math:`\theta'`, any pytree.
         grad: :math:`g`, shaped like ``position``; a descent direction is its negative.
@@ -327,7 +329,7 @@ def langevin_chain(
         \mu \leftarrow (1-\alpha)\mu + \alpha\theta', \qquad \theta'_0 = \mu_0 = \theta.
 
     Args:
-        key: typed key; step i draws its noise from ``fold_in(key, i)``. May be None without noise.
+        key: PRNG key or seed; step i draws from ``fold_in(key, i)``. May be None without noise.
         params: the anchor :math:`\theta`, where the chain starts.
         grad_fn: ``(theta', minibatch, carry) -> (gradient, carry)``.
         batches: pytree of arrays with a leading axis of length ``num_steps``; ``()`` if
@@ -369,6 +371,7 @@ def langevin_chain(
             raise ValueError("batches has no leading axis; stack the minibatches or pass num_steps")
         num_steps = int(jnp.shape(leaves[0])[0])
     check_batches(batches, num_steps, "num_steps")
+    key = None if key is None else typed_key(key)
     params = jax.tree.map(jnp.asarray, params)
     buffer = None if is_zero(momentum) else zeros_accumulator(params)
 

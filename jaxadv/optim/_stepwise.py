@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from .._types import Array, Key, Params, PyTree
+from .._types import Array, Key, PyTree
 from ._entropy_sgd import (
-    EntropySGDState,
+    check_trainable,
     copied,
     entropy_direction,
     gradient_direction,
@@ -22,6 +22,7 @@ from ._entropy_sgd import (
     outer_increment,
     seed_momentum,
 )
+from ._masks import check_like
 from ._moments import Averages, init_averages, update_averages, zeros_accumulator
 from ._options import resolve
 from ._sgld import inner_increment, is_zero
@@ -47,44 +48,6 @@ class EntropySGDStepwiseState(NamedTuple):
     slow: PyTree
     averages: Averages | None
     inner_momentum: PyTree
-
-
-def slow_params(state: Any, params: Params) -> Params:
-    """The slow weights theta: the ones to evaluate and to checkpoint.
-
-    Args:
-        state: state of `entropy_sgd_stepwise` or of `entropy_sgd`, possibly inside the states of
-            ``optax.chain``, ``optax.MultiSteps`` or ``optax.inject_hyperparams``.
-        params: the parameters that the training loop holds. They are the fast weights in the
-            first case and already the slow weights in the second, where they are returned.
-
-    Returns:
-        The slow weights. They share the state's buffers: copy them before donating the state.
-
-    Raises:
-        ValueError: ``state`` holds no state of EntropySGD.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, optax
-        >>> from jaxadv import optim
-        >>> tx = optim.entropy_sgd_stepwise(0.1, key=jax.random.key(0))
-        >>> fast = jnp.ones(2)
-        >>> state = tx.init(fast)
-        >>> updates, state = tx.update(2 * fast, state, fast)
-        >>> fast = optax.apply_updates(fast, updates)
-        >>> optim.slow_params(state, fast)  # still at the start of this outer step
-        Array([1., 1.], dtype=float32)
-    """
-    kinds = (EntropySGDState, EntropySGDStepwiseState)
-    for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds)):
-        if isinstance(node, EntropySGDStepwiseState):
-            return params if node.slow is None else node.slow
-        if isinstance(node, EntropySGDState):
-            return params
-    raise ValueError(
-        f"state is a {type(state).__name__} without a state of EntropySGD inside; pass what "
-        "init or update of entropy_sgd_stepwise returned"
-    )
 
 
 def entropy_sgd_stepwise(
@@ -127,8 +90,13 @@ def entropy_sgd_stepwise(
 
     Differences of use: with ``momentum_init="gradient"`` the momentum buffer starts with the
     gradient of the very first call, which also makes the first inner step; there is no extra
-    minibatch. A carried value is the loop's own affair. With ``n_in=0`` every call is a step of
-    Nesterov SGD.
+    minibatch. Your loop carries BatchNorm statistics and metrics itself. With ``n_in=0`` every call
+    is a step of Nesterov SGD.
+
+    Inside ``optax.masked`` or ``optax.multi_transform`` it trains the leaves that it is given; like
+    any optax transformation it says nothing about the others, so chain
+    ``optax.masked(optax.set_to_zero(), ...)`` behind a mask to freeze them. Give each group a key
+    of its own. A later ``optax.set_to_zero`` alone freezes leaves too.
 
     Args:
         learning_rate: see `entropy_sgd` for this and all others.
@@ -205,6 +173,7 @@ def entropy_sgd_stepwise(
         return init_averages(params, variance=options.second_order), buffer
 
     def init_fn(params) -> Any:
+        check_trainable(params)
         averages, buffer = init_chain(params) if chained else (None, None)
         return EntropySGDStepwiseState(
             count=jnp.zeros([], jnp.int32),
@@ -247,6 +216,7 @@ def entropy_sgd_stepwise(
             raise ValueError("params=None; pass the fast weights at which grads was evaluated")
         if updates is None:
             raise ValueError("grads=None; pass the minibatch gradient at params")
+        check_like("grads", updates, params)
         params = jax.tree.map(jnp.asarray, params)
         count, index = state.count, state.inner_step
         first = index == 0

@@ -239,3 +239,60 @@ def test_contract_of_value_and_grad():
 def test_what_makes_no_sense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         optim.awp_value_and_grad(loss_fn, **options)
+
+
+LAYERS = {"body": {"kernel": jnp.full((3, 2), 0.5), "bias": jnp.ones(2)}, "head": [jnp.eye(2)]}
+
+
+def layers_loss(params):
+    x = jnp.ones((4, 3)) @ params["body"]["kernel"] + params["body"]["bias"][None]
+    return jnp.sum((x @ params["head"][0] - 1) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "moves"),
+    [
+        (True, [True, True, True]),
+        (False, [False, False, False]),
+        ({"body": False, "head": True}, [False, False, True]),
+        ({"body": True, "head": [False]}, [True, True, False]),
+        ({"body": {"kernel": True, "bias": np.False_}, "head": True}, [False, True, True]),
+        (lambda params: {"body": jnp.array(True), "head": False}, [True, True, False]),
+    ],
+)
+def test_a_mask_may_name_whole_layers(mask, moves):
+    whole = jax.tree.unflatten(jax.tree.structure(LAYERS), moves)
+    results = [optim.awp_value_and_grad(layers_loss, 0.3, mask=m)(LAYERS) for m in (mask, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    grads = jax.grad(layers_loss)(LAYERS)
+    v = optim.awp_perturbation(LAYERS, grads, 0.3, mask=mask)
+    assert [bool(leaf.any()) for leaf in jax.tree.leaves(v)] == moves
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"body": True}, r"^mask has no entry for params\['head'\]\[0\]; pass True or False"),
+        ({"bdy": True, "head": True}, r"^mask has no entry for params\['body'\]\['bias'\]"),
+        ({"body": True, "head": True, "tail": True}, r"^mask\['tail'\] names nothing in params"),
+        ({"body": 1, "head": True}, r"^mask\['body'\]=1 is not True or False"),
+        ({"body": None, "head": True}, r"^mask\['body'\]=None is not True or False"),
+        ("head", r"^mask='head' is not True or False"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        optim.awp_value_and_grad(layers_loss, 0.3, mask=mask)(LAYERS)
+
+
+def test_gaps_in_parameters_need_no_entry():
+    params = LAYERS | {"none": None, "empty": {}}
+    for mask in (None, {"body": True, "head": False, "none": None, "empty": False}):
+        options = {} if mask is None else {"mask": mask}
+        v = optim.awp_perturbation(params, params, 0.1, **options)
+        assert jax.tree.structure(v) == jax.tree.structure(params)
+
+
+def test_parameters_that_are_no_floats_are_refused():
+    with pytest.raises(ValueError, match=r"^params\['step'\] has dtype int32.*close over it"):
+        optim.awp_value_and_grad(layers_loss, 0.1)(LAYERS | {"step": jnp.int32(0)})

@@ -42,9 +42,10 @@ from jaxadv.optim import _options
         (dict(beta_aware=True), "beta_aware=True needs second_order=True"),
         (dict(beta_aware=True, second_order=True, noise=0), "beta_aware=True with noise=0"),
         (dict(key=None), r"key=None, but noise=0.0001.*jax.random.key\(seed\)"),
-        (dict(key=0), r"key=0 is not a single typed key.*jax.random.key\(seed\)"),
-        (dict(key=jnp.zeros(2, jnp.uint32)), "is not a single typed key"),
-        (dict(key=jax.random.split(jax.random.key(0))), "is not a single typed key"),
+        (dict(key="0"), r"key='0' is not a PRNG key; pass key=jax.random.key\(0\)"),
+        (dict(key=-1), r"key=-1 is not a seed in \[0, 2\*\*32\)"),
+        (dict(key=jnp.zeros(2)), r"key has dtype float32.*no PRNG key"),
+        (dict(key=jax.random.split(jax.random.key(0))), "key holds keys of shape"),
     ],
 )
 @pytest.mark.parametrize("factory", [optim.entropy_sgd, optim.entropy_sgd_stepwise])
