@@ -1,12 +1,14 @@
-"""Checks of arguments at the door: each error names the argument, the value and the remedy.
+"""Argument checks for public functions: each error names the argument, the value and the remedy.
 
 Shapes and dtypes are always checked. Values are checked only where they are known: inside
 ``jax.jit`` they are tracers, and the caller has checked them before.
 """
 
 import difflib
+import fractions
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.core
@@ -47,22 +49,40 @@ def check_images(images: Array, name: str = "images") -> None:
             f"{name} has dtype {images.dtype}; pass floats in [0, 1], "
             f"for 8-bit images {name}.astype('float32') / 255"
         )
-    if len(images.shape) != 4:
+    shape = tuple(images.shape)
+    if len(shape) != 4:
         raise ValueError(
-            f"{name} has shape {tuple(images.shape)}; expected (B, H, W, C), for a single image "
-            f"{name}[None], for channels-first images {name}.transpose(0, 2, 3, 1)"
+            f"{name} has shape {shape}; expected (B, H, W, C), for a single image {name}[None]"
         )
-    if 0 in images.shape:
-        raise ValueError(f"{name} is empty: shape {tuple(images.shape)}; pass at least one image")
+    if 0 in shape:
+        raise ValueError(f"{name} is empty: shape {shape}; pass at least one image")
+    if shape[1] in (1, 3) and shape[2] == shape[3] > 4:
+        raise ValueError(
+            f"{name} has shape {shape}, which looks like channels first; "
+            f"pass {name}.transpose(0, 2, 3, 1)"
+        )
     if is_concrete(images):
-        low, high = float(jnp.min(images)), float(jnp.max(images))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{name} contains values that are not finite; remove those images")
-        if low < 0.0 or high > 1.0:
-            raise ValueError(
-                f"{name} spans [{low:.6g}, {high:.6g}]; rescale to [0, 1] and move any "
-                "normalisation into the model"
-            )
+        _check_range(images, name)
+
+
+def _check_range(images: Array, name: str) -> None:
+    xp = jnp if isinstance(images, jax.Array) else np  # large sets may be on the host
+    with jax.ensure_compile_time_eval():  # not staged, also where a surrounding jit is traced
+        low, high = (jax.device_get(v)[()] for v in (xp.min(images), xp.max(images)))
+        if low >= 0 and high <= 1:
+            return
+        place = xp.argmax(xp.where(xp.isnan(images), xp.inf, xp.maximum(images, 1 - images)))
+        place = int(jax.device_get(place))
+        where = tuple(int(i) for i in np.unravel_index(place, images.shape))
+        value = jax.device_get(images[where])
+    if not np.isfinite(value):
+        raise ValueError(
+            f"{name} contains values that are not finite, {value!s} at {where}; remove that image"
+        )
+    span = f"{name} spans [{low!s}, {high!s}], farthest from [0, 1] at {where}"
+    if low > -1e-3 and high < 1 + 1e-3:
+        raise ValueError(f"{span}: rounding, it seems; pass {name}.clip(0, 1)")
+    raise ValueError(f"{span}; rescale to [0, 1] and move any normalisation into the model")
 
 
 def check_labels(labels: Array, num_images: int, num_classes: int | None = None) -> None:
@@ -81,7 +101,7 @@ def check_labels(labels: Array, num_images: int, num_classes: int | None = None)
             f"({num_images},), for one-hot labels labels.argmax(-1)"
         )
     if num_classes is not None and is_concrete(labels):
-        values = np.asarray(labels)
+        values = np.asarray(jax.device_get(labels))
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= num_classes:
             wrong = low if low < 0 else high
@@ -91,29 +111,89 @@ def check_labels(labels: Array, num_images: int, num_classes: int | None = None)
             )
 
 
-def check_eps(eps: float, norm: str, num_features: int | None = None, name: str = "eps") -> None:
-    """Raises a ``ValueError`` unless ``eps`` is a radius that makes sense inside the box [0, 1]^d.
+def as_radius(value: Any, name: str, num_images: int | None = None) -> Any:
+    """A radius or step as an array of shape () or, where ``num_images`` is given, (num_images,).
+
+    Args:
+        value: a number, a fraction as text ("8/255"), or one number an image as an array or list
+            of shape (B,), (B, 1, 1, 1).
+        name: of the argument.
+        num_images: B, None where all images share one radius.
+
+    Returns:
+        A NumPy or JAX array of floats, or the tracer that was given.
+
+    Raises:
+        ValueError: on anything else, naming the argument.
+    """
+    wanted = "one number" if num_images is None else f"one number or shape ({num_images},)"
+    if isinstance(value, str):
+        try:
+            return np.asarray(float(fractions.Fraction(value)))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{name}={value!r} is no number; pass for example 8 / 255") from None
+    if not isinstance(value, jax.Array):
+        try:
+            value = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}={value!r} is no number; pass {wanted}") from None
+    if value.shape == () or value.size == 1:
+        return value.reshape(())
+    if num_images is not None and value.shape in ((num_images,), (num_images, 1, 1, 1)):
+        return value.reshape(num_images)
+    raise ValueError(f"{name} has shape {value.shape}; pass {wanted}")
+
+
+def check_eps(eps: Any, norm: str, num_features: int | None = None, name: str = "eps") -> None:
+    """Raises a ``ValueError`` unless every radius makes sense inside the box [0, 1]^d.
 
     The largest useful radius is the diameter of the box: 1 for Linf, sqrt(d) for L2, d for L1.
     """
     if not is_concrete(eps):
         return
-    value = float(eps)
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name}={value} must be a finite number >= 0, in units of [0, 1] images")
+    values = np.asarray(jax.device_get(eps), np.float64)
     d = math.inf if num_features is None else float(num_features)
     limit = {"linf": 1.0, "l2": math.sqrt(d), "l1": d}[norm]
-    if value > limit:
+    for value in values.ravel()[~np.isfinite(values.ravel()) | (values.ravel() < 0)]:
+        raise ValueError(f"{name}={value} must be a finite number >= 0, in units of [0, 1] images")
+    for value in values.ravel()[values.ravel() > limit]:
         raise ValueError(
             f"{name}={value} exceeds {limit:g}, the {norm} diameter of the image box [0, 1]; "
             f"images are in [0, 1], so write {value:g}/255 if the radius is in 8-bit units"
         )
 
 
-def check_step(step_size: float, name: str = "step_size") -> None:
-    """Raises a ``ValueError`` unless ``step_size`` is finite and not negative."""
-    if is_concrete(step_size) and not (math.isfinite(float(step_size)) and float(step_size) >= 0):
-        raise ValueError(f"{name}={float(step_size)} must be a finite number >= 0")
+def check_step(step_size: Any, name: str = "step_size") -> None:
+    """Raises a ``ValueError`` unless every step is finite and not negative."""
+    if not is_concrete(step_size):
+        return
+    values = np.asarray(jax.device_get(step_size), np.float64).ravel()
+    for value in values[~np.isfinite(values) | (values < 0)]:
+        raise ValueError(f"{name}={value} must be a finite number >= 0")
+
+
+def check_indices(indices: Any, num_images: int) -> Any:
+    """The places of images in their data set as an integer array of shape (B,).
+
+    Args:
+        indices: array, list, range or None for 0 to B - 1.
+        num_images: B.
+
+    Raises:
+        ValueError: on another shape, or values that are no integers >= 0.
+    """
+    if indices is None:
+        return np.arange(num_images, dtype=np.int32)
+    if not isinstance(indices, jax.Array):
+        indices = np.asarray(indices)
+    if indices.shape != (num_images,) or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(
+            f"indices has shape {indices.shape} and dtype {indices.dtype}; pass {num_images} "
+            "integers, the places of the images in their data set"
+        )
+    if is_concrete(indices) and int(np.asarray(jax.device_get(indices)).min()) < 0:
+        raise ValueError("indices contains negative numbers; pass places from 0 on")
+    return indices
 
 
 def check_count(name: str, value: int, minimum: int) -> None:

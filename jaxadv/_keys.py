@@ -33,12 +33,12 @@ def as_key(key: Any, name: str = "key") -> Key:
         True
     """
     remedy = f"pass {name}=jax.random.key(0)"
-    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+    if isinstance(key, bool) or not (hasattr(key, "dtype") or isinstance(key, int)):
+        raise ValueError(f"{name}={key!r} is not a PRNG key; {remedy}")
+    if isinstance(key, int | np.integer):
         if not 0 <= key < 2**32:
             raise ValueError(f"{name}={key} is not a seed in [0, 2**32); {remedy}")
         return jax.random.key(np.uint32(key), impl=_IMPL)
-    if not hasattr(key, "dtype") or not hasattr(key, "shape"):
-        raise ValueError(f"{name}={key!r} is not a PRNG key; {remedy}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
             raise ValueError(f"{name} holds keys of shape {key.shape}; pass one of them")

@@ -18,6 +18,7 @@ from typing import Any
 
 import flax.errors
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
@@ -42,16 +43,18 @@ class Program:
     are made of (:func:`_rule_key`), and kept alive by the key.
 
     Attributes:
-        out: shapes and dtypes of the outputs, a pytree of ``jax.ShapeDtypeStruct``.
+        args: shapes and dtypes of the arguments, a tuple of pytrees of ``jax.ShapeDtypeStruct``.
+        out: those of the outputs, a pytree.
     """
 
-    def __init__(self, jaxpr, args: PyTree, out: PyTree, key: "_Key"):
-        self._jaxpr, self._args, self._key, self.out = jaxpr, args, key, out
+    def __init__(self, jaxpr, args: tuple, out: PyTree, key: "_Key"):
+        self._jaxpr, self._key = jaxpr, key
+        self.args, self.out = args, out
 
     def __call__(self, arrays: list, *args) -> PyTree:
         """The function at ``args``, with these arrays in the places of those it closed over."""
         leaves, tree = jax.tree.flatten(args)
-        wanted, wanted_tree = jax.tree.flatten(self._args)
+        wanted, wanted_tree = jax.tree.flatten(self.args)
         found = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
         if tree != wanted_tree or found != [(leaf.shape, leaf.dtype) for leaf in wanted]:
             raise ValueError(f"called with {found}; this program was traced for {wanted}")
@@ -148,24 +151,22 @@ def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial
 
 def digest(traced: Partial) -> str:
     """SHA-256 of a traced function: its operations, those of its derivative, and its arrays."""
-    program = traced.func
-    sha = hashlib.sha256(program.describe().encode())
-    sha.update(_derivative(program, traced.args[0]).encode())
+    sha = hashlib.sha256(traced.func.describe().encode())
+    sha.update(_derivative(traced.func, traced.args[0]).encode())
     for leaf in jax.tree.leaves(traced):
         sha.update(repr(_portable(leaf)).encode())
     return sha.hexdigest()
 
 
-def _derivative(program: Program, arrays: list) -> str:
+def _derivative(program: Any, arrays: list) -> str:
     """The operations of the derivative, in which the rules of custom derivatives show."""
-    points = jax.tree.map(lambda leaf: leaf, program._args[0])
 
     def pull(arrays, *args):
         outputs, transpose = jax.vjp(lambda first: program(arrays, first, *args[1:]), args[0])
         return transpose(jax.tree.map(jnp.ones_like, outputs))
 
     try:
-        closed = jax.make_jaxpr(pull)(arrays, points, *program._args[1:])
+        closed = jax.make_jaxpr(pull)(arrays, *program.args)
     except Exception:  # no derivative exists: Square can still be run, and has none to compare
         return ""
     return repr(_encode(closed.jaxpr, _portable))
@@ -195,10 +196,15 @@ def _as_argument(value):
     """A constant as an array that a compiled function takes."""
     if isinstance(value, np.ndarray | np.generic):
         return jnp.array(value)  # a copy: NumPy arrays can be changed in place
-    if _is_explicit([value]):
-        mesh = Mesh(value.sharding.mesh.devices, value.sharding.mesh.axis_names)
-        return jax.device_put(value, NamedSharding(mesh, value.sharding.spec))
-    return value
+    return auto_layout(value)
+
+
+def auto_layout(value):
+    """An array over a mesh with explicit axes as one over automatic axes; others as they are."""
+    if not _is_explicit([value]):
+        return value
+    mesh = Mesh(value.sharding.mesh.devices, value.sharding.mesh.axis_names)
+    return jax.device_put(value, NamedSharding(mesh, value.sharding.spec))
 
 
 def _is_explicit(values) -> bool:
@@ -333,7 +339,7 @@ def _is_wrapped(value) -> bool:
     return hasattr(value, "f") and hasattr(value, "transforms")
 
 
-def _rule_key(value, seen: dict) -> Any:
+def _rule_key(value: Any, seen: dict) -> Any:
     """What a derivative rule is made of: its code, and what it closes over or reads by name.
 
     JAX wraps a rule anew at every trace; its own wrappers are looked through. Arrays count by

@@ -42,10 +42,10 @@ def evaluator(forward: _model.Forward, loss: str, labels, targets, eot: int) -> 
         def total(points):
             logits = forward(points, number)
             values = loss_values(loss, logits, labels, targets)
-            return values.sum(), (values, logits.argmax(axis=1) == labels)
+            return values.sum(), (values, _model.is_correct(logits, labels))
 
         gradients, (values, correct) = jax.grad(total, has_aux=True)(points)
-        return values.astype(points.dtype), correct, gradients
+        return values.astype(points.dtype), correct, _model.finite(gradients)
 
     def averaged(points, number):
         def add(draw, carry):

@@ -51,9 +51,11 @@ def run_all(key, logits_fn, images, labels, *, eps, noise, start, indices, **sta
     check_count("num_steps", options.num_steps, 3 if static["three_radii"] else 1)
     check_count("eot", static["eot"], 1)
     check_choice("rule", options.rule, RULES)
-    classes = _model.check_attack(
-        logits_fn, images, labels, options.norm, eps, indices, static["randomized"]
-    )
+    given = _model.prepare(
+        key, logits_fn, images, labels, norm=options.norm, eps=eps, indices=indices,
+        randomized=static["randomized"], per_image=True,
+    )  # fmt: skip
+    classes = given.num_classes
     if classes < MIN_CLASSES[loss]:
         raise ValueError(
             f"loss={loss!r} needs at least {MIN_CLASSES[loss]} classes "
@@ -68,16 +70,22 @@ def run_all(key, logits_fn, images, labels, *, eps, noise, start, indices, **sta
         raise ValueError(f"start has shape {start.shape}; expected {images.shape}")
     if static["trace"] and (num_runs > 1 or static["three_radii"]):
         raise ValueError(f"trace=True records one run, not {num_runs}; ask for one restart")
-    if indices is None:
-        indices = jnp.arange(images.shape[0])
-    model, leaves = _model.split(logits_fn)
-    return _compiled(key, leaves, images, labels, indices, noise, start, eps, model=model, **static)
+    return _compiled(
+        given.key,
+        given.model,
+        given.images,
+        given.labels,
+        given.indices,
+        None if noise is None else _model.on_device(noise),
+        None if start is None else _model.on_device(start),
+        given.eps,
+        **static,
+    )
 
 
 @functools.partial(
     jax.jit,
     static_argnames=(
-        "model",
         "options",
         "loss",
         "targets",
@@ -91,7 +99,7 @@ def run_all(key, logits_fn, images, labels, *, eps, noise, start, indices, **sta
 )
 def _compiled(
     key,
-    leaves,
+    model,
     images,
     labels,
     indices,
@@ -99,7 +107,6 @@ def _compiled(
     start,
     eps,
     *,
-    model,
     options,
     loss,
     targets,
@@ -112,9 +119,9 @@ def _compiled(
 ) -> ApgdResult:
     keys = _model.image_keys(key, indices)
     model_keys = _model.fold(keys, _MODEL_STREAM)
-    forward = _model.forward_fn(_model.join(model, leaves), model_keys, randomized)
+    forward = _model.forward_fn(model, model_keys, randomized)
     clean = forward(images, jnp.int32(0))
-    correct = clean.argmax(axis=1) == labels
+    correct = _model.is_correct(clean, labels)
     num_runs = max(targets, 1) * num_restarts
     parts = phases(options, three_radii)
     per_run = sum(part.num_steps + 1 for _, part in parts)
@@ -197,7 +204,7 @@ def _compiled(
     result = found._replace(success=~found.robust, trace=events)
     if best_loss:
         logits = forward(found.best_images, num_runs * (1 + per_run * eot) + 1)
-        wrong = logits.argmax(axis=1) != labels
+        wrong = ~_model.is_correct(logits, labels)
         result = result._replace(images=found.best_images, success=wrong, forward=found.forward + 1)
     return jax.lax.stop_gradient(result)
 

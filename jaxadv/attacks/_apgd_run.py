@@ -154,7 +154,9 @@ def start_points(images: Array, noise: Array, norm: Norm, eps) -> Array:
     """
     if norm == "l1":
         return jnp.clip(images + project_l1_box(images, noise, eps), 0, 1)
-    return jnp.clip(images + eps * (noise / _column(_norms(noise, norm) + _TINY, noise)), 0, 1)
+    return jnp.clip(
+        images + _column(eps, noise) * (noise / _column(_norms(noise, norm) + _TINY, noise)), 0, 1
+    )
 
 
 def draw_noise(keys: Key, images: Array, norm: Norm) -> Array:
@@ -172,7 +174,7 @@ def begin(images: Array, start: Array, active: Array, eps, options: Options, exp
         images: x of shape (B, ...).
         start: the start points, in the box.
         active: (B,) whether to attack the image at all.
-        eps: the radius of this run, a number.
+        eps: the radius of this run, of shape () or (B,).
         options: fixed options.
         explicit: whether the start was supplied, not drawn: decides the first sparsity of L1.
 
@@ -329,6 +331,7 @@ def _move_l1(images, x, gradients, eta, topk, eps, options: Options) -> Array:
 
 
 def _project(images: Array, points: Array, eps, norm: Norm) -> Array:
+    eps = _column(eps, images)
     if norm == "linf":
         return jnp.clip(jnp.clip(points, images - eps, images + eps), 0, 1)
     deltas = points - images
@@ -381,7 +384,8 @@ def _norms(deltas: Array, norm: Norm) -> Array:
 
 
 def _column(values: Array, like: Array) -> Array:
-    return values.reshape((-1,) + (1,) * (like.ndim - 1))
+    """One value an image, or one for all, in a shape that multiplies images."""
+    return jnp.reshape(values, (-1,) + (1,) * (like.ndim - 1))
 
 
 def _where(mask: Array, yes: Array, no: Array) -> Array:

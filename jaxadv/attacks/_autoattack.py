@@ -19,6 +19,7 @@ References:
     parameter-free attacks", 2020; "Mind the box: l1-APGD", 2021; and the code they published.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count
+from .._checks import check_count, check_labels, check_norm
+from .._keys import as_key
+from .._program import digest as model_digest
 from .._types import Array, Key, LogitsFn, Norm
 from . import _autoattack_checks as checks
 from . import _autoattack_memory as memory
@@ -38,7 +41,7 @@ from ._autoattack_progress import Progress, Reporter
 from ._autoattack_result import AutoAttackResult
 from ._autoattack_run import Evaluation
 from ._autoattack_runner import Runner
-from ._autoattack_store import Store, digest, model_digest
+from ._autoattack_store import Store, digest
 
 _CHECKED = 16  # images that the checks before the attacks look at
 
@@ -50,9 +53,9 @@ def autoattack(
     labels: Array,
     *,
     norm: Norm = "linf",
-    eps: float = 8 / 255,
+    eps: float | str | None = None,
     version: str = "standard",
-    attacks: Sequence[str] | None = None,
+    attacks: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     store=None,
     progress: bool | Callable[[Progress], object] = True,
@@ -81,18 +84,18 @@ def autoattack(
     themselves, and with the published code's draws do what it does.
 
     Args:
-        key: typed PRNG key.
+        key: PRNG key, or a seed.
         logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K), deterministic and
-            with each image for itself. For ``version="rand"`` it takes a key as second argument.
-            It is called with batches of 16 images on CPU. With a
-            ``jax.tree_util.Partial(apply, variables)`` new weights need no new compilation.
+            computing each image independently of the rest of the batch. For ``version="rand"`` it
+            takes a key as second argument. It is traced at every call, for batches of 16 images on
+            CPU: models that differ in their arrays only share one compilation.
         images: (N, H, W, C), float32 in [0, 1]; normalisation belongs to the model.
         labels: (N,) integers.
         norm: "linf", "l2" or "l1".
-        eps: radius, in the units of the images.
+        eps: radius, in the units of the images; default 8/255 for "linf", none for the others.
         version: "standard", "plus", "rand" (gradients averaged over 20 draws, success decided by
             most of 10 evaluations) or "custom".
-        attacks: for "custom": names out of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
+        attacks: for "custom": a name or names out of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
         batch_size: images in flight, rounded up to a multiple of 16 on CPU; default: what fits.
         store: folder in which progress is kept, or None. A second call with the same arguments
             resumes; the batch size may differ.
@@ -128,9 +131,20 @@ def autoattack(
         Croce and Hein 2020, section 5.
     """
     randomized = version == "rand"
-    num_classes = _model.check_attack(logits_fn, images, labels, norm, eps, None, randomized)
+    key = as_key(key)
+    if eps is None:
+        eps = _default_radius(norm)
+    eps = float(_model.check_attack(images, labels, norm, eps))
     if images.dtype != np.float32:
         raise ValueError(f"images has dtype {images.dtype}; pass images.astype('float32')")
+    pixels, classes = jax.device_get((images, labels))
+    shape = pixels.shape[1:]
+    trace = functools.cache(
+        lambda rows: _model.trace_model(logits_fn, (rows, *shape), np.float32, randomized)
+    )
+    num_classes = trace(1).func.out.shape[1]
+    check_labels(labels, len(pixels), num_classes)
+    _model.check_devices(trace(1), images)
     check_count("num_steps", num_steps, 3)
     check_count("num_queries", num_queries, 1)
     if batch_size is not None:
@@ -149,20 +163,17 @@ def autoattack(
         square_shared=square_shared,
         square_full_range=square_full_range,
     )
-    pixels, classes = np.asarray(images), np.asarray(labels).astype(np.int32)
     devices = memory.default_devices() if devices is None else list(devices)
     workers = memory.default_workers(devices)
-    shapes = memory.chunk_shapes(logits_fn, pixels, batch_size, devices, workers, randomized)
-    model, leaves = _model.split(logits_fn)
+    shapes = memory.chunk_shapes(trace, pixels, batch_size, devices, workers, randomized)
     runner = Runner(
-        model,
-        leaves,
+        {rows: trace(1 if randomized else rows) for rows in {1, *shapes[1:]}},
         key,
         pixels,
-        classes,
+        classes.astype(np.int32),
         num_classes,
         norm=norm,
-        eps=float(eps),
+        eps=eps,
         shapes=shapes,
         early_exit=early_exit,
         randomized=randomized,
@@ -172,12 +183,12 @@ def autoattack(
     settings = {
         "version": version,
         "norm": norm,
-        "eps": float(eps),
+        "eps": eps,
         "attacks": [list(attack) for attack in plan],
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "images": digest(pixels),
         "labels": digest(classes),
-        "model": model_digest(logits_fn, pixels.shape[1:], pixels.dtype, randomized),
+        "model": model_digest(trace(1)),
         "early_exit": early_exit,
         "individual": individual,
     }
@@ -186,12 +197,17 @@ def autoattack(
     kept = Store(store, settings, probe if not randomized else probe * 0)
     reporter = Reporter(progress)
 
-    call = _model.call_fn(logits_fn, key, randomized)
+    if randomized:
+        call = lambda images, number: logits_fn(images, jax.random.fold_in(key, number))
+        traced = call
+    else:
+        call = lambda images, number: logits_fn(images)
+        traced = lambda images, number: trace(len(images))(images)
     first = jnp.asarray(pixels[:few]), jnp.asarray(classes[:few])
-    found = checks.check_model(call, *first, randomized)
+    found = checks.check_model(call, traced, *first, randomized)
     found += [checks.Check("classes", False, note) for note in notes]
     started = time.monotonic()
-    evaluation = Evaluation(runner, kept, reporter, plan, norm, float(eps), individual)
+    evaluation = Evaluation(runner, kept, reporter, plan, norm, eps, individual)
     evaluation.clean()
     for place in range(len(plan)):
         evaluation.attack(place)
@@ -211,3 +227,11 @@ def autoattack(
     if progress is True:
         print(result.summary())
     return result
+
+
+def _default_radius(norm: str) -> float:
+    check_norm(norm)
+    usual = {"l2": "0.5 for CIFAR-10, 3.0 for ImageNet", "l1": "12 for CIFAR-10, 60 for ImageNet"}
+    if norm in usual:
+        raise ValueError(f"norm={norm!r} needs eps; usual radii: {usual[norm]} (eps=...)")
+    return 8 / 255

@@ -55,7 +55,6 @@ class Lanes(NamedTuple):
 class Program(NamedTuple):
     """What a compiled program is specialised to."""
 
-    model: Any
     attack: Attack | None
     norm: Norm
     early_exit: bool
@@ -87,42 +86,42 @@ def segments(attack: Attack, norm: Norm, early_exit: bool) -> list[tuple[int, in
 
 
 @functools.partial(jax.jit, static_argnames=("program", "phase"))
-def enter(leaves, key, eps, run, rows: Rows, lanes, *, program: Program, phase: int) -> Lanes:
+def enter(model, key, eps, run, rows: Rows, lanes, *, program: Program, phase: int) -> Lanes:
     """The state of a run (or of its next phase) before its first step."""
 
-    def block(leaves, key, eps, run, rows, lanes):
-        return _enter(leaves, key, eps, run, rows, lanes, program, phase)
+    def block(model, key, eps, run, rows, lanes):
+        return _enter(model, key, eps, run, rows, lanes, program, phase)
 
-    return _over_blocks(block, program.mesh)((leaves, key, eps, run), (rows, lanes))
+    return _over_blocks(block, program.mesh)((model, key, eps, run), (rows, lanes))
 
 
 @functools.partial(jax.jit, static_argnames=("program", "phase"), donate_argnames=("lanes",))
-def advance(leaves, key, eps, run, span, rows, lanes, *, program: Program, phase: int) -> Lanes:
+def advance(model, key, eps, run, span, rows, lanes, *, program: Program, phase: int) -> Lanes:
     """The state after the steps span[0] to span[1] - 1."""
 
-    def block(leaves, key, eps, run, span, rows, lanes):
-        return _advance(leaves, key, eps, run, span, rows, lanes, program, phase)
+    def block(model, key, eps, run, span, rows, lanes):
+        return _advance(model, key, eps, run, span, rows, lanes, program, phase)
 
-    return _over_blocks(block, program.mesh)((leaves, key, eps, run, span), (rows, lanes))
+    return _over_blocks(block, program.mesh)((model, key, eps, run, span), (rows, lanes))
 
 
 @functools.partial(jax.jit, static_argnames=("program",))
-def logits_of(leaves, key, number, images, indices, *, program: Program) -> Array:
+def logits_of(model, key, number, images, indices, *, program: Program) -> Array:
     """Logits of a chunk, (blocks, rows, K)."""
 
-    def block(leaves, key, number, images, indices):
-        return _forward(leaves, key, indices, program)(images, number)
+    def block(model, key, number, images, indices):
+        return _forward(model, key, indices, program)(images, number)
 
-    return _over_blocks(block, program.mesh)((leaves, key, number), (images, indices))
+    return _over_blocks(block, program.mesh)((model, key, number), (images, indices))
 
 
 @functools.partial(jax.jit, static_argnames=("program",))
-def logits_alone(leaves, key, number, images, indices, *, program: Program) -> Array:
+def logits_alone(model, key, number, images, indices, *, program: Program) -> Array:
     """Logits of images, each evaluated in a batch of its own: (B, H, W, C) to (B, K)."""
 
     def one(args):
         image, index = args
-        return _forward(leaves, key, index[None], program)(image[None], number)[0]
+        return _forward(model, key, index[None], program)(image[None], number)[0]
 
     return jax.lax.map(one, (images, indices))
 
@@ -150,12 +149,11 @@ def _over_blocks(block, mesh: Mesh | None):
     return jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
 
 
-def _forward(leaves, key, indices, program: Program) -> _model.Forward:
-    logits_fn = _model.join(program.model, leaves)
+def _forward(model, key, indices, program: Program) -> _model.Forward:
     if not program.randomized:
-        return lambda points, number: logits_fn(points)
+        return lambda points, number: model(points)
     keys = _model.fold(_model.image_keys(key, indices), _MODEL_STREAM)
-    return _model.forward_fn(logits_fn, keys, True)
+    return _model.forward_fn(model, keys, True)
 
 
 def _evaluations(forward, run):
@@ -163,19 +161,19 @@ def _evaluations(forward, run):
     return lambda points, number: forward(points, run * 100_000 + number)
 
 
-def _enter(leaves, key, eps, run, rows: Rows, lanes, program: Program, phase: int) -> Lanes:
+def _enter(model, key, eps, run, rows: Rows, lanes, program: Program, phase: int) -> Lanes:
     attack, norm, images = program.attack, program.norm, rows.images
     assert attack is not None
     factor, options = phases(attack, norm, program.early_exit)[phase]
     keys = _model.image_keys(key, rows.indices)
-    forward = _evaluations(_forward(leaves, key, rows.indices, program), run)
+    forward = _evaluations(_forward(model, key, rows.indices, program), run)
     zeros = jnp.zeros_like(rows.labels)
     targets = zeros
     active = rows.active
     if phase == 0 and attack.kind == "fab":
         # A pass of its own, as in the published code: counted, and therefore made.
         again, _ = jax.lax.optimization_barrier((images, run))
-        active = active & (forward(again, 0).argmax(axis=1) == rows.labels)
+        active = active & _model.is_correct(forward(again, 0), rows.labels)
     if phase > 0:
         targets = lanes.targets
     elif attack.targets:
@@ -205,13 +203,13 @@ def _enter(leaves, key, eps, run, rows: Rows, lanes, program: Program, phase: in
     return Lanes(state, targets, spent)
 
 
-def _advance(leaves, key, eps, run, span, rows: Rows, lanes, program: Program, phase: int) -> Lanes:
+def _advance(model, key, eps, run, span, rows: Rows, lanes, program: Program, phase: int) -> Lanes:
     attack, images = program.attack, rows.images
     assert attack is not None
     factor, options = phases(attack, program.norm, program.early_exit)[phase]
     first = span[0]
     last = jnp.where(rows.active.any(), span[1], first)
-    forward = _evaluations(_forward(leaves, key, rows.indices, program), run)
+    forward = _evaluations(_forward(model, key, rows.indices, program), run)
     if attack.kind == "apgd":
         shifted = lambda points, number: forward(points, 1000 * phase + 1 + number)
         evaluate = _apgd_parts.evaluator(

@@ -15,11 +15,12 @@ from ._autoattack_result import Check
 _ROUNDING = 1e-4  # relative: what different batch shapes may change in float32 logits
 
 
-def check_model(call, images: Array, labels: Array, randomized: bool) -> list[Check]:
+def check_model(call, traced, images: Array, labels: Array, randomized: bool) -> list[Check]:
     """The checks before the attacks.
 
     Args:
-        call: from images and the number of the evaluation to logits.
+        call: from images and the number of the evaluation to logits, as the caller's function.
+        traced: the same, traced for these images: what the attacks differentiate.
         images: the first few images of the data set.
         labels: theirs.
         randomized: whether the caller says that the model is.
@@ -37,7 +38,7 @@ def check_model(call, images: Array, labels: Array, randomized: bool) -> list[Ch
         found.append(_repeatable(call, images, logits))
         if found[-1].passed:
             found.append(_composition(call, images, logits, scale))
-    found.append(_gradients(call, images, labels))
+    found.append(_gradients(traced, images, labels))
     return found
 
 
@@ -93,8 +94,8 @@ def _composition(call, images, logits, scale) -> Check:
     return Check("batch", good, "logits do not depend on the batch" if good else message, apart)
 
 
-def _gradients(call, images, labels) -> Check:
-    total = lambda points: losses.margin(call(points, 0), labels).sum()
+def _gradients(traced, images, labels) -> Check:
+    total = lambda points: losses.margin(traced(points, 0), labels).sum()
     gradients = jax.grad(total)(images).reshape(len(images), -1)
     zero = int((jnp.abs(gradients).max(axis=1) == 0).sum())
     bad = int((~jnp.isfinite(gradients)).any(axis=1).sum())

@@ -1,5 +1,6 @@
 """How many images AutoAttack keeps in flight, and on which devices."""
 
+import functools
 import math
 import os
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import losses
+from .._keys import as_key
 
 # Rows of a block on CPU, whatever the batch size: fixed shapes round in one way only.
 CPU_ROWS = 16
@@ -36,12 +38,12 @@ def default_workers(devices) -> int:
 
 
 def chunk_shapes(
-    logits_fn, images, batch_size, devices, workers: int, randomized: bool
+    trace, images, batch_size, devices, workers: int, randomized: bool
 ) -> tuple[int, ...]:
     """Number of blocks of a chunk, then the sizes that a block may have, decreasing.
 
     Args:
-        logits_fn: the model.
+        trace: from a number of rows to the model traced for them.
         images: all images.
         batch_size: images in flight, or None.
         devices: devices that share a chunk.
@@ -57,7 +59,7 @@ def chunk_shapes(
         number = math.ceil(min(lanes, len(images)) / CPU_ROWS)
         parts = max(parts, workers)
         return math.ceil(number / parts) * parts // workers, CPU_ROWS
-    lanes = batch_size or _accelerator_lanes(logits_fn, images, devices, randomized) * parts
+    lanes = batch_size or _accelerator_lanes(trace, images, devices, randomized) * parts
     rows = math.ceil(min(lanes, len(images)) / parts)
     sizes = [math.ceil(rows / 2**halvings) for halvings in range(4)]
     return parts, *dict.fromkeys(size for size in sizes if size == rows or size >= 8)
@@ -68,17 +70,29 @@ def _cpu_lanes(images, workers: int) -> int:
     return max(CPU_ROWS, min(max(_CPU_LANES, workers * _CPU_BLOCKS * CPU_ROWS), room))
 
 
-def _accelerator_lanes(logits_fn, images, devices, randomized: bool) -> int:
+def _accelerator_lanes(trace, images, devices, randomized: bool) -> int:
     """The largest power of two whose gradient fits into two fifths of the free memory."""
-    rows = 8
+    rows = 1 if randomized else 8
+    model = trace(rows)
+    arrays, structure = jax.tree.flatten(model)
+    shapes = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
     shape = jax.ShapeDtypeStruct((rows, *images.shape[1:]), images.dtype)
-
-    def total(points):
-        logits = logits_fn(points, jax.random.key(0)) if randomized else logits_fn(points)
-        return losses.cross_entropy(logits, jnp.zeros(rows, jnp.int32)).sum()
-
-    analysis = jax.jit(jax.grad(total)).lower(shape).compile().memory_analysis()
-    used = getattr(analysis, "temp_size_in_bytes", 0) / rows + _COPIES * images[0].nbytes
+    used = _gradient_bytes(structure, shapes, shape, randomized) / rows
+    used += _COPIES * images[0].nbytes
     stats = (devices[0] if devices else jax.local_devices()[0]).memory_stats() or {}
     free = stats.get("bytes_limit", 2**33) - stats.get("bytes_in_use", 0)
     return int(2 ** min(max(math.floor(math.log2(max(0.4 * free / used, 1))), 5), 11))
+
+
+@functools.lru_cache(maxsize=16)
+def _gradient_bytes(structure, arrays, shape, randomized: bool) -> int:
+    """Temporary memory of one gradient: compiled once for each program, not for each call."""
+
+    def total(points, model, key):
+        logits = model(points, key) if randomized else model(points)
+        return losses.cross_entropy(logits, jnp.zeros(len(points), jnp.int32)).sum()
+
+    model = jax.tree.unflatten(structure, arrays)
+    key = jax.eval_shape(lambda: as_key(0))
+    analysis = jax.jit(jax.grad(total)).lower(shape, model, key).compile().memory_analysis()
+    return getattr(analysis, "temp_size_in_bytes", 0)

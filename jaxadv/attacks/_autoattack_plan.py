@@ -64,7 +64,7 @@ def make_plan(
         version: "standard", "plus", "rand" or "custom".
         norm: "linf", "l2" or "l1".
         num_classes: K.
-        attacks: names, for "custom" only.
+        attacks: a name or names, for "custom" only.
         num_steps: iterations of APGD and FAB.
         num_queries: queries of Square.
         few_classes: "adapt", or "error" where the published settings do not exist for K.
@@ -86,6 +86,7 @@ def make_plan(
     check_choice("version", version, VERSIONS)
     check_choice("few_classes", few_classes, ("adapt", "error"))
     check_choice("apgd_rule", apgd_rule, ("repo", "paper"))
+    attacks = (attacks,) if isinstance(attacks, str) else attacks
     if version != "custom" and attacks is not None:
         raise ValueError(f"attacks={attacks!r} is for version='custom', not {version!r}")
     if version == "custom" and not attacks:

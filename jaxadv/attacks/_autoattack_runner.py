@@ -41,8 +41,7 @@ class Runner:
     """Runs the compiled programs on images that live on the host.
 
     Args:
-        model: static part of the model.
-        leaves: its arrays.
+        models: the model, traced for each number of rows that a program has (1 among them).
         key: typed PRNG key.
         images: all images, numpy.
         labels: all labels, numpy.
@@ -57,7 +56,7 @@ class Runner:
     """
 
     def __init__(
-        self, model, leaves, key, images, labels, num_classes, *, norm, eps, shapes, early_exit,
+        self, models, key, images, labels, num_classes, *, norm, eps, shapes, early_exit,
         randomized, devices, workers,
     ):  # fmt: skip
         self.images, self.labels = images, labels
@@ -67,9 +66,9 @@ class Runner:
         self._devices = max(len(devices), 1)
         self._workers, self._stop = workers, threading.Event()
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
-        self._leaves, self._key, self._eps = leaves, key, eps
+        self._models, self._key, self._eps = models, key, eps
         self._early_exit, self.randomized = early_exit, randomized
-        self._program = blocks.Program(model, None, norm, early_exit, randomized, mesh)
+        self._program = blocks.Program(None, norm, early_exit, randomized, mesh)
 
     def each(
         self, ids: np.ndarray, compute: Callable[[np.ndarray], dict]
@@ -106,7 +105,7 @@ class Runner:
         shape = self._shape(len(ids))
         lanes_of = self._spread(np.arange(shape[0] * shape[1]), shape)
         out = blocks.logits_of(
-            self._leaves,
+            self._models[shape[1]],
             self._stream(0),
             number,
             self._place(images, lanes_of, shape),
@@ -120,7 +119,7 @@ class Runner:
         size = 1 << max(math.ceil(math.log2(max(len(ids), 1))), 3)
         pad = lambda values: np.concatenate([values, values[:1].repeat(size - len(ids), axis=0)])
         out = blocks.logits_alone(
-            self._leaves, self._stream(0), number, pad(images), pad(ids), program=self._program
+            self._models[1], self._stream(0), number, pad(images), pad(ids), program=self._program
         )
         return np.asarray(out)[: len(ids)]
 
@@ -145,7 +144,7 @@ class Runner:
             self._place(ids, lanes_of, shape),
             jnp.asarray((lanes_of < len(ids)).reshape(shape)),
         )
-        shared = (self._leaves, self._stream(place + 1), self._eps, jnp.int32(run))
+        common = (self._stream(place + 1), self._eps, jnp.int32(run))
         outcome = Outcome(ids, self.images.shape[1:])
         lanes, current = None, -1
         parts = blocks.segments(attack, program.norm, program.early_exit)
@@ -154,10 +153,14 @@ class Runner:
             if self._stop.is_set():
                 raise InterruptedError("another part of the evaluation has stopped")
             if phase != current:
-                lanes = blocks.enter(*shared, rows, lanes, program=program, phase=phase)
+                lanes = blocks.enter(
+                    self._models[shape[1]], *common, rows, lanes, program=program, phase=phase
+                )
                 current = phase
             span = jnp.asarray([first, last], jnp.int32)
-            lanes = blocks.advance(*shared, span, rows, lanes, program=program, phase=phase)
+            lanes = blocks.advance(
+                self._models[shape[1]], *common, span, rows, lanes, program=program, phase=phase
+            )
             if number + 1 == len(parts) or not self._early_exit or phase != last_phase:
                 continue
             alive = np.asarray(lanes.run.robust)
@@ -209,7 +212,8 @@ class Runner:
             clean = self.images[outcome.ids]
             mask = outcome.broken.reshape(-1, *(1,) * (clean.ndim - 1))
             logits = self.logits(np.where(mask, outcome.images, clean), outcome.ids, 0)
-            outcome.broken &= logits.argmax(axis=1) != self.labels[outcome.ids]
+            wrong = logits.argmax(axis=1) != self.labels[outcome.ids]
+            outcome.broken &= wrong | ~np.isfinite(logits).all(axis=1)
         return outcome
 
     def confirm(self, images: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

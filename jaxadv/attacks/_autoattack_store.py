@@ -9,11 +9,9 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 FORMAT = 1
@@ -94,39 +92,3 @@ def digest(*arrays) -> str:
         sha.update(f"{array.dtype}{array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
-
-
-def model_digest(logits_fn, shape, dtype, randomized: bool) -> str:
-    """SHA-256 of the arrays that a model closes over or carries, and of its operations.
-
-    Two functions that compute the same with the same weights have the same digest.
-    """
-    args = [jax.ShapeDtypeStruct((1, *shape), dtype)]
-    if randomized:
-        args.append(jax.eval_shape(lambda: jax.random.key(0)))
-    closed = jax.make_jaxpr(logits_fn)(*args)
-    constants: list[str] = []
-    operations: list[str] = []
-    _walk(closed, constants, operations)
-    constants += [digest(leaf) for leaf in jax.tree.leaves(_carried(logits_fn))]
-    text = "".join(sorted(set(constants))) + "".join(operations)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _carried(logits_fn):
-    return logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else ()
-
-
-def _walk(jaxpr, constants: list[str], operations: list[str]) -> None:
-    """Collects the constants and the names of the operations of a jaxpr and those inside it."""
-    for constant in getattr(jaxpr, "consts", ()):
-        if np.ndim(constant):
-            constants.append(digest(constant))
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    for equation in inner.eqns:
-        operations.append(re.sub(r"\W", "", equation.primitive.name))
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
-        ):
-            if hasattr(value, "eqns"):
-                _walk(value, constants, operations)

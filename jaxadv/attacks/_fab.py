@@ -191,33 +191,35 @@ def fab_targeted(
 
 def _run(key, logits_fn, images, labels, *, eps, noise, indices, **static) -> FabResult:
     options = static["options"]
-    classes = _model.check_attack(logits_fn, images, labels, options.norm, eps, indices)
+    given = _model.prepare(
+        key, logits_fn, images, labels, norm=options.norm, eps=eps, indices=indices
+    )
     check_count("num_steps", options.num_steps, 1)
     check_count("num_restarts", static["num_restarts"], 1)
-    static["targets"] = min(static["targets"], classes - 1)
+    static["targets"] = min(static["targets"], given.num_classes - 1)
     shape = (max(static["targets"], 1) * static["num_restarts"], *images.shape)
     if noise is not None and noise.shape != shape:
         raise ValueError(f"noise has shape {noise.shape}; expected {shape}")
-    if indices is None:
-        indices = jnp.arange(images.shape[0])
-    model, leaves = _model.split(logits_fn)
-    return _compiled(key, leaves, images, labels, indices, noise, eps, model=model, **static)
+    noise = None if noise is None else _model.on_device(noise)
+    return _compiled(
+        given.key, given.model, given.images, given.labels, given.indices, noise, given.eps,
+        **static,
+    )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("model", "options", "targets", "num_restarts"))
+@functools.partial(jax.jit, static_argnames=("options", "targets", "num_restarts"))
 def _compiled(
-    key, leaves, images, labels, indices, noise, eps, *, model, options, targets, num_restarts
+    key, model, images, labels, indices, noise, eps, *, options, targets, num_restarts
 ) -> FabResult:
     keys = _model.image_keys(key, indices)
-    logits_fn = _model.join(model, leaves)
-    forward = lambda points, number: logits_fn(points)
+    forward = lambda points, number: model(points)
     clean = forward(images, 0)
-    correct = clean.argmax(axis=1) == labels
+    correct = _model.is_correct(clean, labels)
     norm, classes = options.norm, clean.shape[1]
 
     def run(number, found):
         again, third, _ = jax.lax.optimization_barrier((images, images, found.forward))
-        active = ~found.success & (forward(again, 0).argmax(axis=1) == labels)
+        active = ~found.success & _model.is_correct(forward(again, 0), labels)
         if targets:
             ranked = _model.rank_classes(forward(third, 0))
             target = jnp.take(ranked, number // num_restarts + 1, axis=1)
@@ -233,7 +235,7 @@ def _compiled(
         state = runs.advance(
             forward, linearize, images, labels, state, 0, options.num_steps, eps, options
         )
-        wrong = forward(state.adversarial, 0).argmax(axis=1) != labels
+        wrong = ~_model.is_correct(forward(state.adversarial, 0), labels)
         inside = _norms(state.adversarial - images, norm) <= eps
         broken = active & wrong & inside
         nearer = active & (state.norms < found.norms)

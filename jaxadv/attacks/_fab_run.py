@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from .._types import Array, Norm
 from ._apgd_run import _column, _norms, _where
 from ._fab_projections import project_to_hyperplane
+from ._model import finite, is_correct
 
 # points (B, ...) and the number of the evaluation -> differences f (B,) and gradients (B, ...)
 Linearize = Callable[[Array, Array], tuple[Array, Array]]
@@ -78,7 +79,7 @@ def targeted(forward, labels: Array, targets: Array) -> Linearize:
             return difference.sum(), difference
 
         gradients, values = jax.grad(total, has_aux=True)(points)
-        return values, gradients
+        return finite(values), finite(gradients)
 
     return linearize
 
@@ -94,12 +95,13 @@ def untargeted(forward, labels: Array, norm: Norm) -> Linearize:
             return logits - _select(logits, labels)[:, None]
 
         values, pull = jax.vjp(differences, points)
+        values = finite(values)
         classes = values.shape[1]
 
         def consider(label, best):
             distances, chosen, gradients = best
             cotangent = jnp.zeros_like(values).at[:, label].set(1)
-            (gradient,) = pull(cotangent)
+            gradient = finite(pull(cotangent)[0])
             value = jnp.where(labels == label, 1e10, values[:, label])
             distance = jnp.abs(value) / (1e-12 + _norms(gradient, dual))
             nearer = distance < distances
@@ -165,7 +167,7 @@ def step(forward, linearize, images, labels, state: State, number, eps, options)
     points = (x + options.eta * moves[0]) * (1 - alpha) + (images + options.eta * moves[1]) * alpha
     points = jnp.clip(points, 0, 1)
 
-    wrong = forward(points, 2 * number + 1).argmax(axis=1) != labels
+    wrong = ~is_correct(forward(points, 2 * number + 1), labels)
     alive = state.robust if options.early_exit else jnp.ones_like(state.robust)
     sizes = _norms(points - images, norm)
     better = wrong & alive & (sizes < state.norms)

@@ -1,36 +1,171 @@
-"""How attacks see a model: compiled once a function, weights passed where they are a pytree.
+"""How attacks see what they are given: arguments checked, the model as a program and its arrays.
 
-A plain function is static: its program is compiled once for each function object, with whatever
-arrays it closes over. A ``jax.tree_util.Partial(apply, variables)`` is a pytree: its leaves are
-arguments of the compiled program, so new weights need no new compilation.
+A model is traced at every call (:func:`jaxadv._program.trace`), whatever it is: a function, a bound
+method, an object that is called, a linen, nnx or equinox module. New weights need no new
+compilation, and weights that were changed in place are the ones that are attacked.
 """
 
+import inspect
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
 
-from .._checks import check_eps, check_images, check_labels, check_norm
+from .._checks import as_radius, check_eps, check_images, check_indices, check_labels, check_norm
+from .._keys import as_key
+from .._program import auto_layout, trace
 from .._types import Array, Key
 
 # points of shape (B, H, W, C) and the number of the evaluation -> logits (B, K)
 Forward = Callable[[Array, Any], Array]
 
 
-def split(logits_fn) -> tuple[Any, list]:
-    """A hashable part and the leaves that are passed to the compiled program."""
-    if isinstance(logits_fn, jax.tree_util.Partial):
-        leaves, structure = jax.tree.flatten(logits_fn)
-        return structure, leaves
-    return logits_fn, []
+class Given(NamedTuple):
+    """The arguments of an attack, checked and on the device.
+
+    Attributes:
+        key: typed threefry key.
+        model: traced for the batch, or for single images with a key if it is randomised.
+        images: (B, H, W, C).
+        labels: (B,) int32.
+        indices: (B,).
+        eps: () or (B,), of the dtype of the images.
+        num_classes: K.
+    """
+
+    key: Key
+    model: Partial
+    images: Array
+    labels: Array
+    indices: Array
+    eps: Array
+    num_classes: int
 
 
-def join(static, leaves) -> Callable:
-    """The inverse of :func:`split`."""
-    if isinstance(static, jax.tree_util.PyTreeDef):
-        return jax.tree.unflatten(static, leaves)
-    return static
+def prepare(
+    key, logits_fn, images, labels, *, norm, eps, indices=None, randomized=False, per_image=False
+) -> Given:
+    """Checks what every attack is given and brings it into one form.
+
+    Args:
+        key: as :func:`jaxadv._keys.as_key` takes it.
+        logits_fn: the model.
+        images: (B, H, W, C), floats in [0, 1].
+        labels: (B,) integers.
+        norm: the norm.
+        eps: radius; with ``per_image`` also one an image.
+        indices: places of the images in their data set.
+        randomized: whether the model takes a key.
+        per_image: whether the attack has radii per image.
+
+    Raises:
+        ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range, an
+            unknown norm, a radius that makes no sense, a key that is none, or a model that cannot
+            be traced or does not return logits of shape (B, K).
+    """
+    key = as_key(key)
+    eps = check_attack(images, labels, norm, eps, per_image)
+    indices = on_device(check_indices(indices, images.shape[0]))
+    pixels = on_device(images)
+    rows = 1 if randomized else images.shape[0]
+    model = trace_model(logits_fn, (rows, *pixels.shape[1:]), pixels.dtype, randomized)
+    num_classes = model.func.out.shape[1]
+    check_labels(labels, images.shape[0], num_classes)
+    check_devices(model, images)
+    return Given(
+        key=key,
+        model=model,
+        images=pixels,
+        labels=on_device(labels).astype(jnp.int32),
+        indices=indices,
+        eps=on_device(eps).astype(pixels.dtype),
+        num_classes=num_classes,
+    )
+
+
+def check_attack(images, labels, norm, eps, per_image: bool = False):
+    """The checks of an attack that need no model; returns the radius as an array."""
+    check_norm(norm)
+    check_images(auto_layout(images))
+    check_labels(labels, images.shape[0])
+    eps = as_radius(eps, "eps", images.shape[0] if per_image else None)
+    check_eps(eps, norm, math.prod(images.shape[1:]))
+    return eps
+
+
+def trace_model(logits_fn, shape: tuple[int, ...], dtype, randomized: bool = False) -> Partial:
+    """The model as a program for images of this shape, (B, H, W, C), and its arrays.
+
+    Raises:
+        ValueError: if it cannot be traced or does not return logits of shape (B, K), K >= 2.
+    """
+    images = jax.ShapeDtypeStruct(shape, dtype)
+    if randomized:
+        _check_takes_key(logits_fn)
+        traced = trace(logits_fn, images, jax.eval_shape(lambda: as_key(0)))
+    else:
+        traced = trace(logits_fn, images)
+    logits = traced.func.out
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        pick = next((f"[{name!r}]" for name in logits), "") if isinstance(logits, dict) else "[0]"
+        raise ValueError(
+            f"logits_fn returns a {type(logits).__name__}; return the logits alone, "
+            f"for example lambda x: logits_fn(x){pick}"
+        )
+    if logits.shape in ((shape[0],), (shape[0], 1)):
+        raise ValueError(
+            f"logits_fn returns shape {logits.shape}, one logit an image; return two, "
+            "for example jnp.stack([-z, z], axis=1)"
+        )
+    if len(logits.shape) != 2 or logits.shape[0] != shape[0] or logits.shape[1] == 0:
+        raise ValueError(
+            f"logits_fn returns shape {logits.shape} for images of shape {shape}; "
+            "expected logits of shape (B, K)"
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits_fn returns {logits.dtype}; return logits, not classes")
+    return traced
+
+
+def _check_takes_key(logits_fn) -> None:
+    try:
+        inspect.signature(logits_fn).bind(None, None)
+    except TypeError:
+        raise ValueError(
+            "logits_fn takes no second argument; a randomised model is called with images and a "
+            "key: lambda images, key: ..."
+        ) from None
+    except ValueError:  # a callable without a signature
+        return
+
+
+def on_device(values) -> Array:
+    """An array of the host as one of JAX, by an explicit transfer."""
+    if isinstance(values, jax.Array):
+        return auto_layout(values)
+    return jax.device_put(np.asarray(values))
+
+
+def check_devices(model: Partial, images) -> None:
+    """Raises a ``ValueError`` if the arrays of the model and the images are on other devices."""
+    where = {
+        frozenset(array.sharding.device_set)
+        for array in (*jax.tree.leaves(model), images)
+        if isinstance(array, jax.Array)
+        and not isinstance(array, jax.core.Tracer)
+        and getattr(array, "committed", False)
+    }
+    if len(where) > 1:
+        listed = " and ".join(sorted(str(sorted(map(str, devices))) for devices in where))
+        raise ValueError(
+            f"the arrays of logits_fn and the images are on different devices, {listed}; "
+            "move them together with jax.device_put"
+        )
 
 
 def image_keys(key: Key, indices: Array) -> Key:
@@ -43,57 +178,32 @@ def fold(keys: Key, number) -> Key:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def forward_fn(logits_fn, keys: Key, randomized: bool) -> Forward:
+def forward_fn(model: Callable, keys: Key, randomized: bool) -> Forward:
     """The model as a function of points and the number of the evaluation.
 
     A randomised model is called image by image (under ``vmap``), each with its own key: its noise
     then does not depend on the batch either.
     """
     if not randomized:
-        return lambda points, number: logits_fn(points)
+        return lambda points, number: model(points)
 
     def call(points, number):
-        one = lambda point, key: logits_fn(point[None], key)[0]
+        one = lambda point, key: model(point[None], key)[0]
         return jax.vmap(one)(points, fold(keys, number))
 
     return call
 
 
-def call_fn(logits_fn, key: Key, randomized: bool) -> Forward:
-    """The model as a function of points and a number, with one key for the whole batch."""
-    if not randomized:
-        return lambda points, number: logits_fn(points)
-    return lambda points, number: logits_fn(points, jax.random.fold_in(key, number))
+def is_correct(logits: Array, labels: Array) -> Array:
+    """Whether each image is classified correctly, (B,): not where a logit is not finite."""
+    return (logits.argmax(axis=1) == labels) & jnp.isfinite(logits).all(axis=1)
+
+
+def finite(gradients: Array) -> Array:
+    """Gradients with 0 in the places that are not finite: no step is taken there."""
+    return jnp.where(jnp.isfinite(gradients), gradients, 0)
 
 
 def rank_classes(logits: Array) -> Array:
     """Classes by decreasing logit, ties by decreasing class: (B, K) to (B, K)."""
     return jnp.flip(jnp.argsort(logits, axis=1, stable=True), axis=1)
-
-
-def check_attack(logits_fn, images, labels, norm, eps, indices, randomized=False) -> int:
-    """Checks what every attack is given; returns the number of classes.
-
-    Raises:
-        ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range, an
-            unknown norm, a radius that makes no sense, or logits that are not (B, K).
-    """
-    check_norm(norm)
-    check_images(images)
-    check_eps(eps, norm, images[0].size)
-    check_labels(labels, images.shape[0])
-    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    if randomized:
-        logits = jax.eval_shape(logits_fn, shape, jax.random.key(0))
-    else:
-        logits = jax.eval_shape(logits_fn, shape)
-    found = getattr(logits, "shape", None)
-    if found is None or len(found) != 2 or found[0] != images.shape[0]:
-        raise ValueError(
-            f"logits_fn returns shape {found} for images of shape {images.shape}; "
-            "expected logits of shape (B, K)"
-        )
-    check_labels(labels, images.shape[0], found[1])
-    if indices is not None and indices.shape != images.shape[:1]:
-        raise ValueError(f"indices has shape {indices.shape}; expected {images.shape[:1]}")
-    return found[1]

@@ -34,17 +34,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import balls, losses
-from .._checks import (
-    check_choice,
-    check_count,
-    check_eps,
-    check_images,
-    check_labels,
-    check_norm,
-    check_step,
-    is_concrete,
-)
+from .._checks import as_radius, check_choice, check_count, check_step
+from .._program import trace
 from .._types import Array, Key, LogitsFn, LossFn, Norm, PyTree
+from . import _model
 
 INITS = ("uniform", "zero")
 
@@ -86,14 +79,16 @@ def pgd(
     index only, and the loss is summed, so neighbours in the batch do not matter.
 
     Args:
-        key: typed PRNG key of the random starts.
-        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K). Compiled once for
-            each function object: pass the same object again to reuse the program.
+        key: PRNG key of the random starts, or a seed.
+        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K); anything that can be
+            called. It is traced at every call: what it computes with now is attacked, and models
+            that differ in their arrays only share one compilation.
         images: clean images x of shape (B, H, W, C), floats in [0, 1].
         labels: integers of shape (B,).
         norm: "linf", "l2" or "l1".
-        eps: radius of the ball, in the units of the images (``8 / 255``).
-        step_size: :math:`\eta_P`, same units.
+        eps: radius of the ball, in the units of the images (``8 / 255``); a number, or one an image
+            as an array of shape (B,).
+        step_size: :math:`\eta_P`, same units; a number or shape (B,).
         num_steps: number of gradient steps, >= 0.
         num_restarts: independent starts; each example keeps the one with the largest loss. With
             ``init="zero"`` the first start is x itself and the others are random.
@@ -102,19 +97,22 @@ def pgd(
             images, projected into the ball and the box; with restarts it is the first start.
         keep_best: return the iterate with the largest loss instead of the last; costs one more
             forward pass a restart.
-        early_stop: freeze an example once it is misclassified.
+        early_stop: freeze an example once it is misclassified; with a loss that grows with the
+            logit of the label (a targeted attack, the labels being targets) once it is classified
+            as that.
         indices: integers of shape (B,), default 0 to B - 1: the place of each image in the data
             set. Pass it when the data set is cut into batches, and the result does not depend on
             how it was cut.
 
     Returns:
         Adversarial images of the shape and dtype of ``images``, inside the ball and the box, with
-        gradients stopped. An example whose gradient vanishes stays where it is.
+        gradients stopped. An example whose gradient vanishes or is not finite stays where it is.
 
     Raises:
         ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range, an
             unknown norm or init, a radius or step that is negative, not finite or larger than the
-            box, num_steps < 0 or num_restarts < 1.
+            box, num_steps < 0, num_restarts < 1, or a model that cannot be traced or returns
+            anything but logits of shape (B, K).
 
     Example:
         >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
@@ -124,35 +122,48 @@ def pgd(
         >>> round(float(jnp.linalg.norm(x_adv - x)), 4)
         0.2
     """
-    _check_attack(logits_fn, images, labels, norm, eps, indices)
+    given = _model.prepare(
+        key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices, per_image=True
+    )
+    rows, shape = given.images.shape[0], given.images.shape
+    step_size = as_radius(step_size, "step_size", rows)
     check_step(step_size)
     check_count("num_steps", num_steps, 0)
     check_count("num_restarts", num_restarts, 1)
+    start = None
     if isinstance(init, str):
         check_choice("init", init, INITS)
-    elif init.shape != images.shape:
-        raise ValueError(f"init has shape {init.shape}; start images must have {images.shape}")
-    if indices is None:
-        indices = jnp.arange(images.shape[0])
-    start = None if isinstance(init, str) else init
-    run = _pgd_compiled if _all_concrete(images, labels, indices, start) else _pgd_stateless
-    return run(
-        key,
-        images,
-        labels,
-        indices,
+    elif jnp.shape(init) != shape:
+        raise ValueError(f"init has shape {jnp.shape(init)}; start images must have {shape}")
+    else:
+        start = _model.on_device(init).astype(given.images.dtype)
+    return _pgd(
+        given.key,
+        given.model,
+        _traced_loss(loss, given),
+        given.images,
+        given.labels,
+        given.indices,
         start,
-        eps,
-        step_size,
-        logits_fn=logits_fn,
+        given.eps,
+        _model.on_device(step_size).astype(given.images.dtype),
         norm=norm,
         num_steps=num_steps,
         num_restarts=num_restarts,
-        loss=loss,
         random_start=init == "uniform" if isinstance(init, str) else False,
         keep_best=keep_best,
         early_stop=early_stop,
     )
+
+
+def _traced_loss(loss: LossFn, given: _model.Given):
+    logits = given.model.func.out
+    traced = trace(loss, logits, given.labels, name="loss")
+    out = traced.func.out
+    if getattr(out, "shape", None) != logits.shape[:1]:
+        found = getattr(out, "shape", type(out).__name__)
+        raise ValueError(f"loss returns {found}; expected one loss an image, shape (B,)")
+    return traced
 
 
 def fgsm(
@@ -275,8 +286,8 @@ def pgd_stateful(
         move = balls.ascent_step(gradients, point.images, norm=norm, step_size=step_size)
         moved = balls.project(point.images + move, images, norm=norm, eps=eps)
         if early_stop:
-            frozen = logits.argmax(axis=1) != labels
-            moved = _where(frozen, point.images, moved)
+            reached = _model.is_correct(logits, labels) == _seeks_label(loss, logits, labels)
+            moved = _where(reached, point.images, moved)
         if keep_best:
             point = _keep(point, point.images, values)
         return point._replace(images=moved, carry=carry)
@@ -306,37 +317,23 @@ def pgd_stateful(
     return jax.lax.stop_gradient((result, point.carry))
 
 
-def _pgd_stateless(
-    key, images, labels, indices, start, eps, step_size, *, logits_fn, **options
-) -> Array:
-    adversarial, _ = pgd_stateful(
-        key,
-        lambda points, _: (logits_fn(points), ()),
-        (),
-        images,
-        labels,
-        indices,
-        start,
-        eps,
-        step_size,
-        **options,
-    )
-    return adversarial
-
-
-_pgd_compiled = functools.partial(
+@functools.partial(
     jax.jit,
     static_argnames=(
-        "logits_fn",
         "norm",
         "num_steps",
         "num_restarts",
-        "loss",
         "random_start",
         "keep_best",
         "early_stop",
     ),
-)(_pgd_stateless)
+)
+def _pgd(key, model, loss, images, labels, indices, start, eps, step_size, **options) -> Array:
+    forward = lambda points, _: (model(points), ())
+    adversarial, _ = pgd_stateful(
+        key, forward, (), images, labels, indices, start, eps, step_size, loss=loss, **options
+    )
+    return adversarial
 
 
 def _where(mask: Array, yes: Array, no: Array) -> Array:
@@ -351,21 +348,9 @@ def _keep(point: _Point, images: Array, values: Array) -> _Point:
     )
 
 
-def _all_concrete(*arrays) -> bool:
-    return all(array is None or is_concrete(array) for array in arrays)
-
-
-def _check_attack(logits_fn, images, labels, norm, eps, indices) -> None:
-    check_norm(norm)
-    check_images(images)
-    check_eps(eps, norm, images[0].size)
-    check_labels(labels, images.shape[0])
-    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape, images.dtype))
-    if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
-        raise ValueError(
-            f"logits_fn returns shape {logits.shape} for images of shape {images.shape}; "
-            "expected logits of shape (B, K)"
-        )
-    check_labels(labels, images.shape[0], logits.shape[1])
-    if indices is not None and indices.shape != images.shape[:1]:
-        raise ValueError(f"indices has shape {indices.shape}; expected {images.shape[:1]}")
+def _seeks_label(loss: LossFn, logits: Array, labels: Array) -> Array:
+    """Whether the loss grows with the logit of the label, as that of a targeted attack does."""
+    neutral = jnp.broadcast_to(jnp.arange(logits.shape[1]) / logits.shape[1], logits.shape)
+    lift = 2 * jax.nn.one_hot(labels, logits.shape[1])
+    up, down = ((neutral + s * lift).astype(logits.dtype) for s in (1, -1))
+    return loss(up, labels) > loss(down, labels)

@@ -129,7 +129,7 @@ def square(
     References:
         Andriushchenko et al. 2020, algorithms 1 to 3.
     """
-    _model.check_attack(logits_fn, images, labels, norm, eps, indices)
+    given = _model.prepare(key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices)
     check_choice("loss", loss, LOSSES)
     check_count("num_queries", num_queries, 1)
     if not 0 < p_init <= 1:
@@ -138,32 +138,25 @@ def square(
         raise ValueError(
             f"draws holds {draws.queries.positions.shape[0]} queries for num_queries={num_queries}"
         )
-    if indices is None:
-        indices = jnp.arange(images.shape[0])
     options = runs.Options(norm, num_queries, p_init, loss, rescale_schedule, full_range)
-    model, leaves = _model.split(logits_fn)
     return _compiled(
-        key,
-        leaves,
-        images,
-        labels,
-        indices,
+        given.key,
+        given.model,
+        given.images,
+        given.labels,
+        given.indices,
         draws,
-        eps,
-        model=model,
+        given.eps,
         options=options,
         shared=shared,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "options", "shared"))
-def _compiled(
-    key, leaves, images, labels, indices, draws, eps, *, model, options, shared
-) -> SquareResult:
-    logits_fn = _model.join(model, leaves)
-    forward = lambda points, number: logits_fn(points)
+@functools.partial(jax.jit, static_argnames=("options", "shared"))
+def _compiled(key, model, images, labels, indices, draws, eps, *, options, shared) -> SquareResult:
+    forward = lambda points, number: model(points)
     keys = image_keys(key, indices, shared)
-    correct = forward(images, 0).argmax(axis=1) == labels
+    correct = _model.is_correct(forward(images, 0), labels)
     state = start(forward, images, labels, correct, keys, draws, eps, options)
     if draws is not None:
         state = runs.advance(
@@ -181,7 +174,7 @@ def _compiled(
             return (number * SEGMENT < options.num_queries) & state.robust.any()
 
         state = jax.lax.while_loop(unfinished, segment, (jnp.int32(0), state))[1]
-    wrong = forward(state.points, 0).argmax(axis=1) != labels
+    wrong = ~_model.is_correct(forward(state.points, 0), labels)
     success = wrong | ~correct
     result = SquareResult(
         images=_where(wrong & correct, state.points, images),

@@ -312,6 +312,8 @@ def _loss(logits: Array, labels: Array, loss: str) -> tuple[Array, Array]:
     true_class = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     own = jnp.sum(jnp.where(true_class, logits, 0), axis=1)
     margins = own - jnp.where(true_class, -jnp.inf, logits).max(axis=1)
+    # Logits that are not finite classify nothing correctly.
+    margins = jnp.where(jnp.isfinite(logits).all(axis=1), margins, -jnp.inf)
     if loss == "margin":
         return margins, margins
     return margins, own - jax.nn.logsumexp(logits, axis=1)
