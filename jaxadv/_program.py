@@ -128,7 +128,9 @@ def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial
         raise ValueError(f"{name} is a {type(function).__name__}; pass a function")
     if isinstance(function, Partial) and isinstance(function.func, Program):
         return function
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), args
+    )
     # A fresh closure: JAX keeps the traces of a function object, and this one has none yet.
     fresh = lambda *args: function(*args)
     with _explained(name):
@@ -352,8 +354,9 @@ def _rule_key(value: Any, seen: dict) -> Any:
         seen[id(value)] = len(seen)
     inside = functools.partial(_rule_key, seen=seen)
     if _is_wrapped(value):
-        arguments = (item for _, given in value.transforms for item in given)
-        return inside(value.f), tuple(inside(item) for item in arguments if _carries_code(item))
+        arguments = (item for _, given in getattr(value, "transforms") for item in given)  # noqa: B009
+        carried = tuple(inside(item) for item in arguments if _carries_code(item))
+        return inside(getattr(value, "f")), carried  # noqa: B009
     if isinstance(value, functools.partial):
         keywords = tuple(sorted(value.keywords.items()))
         return inside(value.func), inside(value.args), inside(keywords)

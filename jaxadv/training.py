@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from ._checks import check_count
+from ._program import trace
 from ._schedules import sgd as sgd
 from ._schedules import step_decay as step_decay
 from ._train_state import NEVER as NEVER
@@ -298,13 +299,22 @@ def make_predict(apply_fn: ApplyFn, **attack):
         [0, 0]
     """
 
-    def predict(params, batch_stats, key, images, labels, indices):
-        logits_fn = lambda points: apply_fn(params, batch_stats, points, False)[0]
+    @jax.jit
+    def run(model, params, batch_stats, key, images, labels, indices):
+        logits_fn = lambda points: model(params, batch_stats, points)
         images = to_float(images)
         adversarial = pgd(key, logits_fn, images, labels, indices=indices, **attack)
         return Predictions(logits_fn(images).argmax(axis=1), logits_fn(adversarial).argmax(axis=1))
 
-    return jax.jit(predict)
+    def predict(params, batch_stats, key, images, labels, indices):
+        points = jax.eval_shape(to_float, images)
+        eval_fn = lambda params, batch_stats, points: apply_fn(params, batch_stats, points, False)[
+            0
+        ]
+        model = trace(eval_fn, params, batch_stats, points, name="apply_fn")
+        return run(model, params, batch_stats, key, images, labels, indices)
+
+    return predict
 
 
 def to_float(images: Array) -> Array:

@@ -197,12 +197,14 @@ def autoattack(
     kept = Store(store, settings, probe if not randomized else probe * 0)
     reporter = Reporter(progress)
 
+    model: Any = logits_fn
     if randomized:
-        call = lambda images, number: logits_fn(images, jax.random.fold_in(key, number))
+        call = lambda images, number: model(images, jax.random.fold_in(key, number))
         traced = call
     else:
-        call = lambda images, number: logits_fn(images)
-        traced = lambda images, number: trace(len(images))(images)
+        call = lambda images, number: model(images)
+        program: Any = trace(few)
+        traced = lambda images, number: program(images)
     first = jnp.asarray(pixels[:few]), jnp.asarray(classes[:few])
     found = checks.check_model(call, traced, *first, randomized)
     found += [checks.Check("classes", False, note) for note in notes]

@@ -8,7 +8,6 @@ References:
     SPEC A.9, I.3 and I.4.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_choice, check_count
+from .._program import trace
 from .._types import Array, Params, PyTree
 from ._trees import as_arrays, check_same_structure, precision_of, vector
 
@@ -159,12 +159,13 @@ def segment_weak_convexity(
 
         places = jnp.linspace(0.0, 1.0, num_points)
         stacked = jnp.stack([jnp.asarray(x) for x in attacks])
-        lowest = float(_segment_curvatures(start, step, stacked, places, loss=loss).min())
+        traced = trace(loss, stacked[0], start, name="loss")
+        lowest = float(_segment_curvatures(start, step, stacked, places, traced).min())
     return max(0.0, -lowest / float(length) ** 2)
 
 
-@functools.partial(jax.jit, static_argnames="loss")
-def _segment_curvatures(start, step, attacks, places, *, loss):
+@jax.jit
+def _segment_curvatures(start, step, attacks, places, loss):
     def curvature(x, place):
         along = lambda t: loss(x, jax.tree.map(lambda p, d: p + t * d, start, step))
         return jax.grad(jax.grad(along))(place)

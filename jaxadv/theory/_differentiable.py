@@ -126,18 +126,17 @@ _worst.defjvp(_worst_rule, symbolic_zeros=True)
 
 def _bind(function: Callable, loss, norm: Norm, eps, bounds, num_restarts: int, tol) -> Callable:
     check_count("num_restarts", num_restarts, 0)
-    loss = loss if isinstance(loss, Partial) else Partial(loss)
-    given = _Given(loss, eps, bounds)
     settings = _Settings(norm, num_restarts, tol)
     run = jax.jit(function, static_argnums=0)
 
-    def bound(given: _Given, theta: PyTree, x: Array) -> Array:
-        make_problem(given.loss, theta, x, norm=norm, eps=given.eps, bounds=given.bounds)
-        return run(settings, given, theta, jnp.asarray(x, float))
+    def bound(limits: tuple, theta: PyTree, x: Array) -> Array:
+        eps, bounds = limits
+        problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
+        return run(settings, _Given(problem.loss, eps, bounds), theta, jnp.asarray(x, float))
 
     bound.__name__ = function.__name__.strip("_")
     checked = in_float64(bound)
-    return lambda theta, x: checked(given, theta, x)
+    return lambda theta, x: checked((eps, bounds), theta, x)
 
 
 def differentiable_attack(

@@ -20,6 +20,8 @@ import numpy as np
 
 from .. import losses
 from .._checks import check_count, check_eps, check_images, check_labels, check_norm, check_step
+from .._keys import as_key
+from .._program import trace
 from .._types import Array, Key, LossFn, Norm, Params, PyTree
 from ..attacks import pgd_stateful
 from ._trees import as_arrays, check_same_structure, precision_of
@@ -193,6 +195,7 @@ def adversarial_evaluation(
     References:
         SPEC H.1.
     """
+    key = as_key(key)
     check_norm(norm)
     check_images(images)
     check_labels(labels, len(images))
@@ -208,13 +211,13 @@ def adversarial_evaluation(
     batches = (split(images), split(labels), split(jnp.arange(count)))
 
     @jax.jit
-    def totals(params, batches):
+    def totals(model, params, batches):
         def one(part):
             x, y, indices = part
             if num_steps:
                 x, _ = pgd_stateful(
                     key,
-                    lambda points, carry: (apply_fn(params, points), carry),
+                    lambda points, carry: (model(params, points), carry),
                     (),
                     x,
                     y,
@@ -226,10 +229,14 @@ def adversarial_evaluation(
                     num_steps=num_steps,
                     loss=loss,
                 )
-            logits = apply_fn(params, x)
+            logits = model(params, x)
             return loss(logits, y).sum(), (logits.argmax(axis=1) == y).sum()
 
         loss_sums, correct = jax.lax.map(one, batches)
         return {"loss": loss_sums.sum() / count, "accuracy": correct.sum() / count}
 
-    return lambda params: totals(params, batches)
+    def evaluate(params):
+        model = trace(apply_fn, params, batches[0][0], name="apply_fn")
+        return totals(model, params, batches)
+
+    return evaluate

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from .._checks import is_concrete
+from .._program import trace
 from .._types import Array, Norm, PyTree
 from ._feasible import Feasible
 
@@ -30,9 +31,6 @@ def make_problem(
     loss: Callable, theta: PyTree, x: Array, *, norm: Norm, eps: Any, bounds: Any
 ) -> Problem:
     """Checks shapes, dtypes and values; to be called with 64 bits enabled."""
-    if not callable(loss):
-        raise ValueError(f"loss={loss!r} is not a function; pass loss(x, theta) -> scalar")
-    loss = loss if isinstance(loss, Partial) else Partial(loss)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
@@ -48,7 +46,8 @@ def make_problem(
         raise ValueError("theta has no leaves; pass the parameters as a pytree of arrays")
     if is_concrete(x) and not bool(jnp.all(jnp.isfinite(x))):
         raise ValueError("x contains values that are not finite; remove this example")
-    shape = jax.eval_shape(loss, x, theta)
+    traced = trace(loss, x, theta, name="loss")
+    shape = traced.func.out
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(
             f"loss returns {shape}; it must be a scalar for one example: index or sum it"
@@ -58,4 +57,4 @@ def make_problem(
             f"loss returns {shape.dtype} for inputs of {x.dtype}; remove the casts from it (for a "
             "flax module dtype=None, param_dtype=float64 or parameters cast to float64)"
         )
-    return Problem(loss, theta, Feasible.make(x, norm=norm, eps=eps, bounds=bounds))
+    return Problem(traced, theta, Feasible.make(x, norm=norm, eps=eps, bounds=bounds))

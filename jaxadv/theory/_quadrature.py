@@ -1,6 +1,5 @@
 """Nodes, weights and values for the integrals of the local entropy in one and two dimensions."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_count
+from .._program import trace
 from .._types import Array
 
 _SMALL, _LARGE = 4096, 16384  # points a compiled call, so that two programs serve every grid
@@ -69,8 +69,8 @@ def uniform_nodes(low: float, high: float, *, spacing: float) -> Nodes:
     return Nodes(indices * spacing, np.full(len(indices), float(spacing)))
 
 
-@functools.partial(jax.jit, static_argnames="function")
-def _values(points, *, function):
+@jax.jit
+def _values(points, function):
     return jax.vmap(function)(points)
 
 
@@ -92,10 +92,11 @@ def evaluate(function: Callable[[Array], Array], points: np.ndarray) -> np.ndarr
     size = _SMALL if len(points) <= _SMALL else _LARGE
     parts = []
     with jax.enable_x64(True):
+        traced = trace(function, jax.ShapeDtypeStruct(points.shape[1:], float), name="function")
         for start in range(0, len(points), size):
             chunk = points[start : start + size]
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-            values = _values(jnp.asarray(padded, jnp.float64), function=function)
+            values = _values(jnp.asarray(padded, jnp.float64), traced)
             parts.append(np.asarray(values, np.float64)[: len(chunk)])
     values = np.concatenate(parts)
     bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_count
+from .._program import trace
 from .._types import Array, Key, Params, PyTree
 from ._eigenvalues import extreme_eigenvalues
 from ._trees import as_arrays, precision_of, vector
@@ -112,11 +113,12 @@ def sharpness(
     check_count("num_steps", num_steps, 1)
     with precision_of(params):
         params = as_arrays(params)
+        traced = trace(loss, params, name="loss")
         best, offset = -math.inf, None
         for start in range(num_starts):
             start_key = jax.random.fold_in(key, start)
             value, place = _ascend(
-                start_key, params, jnp.asarray(radius), loss=loss, num_steps=num_steps
+                start_key, params, jnp.asarray(radius), traced, num_steps=num_steps
             )
             if float(value) > best:
                 best, offset = float(value), place
@@ -133,8 +135,8 @@ def _scaled(tree: PyTree, factor) -> PyTree:
     return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "num_steps"))
-def _ascend(key, params, radius, *, loss, num_steps):
+@functools.partial(jax.jit, static_argnames="num_steps")
+def _ascend(key, params, radius, loss, *, num_steps):
     leaves, treedef = jax.tree.flatten(params)
     draws = [
         jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
