@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
-import os
 import pathlib
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
 
+from .._files import write_atomically
 from ._autoattack_figure import draw, write_png
 
 
@@ -165,15 +167,13 @@ class AutoAttackResult:
         Args:
             path: of the file; its folder must exist.
         """
-        path = pathlib.Path(path)
+        path = pathlib.Path(path).expanduser()
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
         other = {name: value for name, value in fields.items() if name not in arrays}
         arrays["manifest"] = np.array(json.dumps(other))
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(partial, path)
+        write = lambda file: np.savez_compressed(file, allow_pickle=False, **arrays)
+        write_atomically(path, write)
 
     @classmethod
     def load(cls, path) -> "AutoAttackResult":
@@ -184,10 +184,28 @@ class AutoAttackResult:
 
         Returns:
             The result.
+
+        Raises:
+            ValueError: if the file is damaged or is not one of :meth:`save`.
         """
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file if name != "manifest"}
-            other = json.loads(str(file["manifest"]))
-        other["evaluations"] = {k: Evaluations(*v) for k, v in other["evaluations"].items()}
-        other["checks"] = [Check(*check) for check in other["checks"]]
-        return cls(**arrays, **other)
+        path = pathlib.Path(path).expanduser()
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file if name != "manifest"}
+                other = json.loads(str(file["manifest"]))
+            other["evaluations"] = {k: Evaluations(*v) for k, v in other["evaluations"].items()}
+            other["checks"] = [Check(*check) for check in other["checks"]]
+            return cls(**arrays, **other)
+        except FileNotFoundError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, EOFError) as error:
+            raise _damaged(path, error) from error
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is not a result of AutoAttack or is damaged ({type(error).__name__}); "
+        "evaluate again, or restore it from a copy"
+    )

@@ -1,65 +1,150 @@
 """The folder in which AutoAttack keeps its progress: one file a finished chunk.
 
-``manifest.json`` says what the store belongs to; ``000042.npz`` is the record of the 43rd chunk.
-A record is written under another name, flushed to disk and renamed, so that a process that is
-killed leaves either the whole record or none.
+``manifest.json`` says what the store belongs to; ``000042.npz`` is the record of the 43rd chunk,
+sealed with a digest of the manifest, its number and its content. A record that was copied from
+another store or another number, or is damaged, does not match its seal: it is set aside and its
+images are computed again. ``lock`` keeps other processes and threads out.
 """
 
 import hashlib
+import io
 import json
 import os
 import pathlib
+import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+from .._files import is_partial, write_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+FORMAT = 2
+_MANIFEST, _LOCK, _SEAL = "manifest.json", "lock", "seal"
+_RECORD = r"\d{6}\.npz"
+# What file browsers and version control put into folders that people call empty.
+_IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore"}
 
 
 class Store:
-    """Records of finished chunks; ``None`` as folder keeps nothing.
+    """Records of finished chunks, open to one evaluation at a time; a context manager.
 
     Args:
-        folder: created if it does not exist.
+        folder: created if it does not exist, "~" expanded; None keeps nothing.
         manifest: what the records belong to, JSON values, compared with what the folder says.
         probe: logits on a few fixed images, compared up to rounding.
 
     Raises:
-        ValueError: if the folder holds another model, other images or other arguments, or files
-            that are not a store.
+        ValueError: if the folder holds another model, other images or other arguments, is in use,
+            holds files that are not a store, or a manifest that cannot be read.
+        OSError: if the folder cannot be created or written.
     """
 
     def __init__(self, folder, manifest: Mapping[str, Any], probe: np.ndarray):
-        self._folder = None if folder is None else pathlib.Path(folder)
         self.records: list[dict[str, np.ndarray]] = []
-        if self._folder is None:
+        self._folder, self._lock, self._next = None, None, 0
+        if folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob("*.partial"):
-            leftover.unlink()
+        self._folder = pathlib.Path(folder).expanduser()
         manifest = {"format": FORMAT, **manifest}
-        path = self._folder / "manifest.json"
-        if path.exists():
-            self._compare(json.loads(path.read_text()), manifest, probe)
-        elif any(self._folder.iterdir()):
-            raise ValueError(f"store={str(folder)!r} holds other files; pass a new or empty folder")
-        else:
-            text = json.dumps({**manifest, "probe": probe.tolist()}, indent=1)
-            self._write(path, lambda file: file.write(text.encode()))
-        for number in range(len(list(self._folder.glob("*.npz")))):
-            with np.load(self._folder / f"{number:06d}.npz", allow_pickle=False) as record:
-                self.records.append(dict(record))
+        self._claim()
+        try:
+            path = self._folder / _MANIFEST
+            if path.exists():
+                self._compare(path, manifest, probe)
+            else:
+                text = json.dumps({**manifest, "probe": probe.tolist()}, indent=1)
+                write_atomically(path, lambda file: file.write(text.encode()))
+            self._seal = hashlib.sha256(path.read_bytes()).digest()
+            self._read()
+        except BaseException:
+            self.close()
+            raise
 
-    def _compare(self, stored: dict, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Lets others use the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def add(self, **record) -> dict[str, np.ndarray]:
+        """Keeps a record; on return it is on disk."""
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in record.items()}
+        if self._folder is not None:
+            data = _pack(arrays, self._seal + str(self._next).encode())
+            path = self._folder / f"{self._next:06d}.npz"
+            write_atomically(path, lambda file: file.write(data))
+            self._next += 1
+        self.records.append(arrays)
+        return arrays
+
+    def _claim(self) -> None:
+        """Checks that the folder is a store or empty, and locks it."""
+        assert self._folder is not None
+        name = f"store={str(self._folder)!r}"
+        if fcntl is None:
+            raise ValueError(f"{name} needs file locks, which this system lacks; pass store=None")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._check_contents(name)
+            self._lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"cannot be used as a store ({error.strerror}); pass another folder",
+                str(self._folder),
+            ) from error  # fmt: skip
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise ValueError(
+                f"{name} is in use by another evaluation; wait for it, or pass another folder"
+            ) from None
+
+    def _check_contents(self, name: str) -> None:
+        assert self._folder is not None
+        names = {path.name for path in self._folder.iterdir()} - _IGNORED - {_LOCK}
+        if _MANIFEST in names:
+            return
+        if any(re.fullmatch(_RECORD, other) for other in names):
+            raise ValueError(
+                f"{name} holds records without {_MANIFEST}; restore that file, or pass a new folder"
+            )
+        if any(not is_partial(other, re.escape(_MANIFEST)) for other in names):
+            raise ValueError(f"{name} holds other files; pass a new or empty folder")
+
+    def _compare(self, path: pathlib.Path, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            version, old = stored["format"], np.asarray(stored["probe"], np.float64)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}); restore it, or pass another folder"
+            ) from error
+        if version != FORMAT:
+            raise ValueError(
+                f"store={str(self._folder)!r} was written by another version of jaxadv; "
+                "pass another folder"
+            )
         different = [
-            f"{name} was {stored.get(name)!r} and is {value!r}"
+            f"{name} was {_short(stored.get(name))} and is {_short(value)}"
             for name, value in manifest.items()
-            if stored.get(name) != value
+            if stored.get(name) != json.loads(json.dumps(value))
         ]
-        old = np.asarray(stored["probe"])
-        scale = 1e-4 * (1 + np.abs(probe).max())
-        if old.shape != probe.shape or not (np.abs(old - probe) <= scale).all():
+        if not _same_logits(old, probe):
             different.append("the model's logits differ")
         if different:
             raise ValueError(
@@ -67,22 +152,85 @@ class Store:
                 f"{'; '.join(different)}; pass another folder, or the same arguments to resume"
             )
 
-    def add(self, **record) -> dict[str, np.ndarray]:
-        """Keeps a record; on return it is on disk."""
-        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in record.items()}
-        if self._folder is not None:
-            path = self._folder / f"{len(self.records):06d}.npz"
-            self._write(path, lambda file: np.savez(file, **arrays))
-        self.records.append(arrays)
-        return arrays
+    def _read(self) -> None:
+        """The records with a valid seal; others are set aside under another name."""
+        assert self._folder is not None
+        aside = []
+        for path in sorted(self._folder.iterdir()):
+            if is_partial(path.name, f"{_RECORD}|{re.escape(_MANIFEST)}"):
+                path.unlink()  # what a killed evaluation was writing
+            if not re.fullmatch(_RECORD, path.name):
+                continue
+            number = int(path.name[:6])
+            self._next = max(self._next, number + 1)
+            record = _unpack(path.read_bytes(), self._seal + str(number).encode())
+            if record is None:
+                aside.append(path.name)
+                os.replace(path, _unused(path))
+            else:
+                self.records.append(record)
+        if aside:
+            listed = ", ".join(aside[:3]) + (", ..." if len(aside) > 3 else "")
+            warnings.warn(
+                f"store={str(self._folder)!r}: {len(aside)} records are damaged or not of this "
+                f"evaluation ({listed}); they were renamed and are computed again",
+                stacklevel=4,
+            )
 
-    def _write(self, path: pathlib.Path, write) -> None:
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+
+def _same_logits(old: np.ndarray, new: np.ndarray) -> bool:
+    """Whether two probes agree up to rounding; what is not finite has to be the same."""
+    finite = np.abs(new[np.isfinite(new)])
+    tolerance = 1e-4 * (1 + finite.max(initial=0.0))
+    return old.shape == new.shape and np.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+    """A free name beside a record that is set aside."""
+    number = 1
+    while (moved := path.with_name(f"{path.name}.rejected{number}")).exists():
+        number += 1
+    return moved
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _pack(arrays: Mapping[str, np.ndarray], owner: bytes) -> bytes:
+    """An npz file with a seal: SHA-256 of its owner and of the names and bytes of its members."""
+    buffer, sha = io.BytesIO(), hashlib.sha256(owner)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, allow_pickle=False)
+            sha.update(f"{name} {len(member.getvalue())} ".encode() + member.getvalue())
+            archive.writestr(f"{name}.npy", member.getvalue())
+        archive.writestr(_SEAL, sha.hexdigest())
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes, owner: bytes) -> dict[str, np.ndarray] | None:
+    """The arrays of a file of :func:`_pack`, None unless it is sealed by this owner.
+
+    Nothing is parsed before the seal is checked, and nothing is decompressed.
+    """
+    sha = hashlib.sha256(owner)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                return None
+            *members, seal = [(entry.filename, archive.read(entry)) for entry in entries]
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, OSError):
+        return None
+    for name, content in members:
+        sha.update(f"{name.removesuffix('.npy')} {len(content)} ".encode() + content)
+    if seal != (_SEAL, sha.hexdigest().encode()):
+        return None
+    read = np.lib.format.read_array
+    return {name.removesuffix(".npy"): read(io.BytesIO(content)) for name, content in members}
 
 
 def digest(*arrays) -> str:
