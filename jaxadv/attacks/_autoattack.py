@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_count, check_labels, check_norm
@@ -163,6 +162,7 @@ def autoattack(
         square_shared=square_shared,
         square_full_range=square_full_range,
     )
+    kept = Store(store)  # refused before anything is compiled
     devices = memory.default_devices() if devices is None else list(devices)
     workers = memory.default_workers(devices)
     shapes = memory.chunk_shapes(trace, pixels, batch_size, devices, workers, randomized)
@@ -193,29 +193,14 @@ def autoattack(
         "individual": individual,
     }
     few = min(_CHECKED, len(pixels))
-    probe = runner.logits(pixels[:few], np.arange(few), 0)
-    kept = Store(store, settings, probe if not randomized else probe * 0)
-    reporter = Reporter(progress)
-
-    model: Any = logits_fn
-    if randomized:
-        call = lambda images, number: model(images, jax.random.fold_in(key, number))
-        traced = call
-    else:
-        call = lambda images, number: model(images)
-        program: Any = trace(few)
-        traced = lambda images, number: program(images)
-    first = jnp.asarray(pixels[:few]), jnp.asarray(classes[:few])
-    found = checks.check_model(call, traced, *first, randomized)
-    found += [checks.Check("classes", False, note) for note in notes]
-    started = time.monotonic()
-    evaluation = Evaluation(runner, kept, reporter, plan, norm, eps, individual)
-    evaluation.clean()
-    for place in range(len(plan)):
-        evaluation.attack(place)
-    reporter.close()
-    found += evaluation.checks()
-    found += checks.check_square(evaluation.accuracy)
+    with kept:
+        probe = runner.logits(pixels[:few], np.arange(few), 0)
+        kept.open(settings, probe if not randomized else probe * 0)
+        started = time.monotonic()
+        found = _check_model(logits_fn, trace, key, pixels[:few], classes[:few], randomized)
+        evaluation = Evaluation(runner, kept, Reporter(progress), plan, norm, eps, individual)
+        evaluation.run()
+    found = evaluation.checks(found + [checks.Check("classes", False, note) for note in notes])
     settings |= {
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
         "precision": str(jax.config.values["jax_default_matmul_precision"] or "default")
@@ -229,6 +214,19 @@ def autoattack(
     if progress is True:
         print(result.summary())
     return result
+
+
+def _check_model(logits_fn: Any, trace, key, images, labels, randomized: bool) -> list:
+    """The checks of the model on a few images, before the attacks."""
+    if randomized:
+        call = lambda images, number: logits_fn(images, jax.random.fold_in(key, number))
+        traced = call
+    else:
+        call = lambda images, number: logits_fn(images)
+        program = trace(len(images))
+        traced = lambda images, number: program(images)
+    images, labels = jax.device_put((images, labels))
+    return checks.check_model(call, traced, images, labels, randomized)
 
 
 def _default_radius(norm: str) -> float:

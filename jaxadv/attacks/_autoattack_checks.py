@@ -7,11 +7,13 @@ the model on the first images and return data; none stops the evaluation.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from .. import losses
 from .._types import Array
 from ._autoattack_result import Check
 
+_SQUARE_RATE, _LEVEL = 0.002, 0.01
 _ROUNDING = 1e-4  # relative: what different batch shapes may change in float32 logits
 
 
@@ -42,27 +44,35 @@ def check_model(call, traced, images: Array, labels: Array, randomized: bool) ->
     return found
 
 
-def check_square(accuracy: dict[str, float]) -> list[Check]:
-    """Whether Square broke images that the gradient attacks did not: a sign of masking."""
-    names = list(accuracy)
+def check_square(names: list[str], broken: int, number: int) -> list[Check]:
+    """Whether Square broke images that the gradient attacks did not: a sign of masking.
+
+    Networks that mask nothing lose up to 0.2 % of the images to it. The check fails where a count
+    as large as this one has less than 1 % probability at that rate (one-sided exact binomial
+    test), so that a single image of a few hundred is no sign.
+
+    Args:
+        names: the attacks that ran, in order, "clean" first.
+        broken: images that Square broke and no attack before it did.
+        number: all images.
+    """
     if "square" not in names or len(names) < 3:
         return []
-    before = accuracy[names[names.index("square") - 1]]
-    drop = before - accuracy["square"]
-    return [
-        Check(
-            "square",
-            drop <= 0.002,
-            f"Square took {100 * drop:.2f} points after the gradient attacks"
-            + ("" if drop <= 0.002 else ": gradients may be masked; try more queries or restarts"),
-            drop,
-        )
-    ]
+    chance = float(stats.binom.sf(broken - 1, number, _SQUARE_RATE))
+    usual = chance >= _LEVEL
+    text = f"Square took {broken} of {number} images after the gradient attacks"
+    text += "" if usual else ": gradients may be masked; try more queries or restarts"
+    return [Check("square", usual, text, broken / number)]
+
+
+def check_finite(bad: int, number: int) -> Check:
+    """Whether all clean logits are finite."""
+    text = f"logits of {bad} of {number} images are not finite"
+    return Check("finite", bad == 0, text + (", which makes them not robust" if bad else ""), bad)
 
 
 def _finite(logits) -> Check:
-    bad = int((~np.isfinite(logits)).any(axis=1).sum())
-    return Check("finite", bad == 0, f"logits of {bad} of {len(logits)} images are not finite", bad)
+    return check_finite(int((~np.isfinite(logits)).any(axis=1).sum()), len(logits))
 
 
 def _probabilities(logits) -> Check:

@@ -45,6 +45,21 @@ class Attack(NamedTuple):
         return max(self.targets, 1) * self.restarts
 
 
+def full_cost(attack: Attack, num_classes: int) -> tuple[int, int]:
+    """Forward and backward passes of one run on an image that nothing breaks."""
+    if attack.kind == "apgd":
+        gradients = (attack.steps + (3 if attack.three_radii else 1)) * attack.eot
+        return gradients + (attack.targets > 0), gradients
+    if attack.kind == "fab":
+        return 2 * attack.steps + 3, attack.steps * (1 if attack.targets else num_classes)
+    return attack.steps + 2, 0
+
+
+def passes(forward: int, backward: int) -> int:
+    """Work in forward passes: a backward pass costs about two."""
+    return int(forward) + 2 * int(backward)
+
+
 def make_plan(
     version: str,
     norm: Norm,

@@ -190,7 +190,7 @@ class AutoAttackResult:
         """
         path = pathlib.Path(path).expanduser()
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file if name != "manifest"}
                 other = json.loads(str(file["manifest"]))
             other["evaluations"] = {k: Evaluations(*v) for k, v in other["evaluations"].items()}

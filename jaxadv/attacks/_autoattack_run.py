@@ -6,7 +6,8 @@ import time
 import numpy as np
 
 from .._types import Norm
-from ._autoattack_plan import Attack
+from ._autoattack_checks import check_finite, check_square
+from ._autoattack_plan import Attack, full_cost, passes
 from ._autoattack_progress import Reporter
 from ._autoattack_result import AutoAttackResult, Check, Evaluations
 from ._autoattack_runner import Runner
@@ -59,15 +60,28 @@ class Evaluation:
         self._seconds: dict[str, float] = {}
         self._violations: list[str] = []
         self._unstable = 0
+        self._seen = 0  # images with a clean prediction
+        self._not_finite = 0  # those of them whose logits are not finite
+
+    def run(self) -> None:
+        """The clean pass and every attack of the plan."""
+        try:
+            self.clean()
+            for place in range(len(self._plan)):
+                self.attack(place)
+        finally:
+            self._reporter.close()
 
     def clean(self) -> None:
-        """The clean predictions."""
+        """The clean predictions. An image whose logits are not finite is not robust."""
         for record in self._work("clean", -1, _CLEAN, np.arange(len(self.robust)), self._predict):
             ids, logits = record["ids"], record["logits"]
             if self.logits is None:
                 self.logits = np.zeros((len(self.robust), logits.shape[1]), np.float32)
             self.logits[ids] = logits
             self.robust[ids] = record["correct"]
+            self._seen += len(ids)
+            self._not_finite += int((~np.isfinite(logits)).any(axis=1).sum())
         self.broken_by[~self.robust] = "clean"
         self.accuracy["clean"] = float(self.robust.mean())
 
@@ -97,17 +111,20 @@ class Evaluation:
             self._unstable += int((record["correct"] != expected).sum())
         self.accuracy[name] = float(self.robust.mean())
 
-    def checks(self) -> list[Check]:
-        """What the verification found."""
+    def checks(self, before: list[Check]) -> list[Check]:
+        """What was found before the attacks, on all clean images, and by the verification."""
+        found = [check_finite(self._not_finite, len(self.robust))]
+        found += [check for check in before if check.name != "finite"]
         number = len(self._violations)
         detail = "; ".join(self._violations[:5]) + ("; ..." if number > 5 else "")
         message = f"{number} adversarial images were rejected: {detail}"
         none = "every adversarial image is misclassified on its own and inside ball and box"
-        found = [Check("verification", number == 0, message if number else none, number)]
+        found.append(Check("verification", number == 0, message if number else none, number))
         if self._unstable:
             text = f"{self._unstable} predictions changed between two passes over the same image"
             found.append(Check("repeatability", False, text, self._unstable))
-        return found
+        by_square = int((self.broken_by == "square").sum())
+        return found + check_square(list(self.accuracy), by_square, len(self.robust))
 
     def result(self, checks: list[Check], settings: dict) -> AutoAttackResult:
         """The result of everything that was run."""
@@ -151,18 +168,37 @@ class Evaluation:
             self._account(name, record)
             yield record
         left = np.setdiff1d(ids, done)
-        runs = self._plan[place].runs if place >= 0 else 1
-        finished = len(ids) - len(left)
+        finished, cost = len(ids) - len(left), 0
         started = time.monotonic()
         for chunk, fields in self._runner.each(left, lambda ids: compute(place, run, ids)):
             seconds, started = time.monotonic() - started, time.monotonic()
             record = self._store.add(tag=tag, ids=chunk, seconds=seconds, **fields)
             self._account(name, record)
             yield record
-            finished += len(chunk)
+            finished, cost = finished + len(chunk), cost + passes(*record["cost"])
             self._reporter.update(
-                name, max(run, 0), runs, finished, len(ids), float(self.robust.mean())
+                self._name(place) if place >= 0 else name,
+                f"{run + 1}/{self._plan[place].runs}" if run >= 0 else "check",
+                len(ids) - finished,
+                float(self.robust.sum() / max(self._seen, 1)),
+                spent=(passes(*record["cost"]), seconds if run >= 0 else None),
+                left=cost / (finished - len(ids) + len(left)) * (len(ids) - finished)
+                + self._later(place, run, ids, len(ids) - finished),
             )
+
+    def _later(self, place: int, run: int, ids: np.ndarray, unfinished: int) -> float:
+        """Passes of the runs after this one, if the images after it are broken like those of it."""
+        alive = self.broken_by != "clean" if self._individual else self.robust
+        in_run = int(alive[ids].sum())
+        done = len(ids) - unfinished
+        share = (in_run - unfinished) / done if run >= 0 and done else 1.0
+        survivors = int(alive.sum()) - unfinished * (1 - min(max(share, 0.0), 1.0))
+        total = 0.0
+        for number, attack in enumerate(self._plan):
+            runs = attack.runs - max(run + 1, 0) if number == place else attack.runs
+            each = passes(*full_cost(attack, self._runner.num_classes))
+            total += each * (runs if number >= place else 0)
+        return total * max(survivors, 0.0)
 
     def _account(self, name: str, record) -> None:
         costs = self._costs.setdefault(name, np.zeros(2, np.int64))
@@ -181,6 +217,7 @@ class Evaluation:
             cost = len(ids) * (votes + 1)
         else:
             wrong = logits.argmax(axis=1) != self._runner.labels[ids]
+            wrong |= ~np.isfinite(logits).all(axis=1)
             cost = len(ids)
         return dict(logits=logits, correct=~wrong, cost=[cost, 0])
 

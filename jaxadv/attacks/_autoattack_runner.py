@@ -62,7 +62,7 @@ class Runner:
         self.images, self.labels = images, labels
         self.chunk = shapes[0] * shapes[1]
         self._shapes = shapes
-        self._num_classes = num_classes
+        self.num_classes = num_classes
         self._devices = max(len(devices), 1)
         self._workers, self._stop = workers, threading.Event()
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
@@ -191,7 +191,7 @@ class Runner:
             broken, images = ~host(state.robust), state.adversarial
         elif attack.kind == "fab":
             outcome.forward[to] = 2 * host(state.steps) + (3 if attack.targets else 2)
-            per_step = 1 if attack.targets else self._num_classes
+            per_step = 1 if attack.targets else self.num_classes
             outcome.backward[to] = host(state.steps) * per_step
             outcome.steps[to] = host(state.broken_at)
             broken, images = host(state.norms) <= self._eps, state.adversarial
@@ -229,7 +229,7 @@ class Runner:
         """
         votes = _VOTES if self._program.randomized else 1
         wrong = np.zeros(len(ids))
-        logits = np.zeros((len(ids), self._num_classes), np.float32)
+        logits = np.zeros((len(ids), self.num_classes), np.float32)
         for vote in range(votes):
             logits = self.logits_alone(images, ids, vote)
             wrong += (logits.argmax(axis=1) != self.labels[ids]) | ~np.isfinite(logits).all(axis=1)

@@ -38,35 +38,42 @@ class Store:
 
     Args:
         folder: created if it does not exist, "~" expanded; None keeps nothing.
-        manifest: what the records belong to, JSON values, compared with what the folder says.
-        probe: logits on a few fixed images, compared up to rounding.
 
     Raises:
-        ValueError: if the folder holds another model, other images or other arguments, is in use,
-            holds files that are not a store, or a manifest that cannot be read.
-        OSError: if the folder cannot be created or written.
+        ValueError: if the folder is in use or holds files that are not a store.
+        OSError: if it cannot be created or written.
     """
 
-    def __init__(self, folder, manifest: Mapping[str, Any], probe: np.ndarray):
+    def __init__(self, folder):
         self.records: list[dict[str, np.ndarray]] = []
-        self._folder, self._lock, self._next = None, None, 0
-        if folder is None:
+        self._folder = None if folder is None else pathlib.Path(folder).expanduser()
+        self._lock: int | None = None
+        self._next = 0
+        if self._folder is not None:
+            self._claim(self._folder)
+
+    def open(self, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
+        """Reads the records that belong to an evaluation, or starts the store of a new one.
+
+        Args:
+            manifest: what the records belong to, JSON values, compared with what the folder says.
+            probe: logits on a few fixed images, compared up to rounding.
+
+        Raises:
+            ValueError: if the folder holds another model, other images or other arguments, or a
+                manifest that cannot be read.
+        """
+        if self._folder is None:
             return
-        self._folder = pathlib.Path(folder).expanduser()
         manifest = {"format": FORMAT, **manifest}
-        self._claim()
-        try:
-            path = self._folder / _MANIFEST
-            if path.exists():
-                self._compare(path, manifest, probe)
-            else:
-                text = json.dumps({**manifest, "probe": probe.tolist()}, indent=1)
-                write_atomically(path, lambda file: file.write(text.encode()))
-            self._seal = hashlib.sha256(path.read_bytes()).digest()
-            self._read()
-        except BaseException:
-            self.close()
-            raise
+        path = self._folder / _MANIFEST
+        if path.exists():
+            self._compare(path, manifest, probe)
+        else:
+            text = json.dumps({**manifest, "probe": probe.tolist()}, indent=1)
+            write_atomically(path, lambda file: file.write(text.encode()))
+        self._seal = hashlib.sha256(path.read_bytes()).digest()
+        self._read(self._folder)
 
     def __enter__(self):
         return self
@@ -91,21 +98,18 @@ class Store:
         self.records.append(arrays)
         return arrays
 
-    def _claim(self) -> None:
+    def _claim(self, folder: pathlib.Path) -> None:
         """Checks that the folder is a store or empty, and locks it."""
-        assert self._folder is not None
-        name = f"store={str(self._folder)!r}"
+        name = f"store={str(folder)!r}"
         if fcntl is None:
             raise ValueError(f"{name} needs file locks, which this system lacks; pass store=None")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._check_contents(name)
-            self._lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            folder.mkdir(parents=True, exist_ok=True)
+            _check_contents(folder, name)
+            self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise type(error)(
-                error.errno, f"cannot be used as a store ({error.strerror}); pass another folder",
-                str(self._folder),
-            ) from error  # fmt: skip
+            text = f"cannot be a store ({error.strerror}); pass another folder"
+            raise type(error)(error.errno, text, str(folder)) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -113,18 +117,6 @@ class Store:
             raise ValueError(
                 f"{name} is in use by another evaluation; wait for it, or pass another folder"
             ) from None
-
-    def _check_contents(self, name: str) -> None:
-        assert self._folder is not None
-        names = {path.name for path in self._folder.iterdir()} - _IGNORED - {_LOCK}
-        if _MANIFEST in names:
-            return
-        if any(re.fullmatch(_RECORD, other) for other in names):
-            raise ValueError(
-                f"{name} holds records without {_MANIFEST}; restore that file, or pass a new folder"
-            )
-        if any(not is_partial(other, re.escape(_MANIFEST)) for other in names):
-            raise ValueError(f"{name} holds other files; pass a new or empty folder")
 
     def _compare(self, path: pathlib.Path, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
         try:
@@ -152,11 +144,10 @@ class Store:
                 f"{'; '.join(different)}; pass another folder, or the same arguments to resume"
             )
 
-    def _read(self) -> None:
+    def _read(self, folder: pathlib.Path) -> None:
         """The records with a valid seal; others are set aside under another name."""
-        assert self._folder is not None
         aside = []
-        for path in sorted(self._folder.iterdir()):
+        for path in sorted(folder.iterdir()):
             if is_partial(path.name, f"{_RECORD}|{re.escape(_MANIFEST)}"):
                 path.unlink()  # what a killed evaluation was writing
             if not re.fullmatch(_RECORD, path.name):
@@ -172,10 +163,23 @@ class Store:
         if aside:
             listed = ", ".join(aside[:3]) + (", ..." if len(aside) > 3 else "")
             warnings.warn(
-                f"store={str(self._folder)!r}: {len(aside)} records are damaged or not of this "
+                f"store={str(folder)!r}: {len(aside)} records are damaged or not of this "
                 f"evaluation ({listed}); they were renamed and are computed again",
                 stacklevel=4,
             )
+
+
+def _check_contents(folder: pathlib.Path, name: str) -> None:
+    """Raises a ``ValueError`` on a folder that is neither empty nor a store."""
+    names = {path.name for path in folder.iterdir()} - _IGNORED - {_LOCK}
+    if _MANIFEST in names:
+        return
+    if any(re.fullmatch(_RECORD, other) for other in names):
+        raise ValueError(
+            f"{name} holds records without {_MANIFEST}; restore that file, or pass a new folder"
+        )
+    if any(not is_partial(other, re.escape(_MANIFEST)) for other in names):
+        raise ValueError(f"{name} holds other files; pass a new or empty folder")
 
 
 def _same_logits(old: np.ndarray, new: np.ndarray) -> bool:

@@ -308,7 +308,8 @@ def test_randomness_without_a_key_is_noticed():
 
     from jaxadv.attacks._autoattack_checks import check_model
 
-    found = check_model(lambda x, _: random(x), jnp.asarray(X[:6]), jnp.asarray(Y[:6]), False)
+    call = lambda x, _: random(x)
+    found = check_model(call, call, jnp.asarray(X[:6]), jnp.asarray(Y[:6]), False)
     assert "deterministic" in {check.name for check in found if not check.passed}
 
 
