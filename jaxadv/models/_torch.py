@@ -5,6 +5,7 @@ The names are those of the AWP code and of RobustBench; kernels are (O, C, kh, k
 """
 
 import difflib
+import math
 import os
 import re
 import warnings
@@ -18,20 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._preact_resnet import PreActResNet
+from ._safetensors import LazyArray
 from ._torch_file import Tensor, read_torch_file, write_torch_file
 from ._wide_resnet import WideResNet
 
+# Where checkpoints keep their weights, in the order in which they are looked for.
 _CONTAINERS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "network",
-    "model_state",
-    "ema_state_dict",
-    "ema_model",
-    "ema",
-)
+    "state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights", "params",
+    "parameters", "net_state_dict", "model_weights", "backbone", "classifier", "module",
+)  # fmt: skip
+_AVERAGED = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "model_ema_state_dict",
+    "ema_model_state_dict", "swa_state_dict", "swa_model",
+)  # fmt: skip
+_DEPTH = 8  # of containers in containers
 _MEAN, _STD = ("mean", "mu"), ("std", "sigma")
 
 
@@ -53,13 +54,19 @@ def load_torch(
 ) -> dict[str, Any]:
     """Read the weights of a PyTorch checkpoint; PyTorch is not needed and no code is run.
 
-    The state dict is searched in the usual containers ("state_dict", "model_state_dict",
-    "model", "net", "ema_state_dict", ..., in this order), wrapper prefixes ("module.",
+    **The normalisation is not in the file.** The variables are for ``module`` as it was made: with
+    ``mean=None, std=None`` it takes images in [0, 1] as they are, as most published robust networks
+    do; others need the mean and std that they were trained with. A file that carries its own mean
+    and std is compared with the module's.
+
+    The state dict is searched in the usual containers ("state_dict", "model_state_dict", "model",
+    "net", "weights", "params", ..., in this order; averaged weights, "ema" and the like, where
+    there are no others: a warning says so where there are), wrapper prefixes ("module.",
     "model.", "0.", ...) are stripped, and both spellings of shortcuts ("shortcut.0",
     "convShortcut") and of the last layers are known.
 
     Args:
-      path: a file written by ``torch.save`` (any version) or ``np.savez``.
+      path: a file written by ``torch.save`` (any version), ``safetensors`` or ``np.savez``.
       module: what the weights are for: a `PreActResNet` or a `WideResNet`.
       entry: the container to take, where the file has several.
       ignore: names in the file, or their beginnings, that are not wanted.
@@ -86,8 +93,12 @@ def load_torch(
       >>> bool((loaded["params"]["bn"]["scale"] == variables["params"]["bn"]["scale"]).all())
       True
     """
-    state_dict = _find_state_dict(read_torch_file(path), entry)
-    return from_torch_state_dict(state_dict, module, ignore=ignore, dtype=dtype)
+    content = read_torch_file(path)
+    try:
+        state_dict = _find_state_dict(content, entry)
+        return from_torch_state_dict(state_dict, module, ignore=ignore, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{os.path.basename(path)}: {error}") from error
 
 
 def from_torch_state_dict(
@@ -137,21 +148,15 @@ def from_torch_state_dict(
     for name, entry in wanted.items():
         if name not in given:
             continue
-        array = _numpy(state_dict[given[name]])
-        axes = entry.axes
-        expected = tuple(shapes[entry.path].shape)
-        if array.ndim != len(expected):
-            problems.append(f"shape: {given[name]} has {array.shape}; {len(expected)} axes wanted")
-            continue
-        if axes is not None:
-            array = array.transpose(np.argsort(axes))
-        if array.shape != expected:
-            theirs, ours = (
-                s if axes is None else tuple(s[a] for a in axes) for s in (array.shape, expected)
-            )
-            problems.append(f"shape: {given[name]} has {theirs}; {ours} wanted")
-            continue
-        flat[entry.path] = jnp.asarray(array.astype(dtype))
+        axes, expected = entry.axes, tuple(shapes[entry.path].shape)
+        wanted_shape = expected if axes is None else tuple(expected[a] for a in axes)
+        found_shape = tuple(state_dict[given[name]].shape)
+        if found_shape != wanted_shape:
+            problems.append(f"shape: {given[name]} has {found_shape}; {wanted_shape} wanted")
+        elif not problems:  # only what fits is read
+            array = _numpy(state_dict[given[name]])
+            array = array if axes is None else array.transpose(np.argsort(axes))
+            flat[entry.path] = jnp.asarray(array.astype(dtype))
     if problems:
         raise ValueError(
             f"the weights do not fit {type(module).__name__}"
@@ -267,19 +272,44 @@ def _layout(module: nn.Module, flat: Mapping[tuple[str, ...], Any]) -> Iterator[
 
 
 def _find_state_dict(content: Any, entry: str | None) -> Mapping[str, Any]:
-    names = _CONTAINERS if entry is None else (entry,)
-    while isinstance(content, Mapping):
-        inner = [name for name in names if isinstance(content.get(name), Mapping)]
-        if not inner:
+    if entry is not None:
+        if not isinstance(content, Mapping) or not isinstance(content.get(entry), Mapping):
+            raise ValueError(f"the file has no dictionary {entry!r}; it has {_listed(content)}.")
+        content = content[entry]
+    for _ in range(_DEPTH):
+        if not isinstance(content, Mapping):
             break
-        content, entry, names = content[inner[0]], None, _CONTAINERS
-    if entry is None and isinstance(content, Mapping):
-        tensors = {k: v for k, v in content.items() if isinstance(v, Tensor | np.ndarray)}
-        if tensors:
-            return tensors
-    what = "no tensors under any known name" if entry is None else f"no dictionary {entry!r}"
-    has = list(content) if isinstance(content, Mapping) else type(content).__name__
-    raise ValueError(f"the file has {what}; it has {has}. Name the right one with entry=...")
+        tensors = {k: v for k, v in content.items() if _is_tensor(v) and isinstance(k, str)}
+        inner = [name for name in _CONTAINERS if isinstance(content.get(name), Mapping)]
+        averaged = [name for name in _AVERAGED if isinstance(content.get(name), Mapping)]
+        both = [*inner[:1], *averaged[:1]]
+        if averaged and (inner or tensors):
+            warnings.warn(
+                f"the file has trained and averaged weights ({', '.join([*inner, *averaged])}); "
+                f"the trained ones are read, entry={averaged[0]!r} (--entry) reads the others",
+                stacklevel=3,
+            )
+        if not both or (tensors and not inner):
+            if tensors:
+                return tensors
+            break
+        content = content[both[0]]
+    raise ValueError(
+        f"the file has no tensors under any known name; it has {_listed(content)}. "
+        "Name the right one with entry=... (--entry)."
+    )
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | LazyArray | np.ndarray)
+
+
+def _listed(content: Any) -> str:
+    """The names at the top of a file, in one line."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    names = [str(name)[:40] for name in content if isinstance(name, str | int)]
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
 
 
 def _canonical(name: str, wanted: Mapping[str, _Entry]) -> str:
@@ -325,6 +355,8 @@ def _is_normalization(name: str, value: Any, module: Any) -> bool:
         return False
     option, neutral = ("mean", 0.0) if leaf in _MEAN else ("std", 1.0)
     ours = getattr(module, option)
+    if math.prod(value.shape) > 1024:
+        return False
     theirs = _numpy(value).astype(np.float64).ravel()
     values = np.full(theirs.shape, neutral) if ours is None else np.asarray(ours, np.float64)
     if values.shape != theirs.shape or not np.allclose(values, theirs, atol=1e-6, rtol=1e-5):
@@ -337,7 +369,7 @@ def _is_normalization(name: str, value: Any, module: Any) -> bool:
 
 
 def _numpy(value: Any) -> np.ndarray:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | LazyArray):
         return value.numpy()
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 

@@ -2,23 +2,26 @@
 
 A PyTorch file is a pickle of containers whose tensors are references into separate raw storages:
 a zip archive (``data.pkl`` and ``data/0``, ``data/1``, ...) since PyTorch 1.6, before that five
-pickles followed by the storages. The pickle is read by an unpickler that knows tensors, storages,
-dictionaries and numbers and refuses every other name before it is imported.
+pickles followed by the storages. The pickle is interpreted as data (:mod:`._pickle`); of a storage
+only the bytes of a wanted tensor are read, and a tensor cannot be larger than its bytes.
 """
 
-import collections
-import io
+import functools
 import math
 import os
 import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
+from .._files import write_atomically
+from ._pickle import Opaque, read_pickle
+from ._safetensors import is_safetensors, read_safetensors
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
 _STORAGES: dict[str, np.dtype] = {
@@ -33,186 +36,357 @@ _STORAGES: dict[str, np.dtype] = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+_DTYPES = {
+    "float64": "f8", "float32": "f4", "float16": "f2", "int64": "i8", "int32": "i4",
+    "int16": "i2", "int8": "i1", "uint8": "u1", "bool": "?",
+}  # fmt: skip
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_BLOCK = 2**20
+_MAX_PICKLE = 2**26  # bytes; that of a large checkpoint with its optimizer is below 2^22
 
 
 class _Storage:
-    """A flat buffer; its numbers are read when a tensor asks for them."""
+    """A flat buffer in a file.
 
-    def __init__(self, key: str, dtype: np.dtype, size: int):
+    Attributes:
+        key: its name in the file.
+        dtype: of its numbers; None for raw bytes.
+        size: how many.
+        read: from the first byte and a number of bytes to those bytes; None until it is found.
+    """
+
+    def __init__(self, key: str, dtype: np.dtype | None, size: int):
         self.key, self.dtype, self.size = key, dtype, size
-        self.load: Any = None  # () -> bytes
-
-    def array(self, big_endian: bool) -> np.ndarray:
-        try:
-            raw = self.load()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"storage {self.key}: {error}; get the file again.") from error
-        if len(raw) != self.size * self.dtype.itemsize:
-            raise ValueError(
-                f"storage {self.key} has {len(raw)} bytes instead of "
-                f"{self.size * self.dtype.itemsize}; the file is torn, get it again."
-            )
-        words = np.frombuffer(raw, f"{'>' if big_endian else '<'}u{self.dtype.itemsize}")
-        return words.astype(words.dtype.newbyteorder("=")).view(self.dtype)
+        self.read: Callable[[int, int], bytes] | None = None
 
 
 class Tensor(NamedTuple):
     """A tensor of a file, not read yet.
 
     Attributes:
-      storage: where its numbers are.
-      offset: of its first number in the storage.
-      shape: its shape.
-      strides: in numbers, one per axis.
-      big_endian: byte order of the file.
+        storage: where its numbers are.
+        dtype: of its numbers.
+        offset: of its first number in the storage.
+        shape: its shape.
+        strides: in numbers, one per axis.
+        big_endian: byte order of the file.
     """
 
     storage: Any
+    dtype: np.dtype
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     big_endian: bool
 
     def numpy(self) -> np.ndarray:
-        """Read it."""
+        """Reads it.
+
+        Raises:
+            ValueError: if the file does not hold as many numbers as its shape has.
+        """
         if 0 in self.shape:
-            return np.zeros(self.shape, self.storage.dtype)
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        if min(self.offset, *self.shape, *self.strides, 0) < 0 or last >= self.storage.size:
+            return np.zeros(self.shape, self.dtype)
+        count = math.prod(self.shape)
+        span = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        width = self.dtype.itemsize
+        bytes_there = self.storage.size * (self.storage.dtype or np.dtype("u1")).itemsize
+        fits = (self.offset + span) * width <= bytes_there
+        # A tensor that repeats its numbers may not make more of a file than twice its bytes.
+        if not fits or span > 2 * count or count * width > 2 * bytes_there:
             raise ValueError(
                 f"a tensor of shape {self.shape} does not fit in storage {self.storage.key} of "
-                f"{self.storage.size} numbers; the file is damaged, get it again."
+                f"{bytes_there // width} numbers; the file is damaged, get it again."
             )
-        flat = self.storage.array(self.big_endian)[self.offset :]
-        strides = tuple(s * flat.itemsize for s in self.strides)
+        try:
+            raw = self.storage.read(self.offset * width, span * width)
+        except (zipfile.BadZipFile, EOFError, OSError) as error:
+            raise ValueError(f"storage {self.storage.key}: {error}; get the file again.") from error
+        if len(raw) != span * width:
+            raise ValueError(f"storage {self.storage.key} ends early; the file is torn.")
+        words = np.frombuffer(raw, f"{'>' if self.big_endian else '<'}u{width}")
+        flat = words.astype(words.dtype.newbyteorder("=")).view(self.dtype)
+        strides = tuple(s * width for s in self.strides)
         return np.lib.stride_tricks.as_strided(flat, self.shape, strides).copy()
 
 
-class _Inert:
-    """Stands for a NumPy scalar of a checkpoint (a stored accuracy, say): accepted, not decoded."""
+class _Reader:
+    """What the names in the pickle of one file stand for."""
 
-    def __init__(self, *_):
-        pass
-
-    def __setstate__(self, _):
-        pass
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows the names that a state dict needs, and no other."""
-
-    def __init__(self, file: io.BytesIO, big_endian: bool = False):
-        super().__init__(file)
+    def __init__(self, big_endian: bool = False):
         self.storages: dict[str, _Storage] = {}
         self._big_endian = big_endian
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return self._tensor
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return lambda data, *_: data
+    def read(self, file: BinaryIO) -> Any:
+        return read_pickle(file, self._find, persistent=self._reference)
+
+    def _find(self, module: str, name: str) -> Callable:
+        if module == "torch._utils" and name in _REBUILDS:
+            return functools.partial(getattr(self, _REBUILDS[name]))
         if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        if (module, name) == ("torch", "Size"):
-            return tuple
-        inert = ("scalar", "dtype", "encode")  # what a pickled NumPy scalar consists of
-        if name in inert and module.split(".")[0] in ("numpy", "_codecs"):
-            return _Inert
+            return _StorageType(_STORAGES[name])
+        if (module, name) == ("torch.storage", "UntypedStorage"):
+            return _StorageType(None)
+        if module == "torch" and name in _DTYPES:
+            return _DType(np.dtype(_DTYPES[name]))
+        if (module, name) == ("torch", "bfloat16"):
+            return _DType(_BFLOAT16)
+        if (module, name) in _DATA:
+            return _DATA[module, name]
+        if _is_inert(module, name):
+            return Opaque
         raise ValueError(
-            f"the file refers to {module}.{name}, which a file of weights does not need; refused. "
-            "If you trust it, open it with PyTorch and save model.state_dict() alone."
+            f"the file refers to {module[:80]}.{name[:80]}, which a file of weights does not need; "
+            "refused. If you trust it, open it with PyTorch and save model.state_dict() alone."
         )
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _location, size, *view = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype) or any(v is not None for v in view):
-            raise ValueError(
-                f"unknown reference {pid!r}; save the file again with a newer PyTorch."
-            )
-        if key not in self.storages:
-            self.storages[key] = _Storage(str(key), dtype, int(size))
-        return self.storages[key]
+    def _reference(self, pid: Any) -> Any:
+        parts: list = list(pid) if isinstance(pid, tuple) and len(pid) >= 5 else [None] * 5
+        kind = _made(parts[1])
+        view = any(part is not None for part in parts[5:])
+        if parts[0] != "storage" or not isinstance(kind, _StorageType) or view:
+            raise ValueError("an unknown kind of reference; save the file with a newer PyTorch.")
+        key, size = parts[2], parts[4]
+        if not isinstance(key, str | int) or not isinstance(size, int) or size < 0:
+            raise ValueError("a reference to a storage makes no sense; the file is damaged.")
+        return self.storages.setdefault(str(key), _Storage(str(key), kind.dtype, size))
 
-    def _tensor(self, storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
-        if not isinstance(storage, _Storage) or len(shape) != len(strides):
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+        """_rebuild_tensor and _rebuild_tensor_v2."""
+        return self._typed(storage, offset, shape, strides, None)
+
+    def _tensor_v3(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any,
+        dtype: Any, *_: Any,
+    ) -> Any:  # fmt: skip
+        return self._typed(storage, offset, shape, strides, _made(dtype))
+
+    def _typed(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any) -> Any:
+        numbers = (offset, *shape, *strides) if _are_tuples(shape, strides) else (-1,)
+        if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > 64:
             raise ValueError("a tensor of the file has no storage; the file is damaged.")
-        return Tensor(storage, int(offset), tuple(shape), tuple(strides), self._big_endian)
+        if any(not isinstance(n, int) or not 0 <= n < 2**48 for n in numbers):
+            raise ValueError("a tensor of the file has no sensible shape; the file is damaged.")
+        kind = dtype.dtype if isinstance(dtype, _DType) else storage.dtype
+        if kind is None:
+            raise ValueError("a tensor of the file has no type; the file is damaged.")
+        return Tensor(storage, kind, offset, shape, strides, self._big_endian)
+
+    def _parameter(self, data: Any = None, *_: Any) -> Any:
+        return data
+
+    def _opaque(self, *_: Any) -> Opaque:
+        """A sparse, quantized or meta tensor: not weights that could be used here."""
+        return Opaque()
+
+
+class _StorageType:
+    def __init__(self, dtype: np.dtype | None):
+        self.dtype = dtype
+
+    def __call__(self, *_):
+        return Opaque()
+
+
+class _DType:
+    def __init__(self, dtype: np.dtype):
+        self.dtype = dtype
+
+    def __call__(self, *_):
+        return Opaque()
+
+
+class _Namespace(dict):
+    """The options of a program (argparse), as a dictionary."""
+
+    def build(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+
+def _made(value: Any) -> Any:
+    """What the table gave for a name that the pickle passes as a value."""
+    return getattr(value, "make", value)
+
+
+def _are_tuples(*values: Any) -> bool:
+    return all(isinstance(value, tuple) for value in values)
+
+
+def _mapping(items: Any = (), *_: Any) -> dict:
+    if isinstance(items, dict):
+        return dict(items)
+    if isinstance(items, list | tuple) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str | int)
+        for pair in items
+    ):
+        return dict(items)
+    return {}
+
+
+def _encoded(text: Any = "", encoding: Any = "latin1", *_: Any) -> Any:
+    """Bytes, which protocol 2 writes as text."""
+    return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else Opaque()
+
+
+def _sized(sizes: Any = (), *_: Any) -> tuple:
+    return tuple(sizes) if isinstance(sizes, list | tuple) else ()
+
+
+# The functions of torch._utils that weights-only files may name, and what they do here.
+_REBUILDS = {
+    "_rebuild_tensor": "_tensor",
+    "_rebuild_tensor_v2": "_tensor",
+    "_rebuild_tensor_v3": "_tensor_v3",
+    "_rebuild_parameter": "_parameter",
+    "_rebuild_parameter_with_state": "_parameter",
+    "_rebuild_qtensor": "_opaque",
+    "_rebuild_sparse_tensor": "_opaque",
+    "_rebuild_meta_tensor_no_storage": "_opaque",
+    "_rebuild_nested_tensor": "_opaque",
+    "_rebuild_wrapper_subclass": "_opaque",
+    "_rebuild_device_tensor_from_numpy": "_opaque",
+    "_rebuild_device_tensor_from_cpu_tensor": "_opaque",
+}
+_DATA: dict[tuple[str, str], Callable] = {
+    ("collections", "OrderedDict"): _mapping,
+    ("collections", "Counter"): _mapping,
+    ("collections", "defaultdict"): lambda *_: {},
+    ("argparse", "Namespace"): _Namespace,
+    ("torch", "Size"): _sized,
+    ("torch.nn.parameter", "Parameter"): lambda data=None, *_: data,
+    ("_codecs", "encode"): _encoded,
+}
+_INERT = {
+    "builtins": ("set", "frozenset", "complex", "bytearray", "slice", "range"),
+    "__builtin__": ("set", "frozenset", "complex", "bytearray"),
+    "torch.serialization": ("_get_layout",),
+    "torch._tensor": ("_rebuild_from_type_v2",),
+    "copyreg": ("_reconstructor",),
+    # A pickled NumPy scalar or array: a stored accuracy, or its history.
+    "numpy": ("dtype", "ndarray"),
+    "numpy.core.multiarray": ("scalar", "_reconstruct"),
+    "numpy._core.multiarray": ("scalar", "_reconstruct"),
+    "numpy.dtypes": None,
+}
+_TORCH_WORDS = ("device", "Tensor", "strided", "sparse_coo", "per_", "contiguous_format")
+
+
+def _is_inert(module: str, name: str) -> bool:
+    """Whether PyTorch's weights-only reader takes the name, and no weights come of it."""
+    if module == "torch":
+        kinds = ("complex", "float", "int", "uint", "quint", "qint", "bits", "channels_last")
+        return name.startswith(_TORCH_WORDS + kinds) or name.endswith(("Storage", "Tensor"))
+    if module in _INERT:
+        names = _INERT[module]
+        return names is None or name in names
+    return module == "torch.cuda" and name.endswith(("Storage", "Tensor"))
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> Any:
-    """The containers of a PyTorch file (or an .npz), with a `Tensor` for every tensor.
+    """The containers of a file of weights, with a `Tensor` for every tensor.
 
     Args:
-      path: a file written by ``torch.save``, in the zip or the older format, or by ``np.savez``.
+        path: a file written by ``torch.save``, in the zip or the older format, by ``safetensors``
+            or by ``np.savez``.
 
     Returns:
-      What was saved: usually a dictionary.
+        What was saved: usually a dictionary.
 
     Raises:
-      ValueError: if the file is torn, is no PyTorch file or needs code to be run.
+        ValueError: if the file is torn, is no file of weights or needs code to be run.
     """
-    path = pathlib.Path(path)
-    data = path.read_bytes()
-    try:
-        if not zipfile.is_zipfile(io.BytesIO(data)):
-            return _read_legacy(io.BytesIO(data))
-        archive = zipfile.ZipFile(io.BytesIO(data))
-        if all(name.endswith(".npy") for name in archive.namelist()):
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        return _read_zip(archive)
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(
-            f"{path.name}: {error if isinstance(error, ValueError) else _torn(error)}"
-        ) from error
+    path = pathlib.Path(path).expanduser()
+    with open(path, "rb") as file:
+        try:
+            if is_safetensors(file):
+                return read_safetensors(file, path)
+            if zipfile.is_zipfile(file):
+                return _read_zip(path)
+            file.seek(0)
+            return _read_legacy(file, path)
+        except Exception as error:  # a damaged pickle or archive can raise nearly anything
+            text = error if isinstance(error, ValueError) else _torn(error)
+            raise ValueError(f"{path.name}: {text}") from error
 
 
 def _torn(error: Exception) -> str:
-    return f"not a file written by torch.save, or torn ({type(error).__name__}: {error})."
+    return (
+        f"not a file written by torch.save, or torn ({type(error).__name__}: {str(error)[:100]})."
+    )
 
 
-def _read_zip(archive: zipfile.ZipFile) -> Any:
-    names = archive.namelist()
-    pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
-    if len(pickles) != 1:
-        raise ValueError("a zip archive without data.pkl; it was not written by torch.save.")
-    root = pickles[0][: -len("data.pkl")]
-    order = archive.read(root + "byteorder") if root + "byteorder" in names else b"little"
-    unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])), order == b"big")
-    content = unpickler.load()
-    for key, storage in unpickler.storages.items():
-        member = f"{root}data/{key}"
-        if member not in names or (
-            archive.getinfo(member).file_size != storage.size * storage.dtype.itemsize
-        ):
+def _read_zip(path: pathlib.Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise ValueError("its members are compressed; torch.save and np.savez do not do that.")
+        if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
+            raise ValueError("its members are larger than the file; it is damaged.")
+        if entries and all(name.endswith(".npy") for name in entries):
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        pickles = [name for name in entries if name.split("/")[-1] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError("a zip archive without data.pkl; it was not written by torch.save.")
+        if entries[pickles[0]].file_size > _MAX_PICKLE:
+            raise ValueError(f"its data.pkl has more than {_MAX_PICKLE} bytes.")
+        root = pickles[0][: -len("data.pkl")]
+        big = root + "byteorder" in entries and archive.read(root + "byteorder")[:3] == b"big"
+        reader = _Reader(big)
+        with archive.open(pickles[0]) as opened:
+            content = reader.read(opened)  # pyright: ignore[reportArgumentType]
+    for key, storage in reader.storages.items():
+        entry = entries.get(f"{root}data/{key}")
+        width = (storage.dtype or np.dtype("u1")).itemsize
+        if entry is None or entry.file_size != storage.size * width:
             raise ValueError(f"storage {key} is missing or too short; the file is torn.")
-        storage.load = lambda member=member: archive.read(member)
+        storage.read = functools.partial(_read_member, path, entry)
     return content
 
 
-def _read_legacy(file: io.BytesIO) -> Any:
-    magic = _Unpickler(file).load()
-    if magic != _LEGACY_MAGIC or _Unpickler(file).load() != _LEGACY_PROTOCOL:
+def _read_member(path: pathlib.Path, entry: zipfile.ZipInfo, start: int, count: int) -> bytes:
+    """Bytes of an uncompressed member, all of which is checked against its CRC on the way."""
+    with zipfile.ZipFile(path) as archive, archive.open(entry) as opened:
+        for _ in range(start // _BLOCK):
+            opened.read(_BLOCK)
+        opened.read(start % _BLOCK)
+        found = opened.read(count)
+        while opened.read(_BLOCK):
+            pass
+    return found
+
+
+def _read_legacy(file: BinaryIO, path: pathlib.Path) -> Any:
+    reader = _Reader()
+    if reader.read(file) != _LEGACY_MAGIC or reader.read(file) != _LEGACY_PROTOCOL:
         raise ValueError("not a file written by torch.save.")
-    system = _Unpickler(file).load()
-    unpickler = _Unpickler(file, not system.get("little_endian", True))
-    content = unpickler.load()
-    for key in _Unpickler(file).load():
-        storage = unpickler.storages.get(key)
+    system = reader.read(file)
+    little = not isinstance(system, dict) or bool(system.get("little_endian", True))
+    reader = _Reader(not little)
+    content = reader.read(file)
+    keys = reader.read(file)
+    size_of_file = path.stat().st_size
+    for key in keys if isinstance(keys, list) else []:
+        storage = reader.storages.get(str(key))
         if storage is None:
-            raise ValueError(f"storage {key} belongs to no tensor; the file is damaged.")
-        (size,) = struct.unpack("<q" if system.get("little_endian", True) else ">q", file.read(8))
-        raw = file.read(size * storage.dtype.itemsize)
-        if size != storage.size or len(raw) != size * storage.dtype.itemsize:
-            raise ValueError(f"storage {key} is too short; the file is torn, get it again.")
-        storage.load = lambda raw=raw: raw
-    if any(storage.load is None for storage in unpickler.storages.values()):
+            raise ValueError("a storage belongs to no tensor; the file is damaged.")
+        (size,) = struct.unpack("<q" if little else ">q", file.read(8))
+        start, length = file.tell(), storage.size * (storage.dtype or np.dtype("u1")).itemsize
+        if size != storage.size or start + length > size_of_file:
+            raise ValueError(f"storage {storage.key} is too short; the file is torn, get it again.")
+        storage.read = functools.partial(_read_part, path, start)
+        file.seek(start + length)
+    if any(storage.read is None for storage in reader.storages.values()):
         raise ValueError("storages are missing; the file is torn, get it again.")
     return content
+
+
+def _read_part(path: pathlib.Path, first: int, start: int, count: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(first + start)
+        return file.read(count)
 
 
 def write_torch_file(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -228,8 +402,7 @@ def write_torch_file(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
       ValueError: for an array of another dtype.
       OSError: if the disk is full or read-only; a file that was there before is kept.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
+    path = pathlib.Path(path).expanduser()
     names = {dtype: name for name, dtype in _STORAGES.items()}
     for name, array in arrays.items():
         if np.asarray(array).dtype not in names:
@@ -240,17 +413,17 @@ def write_torch_file(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
         for i, (name, array) in enumerate(flat.items())
     )
     opcodes = pickle.PROTO + b"\x02" + _EMPTY + pickle.MARK + body + pickle.SETITEMS + pickle.STOP
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+
+    def write(file):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             _member(archive, "data.pkl", opcodes)
             _member(archive, "byteorder", b"little")
             for i, array in enumerate(flat.values()):
                 words = array.reshape(-1).view(f"u{array.itemsize}")
                 _member(archive, f"data/{i}", words.astype(words.dtype.newbyteorder("<")).tobytes())
             _member(archive, "version", b"3\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    write_atomically(path, write)
 
 
 _EMPTY = b"ccollections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
