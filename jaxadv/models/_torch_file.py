@@ -36,6 +36,16 @@ _STORAGES: dict[str, np.dtype] = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+# Storages that no weights come from, but whose bytes have to be counted.
+_OTHER_STORAGES: dict[str, np.dtype] = {
+    "ComplexFloatStorage": np.dtype("c8"),
+    "ComplexDoubleStorage": np.dtype("c16"),
+    "QInt8Storage": np.dtype("i1"),
+    "QUInt8Storage": np.dtype("u1"),
+    "QInt32Storage": np.dtype("i4"),
+    "QUInt4x2Storage": np.dtype("u1"),
+    "QUInt2x4Storage": np.dtype("u1"),
+}
 _DTYPES = {
     "float64": "f8", "float32": "f4", "float16": "f2", "int64": "i8", "int32": "i4",
     "int16": "i2", "int8": "i1", "uint8": "u1", "bool": "?",
@@ -124,8 +134,8 @@ class _Reader:
     def _find(self, module: str, name: str) -> Callable:
         if module == "torch._utils" and name in _REBUILDS:
             return functools.partial(getattr(self, _REBUILDS[name]))
-        if module == "torch" and name in _STORAGES:
-            return _StorageType(_STORAGES[name])
+        if module == "torch" and name in _STORAGES | _OTHER_STORAGES:
+            return _StorageType((_STORAGES | _OTHER_STORAGES)[name])
         if (module, name) == ("torch.storage", "UntypedStorage"):
             return _StorageType(None)
         if module == "torch" and name in _DTYPES:
@@ -169,6 +179,8 @@ class _Reader:
         if any(not isinstance(n, int) or not 0 <= n < 2**48 for n in numbers):
             raise ValueError("a tensor of the file has no sensible shape; the file is damaged.")
         kind = dtype.dtype if isinstance(dtype, _DType) else storage.dtype
+        if kind is None and dtype is not None or getattr(kind, "kind", "") == "c":
+            return Opaque()  # of a type that weights do not have
         if kind is None:
             raise ValueError("a tensor of the file has no type; the file is damaged.")
         return Tensor(storage, kind, offset, shape, strides, self._big_endian)
