@@ -11,7 +11,6 @@ is inside our first time, and a second run on the same images shows the time wit
 ``--num_steps`` and ``--num_queries`` shorten both.
 """
 
-import argparse
 import json
 import pathlib
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments import subjects
+from experiments._options import Parser
 
 from . import _torch_resnet
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
@@ -31,7 +31,7 @@ ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--checkpoint")
     parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
     parser.add_argument("--run", help="instead: directory of a run of PreActResNet-18")

@@ -7,7 +7,6 @@ Times are the least of several interleaved repeats; believe the ratios, not the 
 Writes benchmarks/results/conv_cpu.json.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -23,6 +22,7 @@ import numpy as np
 from jax import lax
 
 import jaxadv
+from experiments._options import Parser
 from jaxadv import models
 
 SHAPES = [  # batch, image size, channels in, channels out, kernel, stride
@@ -166,7 +166,7 @@ def provenance():
 
 def main():
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--output", type=pathlib.Path, help=f"default {OUTPUT.name}")
     options = parser.parse_args()

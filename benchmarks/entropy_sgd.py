@@ -10,7 +10,6 @@ n_in also the seconds that the scanned program takes to compile and the number o
 which must not grow with n_in.
 """
 
-import argparse
 import json
 import pathlib
 import time
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._options import Parser
 from jaxadv import models, objectives, optim, training
 
 from ._report import provenance
@@ -33,7 +33,7 @@ MODELS = {
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="small_convnet")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=32)

@@ -11,7 +11,6 @@ training step follows the time of an epoch of CIFAR-10. `benchmarks.training` co
 PyTorch on the same device, `benchmarks.autoattack` AutoAttack.
 """
 
-import argparse
 import json
 import pathlib
 import time
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._options import Parser
 from jaxadv import models, objectives, training
 
 from ._report import provenance
@@ -39,7 +39,7 @@ PRECISIONS = {
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--width", type=int, default=64, help="64 is the full network")

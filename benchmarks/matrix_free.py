@@ -9,7 +9,6 @@ example, which compiles, apart), and the same for multi-layer perceptrons small 
 `jaxadv.theory.attack_jacobian`, in float64, where the two norms are compared.
 """
 
-import argparse
 import json
 import pathlib
 import time
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._options import Parser
 from jaxadv import losses, models, theory
 
 from ._report import provenance
@@ -25,7 +25,7 @@ from ._report import provenance
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--widths", default="4,8,16", help="of PreActResNet-18; empty for none")
     parser.add_argument("--hidden", default="8,16,32", help="of the perceptrons; empty for none")
     parser.add_argument("--samples", type=int, default=2, help="examples after the first")

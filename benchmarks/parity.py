@@ -11,7 +11,6 @@ random start breaks. Checkpoints and images: see
 ``_checkpoints.py``.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -19,6 +18,8 @@ import pathlib
 from unittest import mock
 
 import numpy as np
+
+from experiments._options import Parser
 
 from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
 from ._report import provenance
@@ -189,7 +190,7 @@ def min_norm(checkpoint, x, y, options) -> dict:
 def parse(arguments=None):
     """The command line."""
     numbers = lambda text: [int(part) for part in text.split(",") if part]
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--arch", choices=ARCHITECTURES)
     parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")

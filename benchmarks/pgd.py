@@ -9,11 +9,12 @@ data. All run strictly in turn in one process. Foolbox gets the model already co
 of images that each misclassifies in the end is printed beside the times.
 """
 
-import argparse
 import json
 import pathlib
 
 import numpy as np
+
+from experiments._options import Parser
 
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._report import provenance, use_devices
@@ -22,7 +23,7 @@ from ._timing import alternate, ratio, summary
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--checkpoint")
     parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
     parser.add_argument("--width", type=int, default=16, help="of PreActResNet-18")

@@ -9,12 +9,13 @@ JAX's own, one compiled call a minibatch, and one device. All take the same mini
 same state, strictly in turn; the parameters that they end with are compared.
 """
 
-import argparse
 import json
 import pathlib
 from unittest import mock
 
 import numpy as np
+
+from experiments._options import Parser
 
 from ._report import provenance
 from ._timing import alternate, ratio, summary
@@ -22,7 +23,7 @@ from ._timing import alternate, ratio, summary
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--methods", default="at,at_ensgd")
     parser.add_argument("--minibatches", type=int, help="of a call; default: an epoch")

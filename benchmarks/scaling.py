@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._options import Parser
 from jaxadv import models
 from jaxadv.attacks import autoattack, pgd
 
@@ -33,7 +34,7 @@ from ._timing import alternate, summary
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the script")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of times")

@@ -9,7 +9,6 @@ many programs were compiled on the way, not found in the cache. (That a whole ru
 than that is tested in tests/experiments/test_train.py.)
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -17,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 
+from experiments._options import Parser
+
 from ._report import provenance
 
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--method", default="at")
     parser.add_argument("--scale", default="laptop")
     parser.add_argument("--dataset", default="cifar10")

@@ -7,10 +7,11 @@ A row appears when its file is in ``benchmarks/results``; the file says with whi
 which machine and at which commit it was made.
 """
 
-import argparse
 import json
 import pathlib
 import sys
+
+from experiments._options import Parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -159,7 +160,7 @@ def fill(text: str, name: str, table: str) -> str:
 
 def main(arguments=None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
     options = parser.parse_args(arguments)
     tables = render()

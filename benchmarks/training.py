@@ -11,11 +11,12 @@ compared. Compilation is in the first call and reported apart. The PyTorch side 
 ``_torch_training.py``; ``--channels_last`` gives it that memory format.
 """
 
-import argparse
 import json
 import pathlib
 
 import numpy as np
+
+from experiments._options import Parser
 
 from ._report import provenance, use_devices
 from ._timing import alternate, ratio, summary
@@ -27,7 +28,7 @@ GAMMA = 0.01
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--width", type=int, default=16, help="64 is the full network")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--num_steps", type=int, default=10, help="of PGD")

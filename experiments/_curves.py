@@ -14,6 +14,7 @@ from matplotlib import rc_context
 from jaxadv._checks import check_choice, check_count
 
 from . import cli, environment, figures, recipes, reference_curves, settings, table2, table3
+from ._options import Parser
 from ._tables import Cell, Row
 from .reference_curves import ReferenceCurve
 from .runs import RunDirectory, write_json
@@ -213,12 +214,11 @@ def _reference_record(curve: ReferenceCurve) -> dict:
 
 def _parser(figure: Figure) -> argparse.ArgumentParser:
     name = f"fig{figure.number}"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m experiments.{name}",
         description=f"Figure {figure.number} of the paper: robust accuracy on training and "
         "selection images against epochs (a) and training time (b), from the metrics of the runs. "
         "Writes PNG, PDF and the data as JSON.",
-        allow_abbrev=False,
     )
     add_run_options(parser)
     parser.add_argument("--seeds", type=int, default=3, help="seeds a line, default 3")

@@ -14,6 +14,7 @@ from jaxadv._checks import check_count
 from . import _curves, cli, environment, figures, subjects
 from ._curves import Line
 from ._landscape import Landscape, Options
+from ._options import Parser
 from .runs import RunDirectory, write_json
 from .table1 import METHODS
 
@@ -106,12 +107,11 @@ def describe_sharpness(data: dict[str, dict]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.fig7",
         description="Figure 7 of the paper: the adversarial loss along a filter-normalised random "
         "direction round the checkpoints of four methods, attacks made anew at every point, and "
         "its sharpness. Writes PNG, PDF and the data as JSON.",
-        allow_abbrev=False,
     )
     _curves.add_run_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the runs, default 0")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jaxadv._checks import check_count
 
 from . import cli, environment, figures, settings
+from ._options import Parser
 from ._table_markdown import SUMMARIES, to_markdown
 from .runs import RunDirectory, write_json
 
@@ -235,12 +236,11 @@ def _mean_std(values: Sequence[float | None]) -> dict | None:
 
 def _parser(table: Table) -> argparse.ArgumentParser:
     name = f"table{table.number}"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m experiments.{name}",
         description=f"Table {table.number} of the paper from the runs that exist: Markdown, JSON "
         "and figures of the training curves. At the scales laptop and smoke the missing runs are "
         "trained first.",
-        allow_abbrev=False,
     )
     parser.add_argument("--scale", choices=settings.SCALES, default="paper")
     parser.add_argument(

@@ -8,6 +8,7 @@ names the nearest thing that exists, and exit status 2.
 
 import difflib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxadv._checks import check_choice
 
-from . import settings
+from . import settings, signals
 from .settings import Config
 
 ROOT = Path(__file__).parent
@@ -92,7 +93,7 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     Raises:
         ValueError, FileNotFoundError: on mistakes, with a one-line message.
     """
-    argv = _with_fractions_computed(resolve_argv(argv, [ROOT]))
+    argv = _with_fractions_computed(resolve_argv(_joined(argv), [ROOT]))
     _check_fields(argv)
     location, argv = _split_config(argv)
     path, _, scale = location.partition(".py:")
@@ -111,9 +112,9 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     if len(rest) > 1:
         raise ValueError(f"unexpected argument {rest[1]!r}; fields are --config.field=value")
     config = settings.resolve(config, dataset)
-    workdir = Path(values["workdir"].value or default_workdir(config)).resolve()
+    workdir = Path(values["workdir"].value or default_workdir(config)).expanduser().resolve()
     data_dir = values["data_dir"].value
-    return Arguments(config, workdir, None if data_dir is None else Path(data_dir))
+    return Arguments(config, workdir, None if data_dir is None else Path(data_dir).expanduser())
 
 
 def default_workdir(config: Config) -> Path:
@@ -150,10 +151,11 @@ def execute(action: Callable[[], object]) -> None:
     from . import environment
 
     environment.configure()
+    signals.install()
     try:
         action()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        raise SystemExit(signals.status(error)) from None
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("JAXADV_TRACEBACK"):
             raise
@@ -228,9 +230,58 @@ def _load_file(path: Path, scale: str) -> Config:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
-    if not hasattr(module, "get_config"):
+    except Exception as error:
+        raise ValueError(f"{path} raises {type(error).__name__}: {_first_line(error)}") from error
+    if not callable(getattr(module, "get_config", None)):
         raise ValueError(f"{path} has no get_config(scale); see {DEFAULT_CONFIG}")
-    return module.get_config(scale)
+    try:
+        inspect.signature(module.get_config).bind(scale)
+    except TypeError:
+        raise ValueError(f"{path}: get_config must take the scale; see {DEFAULT_CONFIG}") from None
+    try:
+        config = module.get_config(scale)
+    except Exception as error:
+        text = f"{path}: get_config raises {type(error).__name__}: {_first_line(error)}"
+        raise ValueError(text) from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"{path}: get_config returns a {type(config).__name__}; return a ConfigDict made by "
+            f"settings.base(scale), as {DEFAULT_CONFIG} does"
+        )
+    known = {name for name, _ in fields(settings.base())}
+    for name in known - {name for name, _ in fields(config)}:
+        raise ValueError(
+            f"{path}: get_config leaves out the field {name}; start from settings.base"
+        )
+    return config
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """One spelling for all flags: underscores in names, and ``--flag value`` as ``--flag=value``.
+
+    A boolean field takes the next word only if that is a boolean.
+    """
+    known = dict(fields(settings.base()))
+    words, result = list(argv[1:]), [argv[0]]
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        field = _FIELD_FLAG.match(name)
+        takes_value = name in ("--config", "-config", "--workdir", "--data_dir") or (
+            field is not None and field[1] in known and not name.lstrip("-").startswith("no")
+        )
+        if not equals and takes_value and words and _is_value(field, words[0]):
+            equals, value = "=", words.pop(0)
+        result.append(name + equals + value)
+    return result
+
+
+def _is_value(field, word: str) -> bool:
+    if field is not None and _field_type(field[1]) is bool:
+        return word.lower() in ("true", "false", "1", "0")
+    return not word.startswith("--")
 
 
 def _with_fractions_computed(argv: Sequence[str]) -> list[str]:
@@ -298,7 +349,7 @@ def _nearest_leaf(name: str, known) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_config(method: str, scale: str, dataset: str, **overrides) -> Config:

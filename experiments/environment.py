@@ -11,7 +11,9 @@ from pathlib import Path
 
 import jax
 
-_PACKAGES = ("jaxadv", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+import jaxadv
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
 def configure() -> None:
@@ -54,7 +56,8 @@ def describe() -> dict:
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {"jaxadv": jaxadv.__version__}
+        | {name: metadata.version(name) for name in _PACKAGES},
         "commit": commit(),
         "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

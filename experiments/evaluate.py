@@ -2,7 +2,8 @@
 
     python -m experiments.evaluate --workdir=runs/digits-laptop/at/seed0 --num-steps=50
     python -m experiments.evaluate --workdir=runs/digits-laptop/at/seed0 --attack=autoattack
-    python -m experiments.evaluate --torch=FILE --arch=wrn34_10 --dataset=cifar10
+    python -m experiments.evaluate --torch=FILE --arch=wrn34_10 --dataset=cifar10 \
+        --normalization=none
 
 Every option that is not given is that of the run's own configuration. AutoAttack keeps its progress
 beside its report: the same command goes on where it was stopped.
@@ -11,8 +12,6 @@ beside its report: the same command goes on where it was stopped.
 import argparse
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from jaxadv import training
 from jaxadv._checks import (
@@ -23,8 +22,10 @@ from jaxadv._checks import (
     check_norm,
     check_step,
 )
+from jaxadv._keys import as_key
 
 from . import build, cli, data, environment, evaluation, robustness, subjects
+from ._options import Parser, check_writable, folder, fraction, numbers, seed
 from .runs import RunDirectory, write_json
 from .subjects import Subject
 
@@ -39,6 +40,8 @@ def evaluate(
     torch: Path | str | None = None,
     arch: str | None = None,
     dataset: str | None = None,
+    normalization: str | None = None,
+    entry: str | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     checkpoint: str = "selected",
@@ -64,7 +67,10 @@ def evaluate(
         torch: file of PyTorch weights instead; needs ``arch`` and ``dataset``.
         arch: "preact_resnet18" or "wrn34_10".
         dataset: name of the data set.
-        mean: normalisation that the PyTorch network expects; default the data set's.
+        normalization: what the PyTorch network expects of its images, a name; "none" for images in
+            [0, 1] as they are.
+        entry: of the PyTorch file that holds the weights, where it has several.
+        mean: per channel, instead of ``normalization``.
         std: likewise.
         checkpoint: "selected" or "last".
         images: "test", "selection" or "train".
@@ -95,13 +101,28 @@ def evaluate(
     own = {"step_size": step_size, "num_steps": num_steps, "num_restarts": num_restarts}
     given = [name for name in _PGD_OPTIONS if own[name] is not None]
     if attack == "autoattack" and given:
-        raise ValueError(f"{given[0]}={own[given[0]]} is for attack='pgd'; AutoAttack has no such")
-    subject = _subject(workdir, torch, arch, dataset, mean, std, checkpoint, images, data_dir)
+        name = given[0]
+        raise ValueError(
+            f"{name}={own[name]} applies only to attack='pgd'; AutoAttack sets its own {name}"
+        )
+    if isinstance(save, Path):
+        save = save.expanduser()
+        check_writable(save)
+    network = {
+        "arch": arch, "dataset": dataset, "normalization": normalization, "entry": entry,
+        "mean": mean, "std": std,
+    }  # fmt: skip
+    key = None if seed is None else as_key(seed, "seed")
     if number is not None:
         check_count("number", number, 1)
+    subject = _subject(workdir, torch, network, checkpoint, images, data_dir)
+    if number is not None:
         subject = subject.first(number)
-    if seed is not None:
-        subject = subject._replace(key=jax.random.key(seed))
+        number = len(subject.labels)  # what file names say is how many there really were
+    if key is not None:
+        subject = subject._replace(key=key)
+    if save and not isinstance(save, Path):
+        check_writable(subject.folder / "report.json")
     threat = _threat(subject, norm, eps, step_size if attack == "pgd" else 0.0)
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
@@ -149,14 +170,18 @@ def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
     return write_page(directory, print, data_dir=data_dir)
 
 
-def _subject(workdir, torch, arch, dataset, mean, std, checkpoint, images, data_dir) -> Subject:
+def _subject(workdir, torch, network: dict, checkpoint, images, data_dir) -> Subject:
     if (workdir is None) == (torch is None):
         raise ValueError("give either a run (--workdir=DIR) or a file of weights (--torch=FILE)")
     if torch is None:
-        for name, value in {"arch": arch, "dataset": dataset, "mean": mean, "std": std}.items():
+        for name, value in network.items():
             if value is not None:
-                raise ValueError(f"{name}={value!r} is for --torch; a run has its own")
+                raise ValueError(
+                    f"--{name} can only be given with --torch; a run directory already records it"
+                )
         return subjects.from_run(workdir, checkpoint, images, data_dir)
+    network = dict(network)
+    arch, dataset = network.pop("arch"), network.pop("dataset")
     if arch is None or dataset is None:
         raise ValueError(
             f"torch={str(torch)!r} needs --arch ({', '.join(subjects.ARCHITECTURES)}) and "
@@ -164,7 +189,7 @@ def _subject(workdir, torch, arch, dataset, mean, std, checkpoint, images, data_
         )
     if checkpoint != "selected" or images != "test":
         raise ValueError("--checkpoint and --images are for runs; a PyTorch file has neither")
-    return subjects.from_torch(torch, arch, dataset, mean=mean, std=std, data_dir=data_dir)
+    return subjects.from_torch(torch, arch, dataset, **network, data_dir=data_dir)
 
 
 def _threat(subject: Subject, norm, eps, step_size) -> dict[str, Any]:
@@ -226,23 +251,25 @@ def describe(report: dict) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.evaluate",
         description="Clean and robust accuracy of a trained checkpoint, overall and by class. "
         "Options that are not given are those of the run.",
-        allow_abbrev=False,
     )
-    parser.add_argument("--workdir", help="run directory")
-    parser.add_argument("--torch", help="file of PyTorch weights, instead of --workdir")
+    parser.add_argument("--workdir", type=folder, help="run directory")
+    parser.add_argument("--torch", type=folder, help="file of PyTorch weights instead")
     parser.add_argument("--arch", choices=subjects.ARCHITECTURES, help="of the PyTorch weights")
     parser.add_argument("--dataset", choices=data.NAMES, help="of the PyTorch weights")
     parser.add_argument(
-        "--mean",
-        type=_numbers,
-        help="normalisation of the PyTorch network, by channel, as 0.49,0.48,0.45; default: the "
-        "data set's. Networks that take images as they are: --mean=0,0,0 --std=1,1,1",
+        "--normalization",
+        choices=subjects.NORMALIZATIONS,
+        help="what the PyTorch network expects of its images; none: [0, 1] as they are",
     )
-    parser.add_argument("--std", type=_numbers, help="likewise")
+    parser.add_argument(
+        "--mean", type=numbers, help="instead, by channel: 0.49,0.48,0.45; with --std"
+    )
+    parser.add_argument("--std", type=numbers, help="likewise")
+    parser.add_argument("--entry", help="of the PyTorch file that holds the weights")
     parser.add_argument(
         "--attack", choices=ATTACKS, default="pgd", help="pgd (default) or autoattack"
     )
@@ -258,27 +285,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", choices=subjects.IMAGES, default="test", help="default test")
     parser.add_argument("--number", type=int, help="the first images only")
     parser.add_argument("--norm", choices=NORMS, help="norm of the ball")
-    parser.add_argument("--eps", type=_fraction, help="radius, for example 8/255")
-    parser.add_argument("--step-size", type=_fraction, help="step of PGD, for example 2/255")
+    parser.add_argument("--eps", type=fraction, help="radius, for example 8/255")
+    parser.add_argument("--step-size", type=fraction, help="step of PGD, for example 2/255")
     parser.add_argument("--num-steps", type=int, help="steps of PGD")
     parser.add_argument("--num-restarts", type=int, help="random starts of PGD an image")
     parser.add_argument("--batch-size", type=int, help="images a call; no effect on the result")
-    parser.add_argument("--seed", type=int, help="seed of the attack's random numbers")
-    parser.add_argument("--data-dir", help="folder of the data sets")
-    parser.add_argument("--output", type=Path, help="JSON file; default in the run directory")
+    parser.add_argument("--seed", type=seed, help="seed of the attack's random numbers")
+    parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
+    parser.add_argument("--output", type=folder, help="JSON file; default in the run directory")
     return parser
-
-
-def _fraction(text: str) -> float:
-    numerator, _, denominator = text.partition("/")
-    try:
-        return float(numerator) / float(denominator or 1)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or a fraction") from None
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(_fraction(part) for part in text.split(","))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import cli, table1, table2, table3
+from ._options import Parser
 from ._tables import Table
 from .checkpoints import write_atomically
 
@@ -151,10 +152,9 @@ def fill(text: str, results: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.readme_tables",
         description="Writes the tables of README.md from the committed results.",
-        allow_abbrev=False,
     )
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default README.md")

@@ -16,6 +16,7 @@ from . import _report_html as page
 from . import _report_images as images
 from . import build, checkpoints, cli, figures
 from ._curves import label
+from ._options import Parser
 from .announce import duration
 from .checkpoints import write_atomically
 from .data import DataError, DataMissingError
@@ -195,10 +196,9 @@ def _facts(config: Config, directory: RunDirectory, report: dict | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.report",
         description="Writes the report of a run, one self-contained HTML page, into its directory.",
-        allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, type=Path, help="run directory")
     parser.add_argument("--data-dir", help="folder of the data sets")

@@ -17,6 +17,16 @@ from .runs import RunDirectory
 CHECKPOINTS = ("selected", "last")
 IMAGES = ("test", "selection", "train")
 ARCHITECTURES = ("preact_resnet18", "wrn34_10")
+# Mean and standard deviation by channel that published networks were trained with.
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "none": ((0.0,), (1.0,)),
+    "half": ((0.5,), (0.5,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 class Subject(NamedTuple):
@@ -123,31 +133,39 @@ def from_torch(
     arch: str,
     dataset: str,
     *,
+    normalization: str | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    entry: str | None = None,
     data_dir: Any = None,
 ) -> Subject:
     """A PyTorch file of one of the two architectures of the paper, and the test images.
+
+    The file does not say what the network expects of its images, and a wrong guess gives a wrong
+    accuracy: either ``normalization`` or ``mean`` and ``std`` must be given.
 
     Args:
         path: file written by ``torch.save``.
         arch: "preact_resnet18" or "wrn34_10".
         dataset: name of the data set.
-        mean: per channel, what the network expects to be subtracted; default: the data set's.
-        std: likewise, the divisor. Networks without normalisation: mean 0, std 1.
+        normalization: a name out of ``NORMALIZATIONS``; "none" for images in [0, 1] as they are.
+        mean: per channel, what the network expects to be subtracted, instead of a name.
+        std: likewise, the divisor.
+        entry: of the file that holds the weights, where it has several.
         data_dir: where data sets are looked for.
 
     Raises:
-        ValueError: if the architecture is unknown or the file does not fit.
+        ValueError: if the architecture is unknown, no normalisation is given or the file does not
+            fit.
     """
     check_choice("arch", arch, ARCHITECTURES)
-    path = Path(path)
+    mean, std = _normalization(normalization, mean, std)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --torch is a file of PyTorch weights")
     loaded = data.load(dataset, data_dir)
     channels = loaded.image_shape[2]
-    mean = mean or loaded.mean or (0.0,) * channels
-    std = std or loaded.std or (1.0,) * channels
+    mean, std = (v * channels if normalization and len(v) == 1 else v for v in (mean, std))
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise ValueError(
@@ -155,7 +173,7 @@ def from_torch(
                 f"{channels} channels: give one each, as in --mean=0.49,0.48,0.45"
             )
     module = models.build(arch, num_classes=loaded.num_classes, mean=mean, std=std)
-    variables = models.load_torch(path, module)
+    variables = models.load_torch(path, module, entry=entry)
     threats: Any = settings.THREATS.get(dataset, {})
     eps, step_size = threats.get("linf", (None, None))
     return Subject(
@@ -182,3 +200,20 @@ def from_torch(
             "precision": "float32",
         },
     )
+
+
+def _normalization(name, mean, std) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, as a name or as two tuples."""
+    if name is not None and (mean is not None or std is not None):
+        raise ValueError(f"normalization={name!r} and mean or std are given; give one of them")
+    if name is not None:
+        check_choice("normalization", name, NORMALIZATIONS)
+        return NORMALIZATIONS[name]
+    if mean is None or std is None:
+        raise ValueError(
+            "a PyTorch file does not say how its network wants images normalized; give "
+            f"--normalization={'|'.join(NORMALIZATIONS)}, or --mean and --std"
+        )
+    if min(std) <= 0:
+        raise ValueError(f"std={std} must be positive; it divides the images")
+    return tuple(mean), tuple(std)

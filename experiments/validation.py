@@ -9,6 +9,8 @@ from jaxadv.models import MODELS
 
 from .recipes import NUM_FEATURES
 
+_MAX_EPOCHS = 100_000  # minibatches are counted in 32 bits
+
 
 def warm_epochs(config: Any) -> int:
     """How many epochs AWP and EntropySGD are off, the first one's number taken into account.
@@ -47,6 +49,8 @@ def check(config: Any) -> None:
         _check_number(f"config.{section}.step_size", config[section].step_size, 0)
     for name, minimum in {"num_epochs": 1, "batch_size": 1, "seed": 0, "selection_size": 1}.items():
         check_count(f"config.{name}", config[name], minimum)
+    if config.num_epochs > _MAX_EPOCHS:
+        raise ValueError(f"config.num_epochs={config.num_epochs} exceeds {_MAX_EPOCHS}")
     if config.seed >= 2**32:
         raise ValueError(
             f"config.seed={config.seed} must be below 2**32: larger ones would repeat smaller ones"

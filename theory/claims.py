@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments._options import Parser
+
 from . import (
     _claims_constraints,
     _claims_entropy,
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 if a correction fails.
     """
-    parser = argparse.ArgumentParser(prog="python -m theory.claims", description=__doc__)
+    parser = Parser(prog="python -m theory.claims", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", type=Path, default=Path("runs/theory"), help="folder")
     parser.add_argument("--instances", type=int, default=4000, help="random instances a claim")

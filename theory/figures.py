@@ -14,6 +14,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments._options import Parser
+
 from . import _fig1, _fig2, _fig4, _fig5
 
 FIGURES = {"fig1": _fig1.make, "fig2": _fig2.make, "fig4": _fig4.make, "fig5": _fig5.make}
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 if a check failed.
     """
-    parser = argparse.ArgumentParser(prog="python -m theory.figures", description=__doc__)
+    parser = Parser(prog="python -m theory.figures", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("figure", choices=[*FIGURES, "all"], help="which figure")
     parser.add_argument("--output", type=Path, default=Path("runs/theory"), help="folder")

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments._options import Parser
+
 from . import _style as style
 from ._trained import OPTIMIZERS, Probe, train
 
@@ -201,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0.
     """
-    parser = argparse.ArgumentParser(prog="python -m theory.trained_smoothness")
+    parser = Parser(prog="python -m theory.trained_smoothness")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", type=Path, default=Path("runs/trained-smoothness"))
     parser.add_argument("--redraw", action="store_true", help="draw from the JSON that is there")

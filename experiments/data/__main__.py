@@ -1,12 +1,12 @@
 """Command line: `python -m experiments.data NAME...` gets and verifies data sets."""
 
-import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
+from .._options import Parser
 from ._archives import extract
 from ._dataset import DataError, DataMissingError, Dataset
 from ._digits import load_digits
@@ -35,7 +35,7 @@ def summary(dataset: Dataset) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, or 1 after an error."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.data",
         description="Gets data sets and verifies them against their published checksums.",
     )

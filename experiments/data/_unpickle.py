@@ -7,62 +7,56 @@ for inert classes below: no NumPy constructor sees a byte of an unchecked file.
 
 import io
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxadv.models._pickle import read_pickle
+
 from ._dataset import DataError
 
 
-class _NdarrayName:
-    """Stands for `numpy.ndarray`, which a pickled array names and never calls."""
-
-    def __init__(self):
-        raise pickle.UnpicklingError("it makes an array other than by numpy's _reconstruct")
-
-
 class _Dtype:
-    def __init__(self, code: Any, *flags: Any):
+    def __init__(self, code: Any = None, *flags: Any):
         del flags
-        self.code = code.decode("ascii") if isinstance(code, bytes) else code
-
-    def __setstate__(self, state: Any):
-        # Byte order and alignment: a type of one byte has neither.
-        del state
+        self.code = code.decode("ascii", "replace") if isinstance(code, bytes) else code
 
 
 class _Array:
-    def __init__(self, subtype: Any, shape: Any, code: Any):
-        del subtype, shape, code
+    def __init__(self, *_: Any):
         self.value: np.ndarray | None = None
 
-    def __setstate__(self, state: Any):
+    def build(self, state: Any) -> None:
+        """Takes the shape, type and bytes that the pickle sets."""
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype) or dtype.code != "u1" or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("it holds an array that is not uint8")
-        if any(not isinstance(n, int) or n < 0 for n in shape) or math.prod(shape) != len(raw):
-            raise pickle.UnpicklingError(f"it holds {len(raw)} bytes for an array of shape {shape}")
+            raise ValueError("it holds an array that is not uint8")
+        if not isinstance(shape, tuple) or any(not isinstance(n, int) or n < 0 for n in shape):
+            raise ValueError("it holds an array without a shape")
+        if math.prod(shape) != len(raw):
+            raise ValueError(f"it holds {len(raw)} bytes for an array of shape {shape}")
         self.value = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+def _refused_array(*_: Any) -> None:
+    raise ValueError("it makes an array other than by numpy's _reconstruct")
 
 
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _NdarrayName,
+    ("numpy", "ndarray"): _refused_array,
     ("numpy", "dtype"): _Dtype,
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which a CIFAR file has no use for"
-            ) from None
+def _find(module: str, name: str) -> Any:
+    try:
+        return _ALLOWED[module, name]
+    except KeyError:
+        text = f"it asks for {module[:80]}.{name[:80]}, which a CIFAR file has no use for"
+        raise ValueError(text) from None
 
 
 def unpickle_batch(raw: bytes, where: str | Path) -> dict[str, Any]:
@@ -80,13 +74,14 @@ def unpickle_batch(raw: bytes, where: str | Path) -> dict[str, Any]:
         dictionaries and uint8 arrays, or is not a dictionary.
 
     Example:
+      >>> import pickle
       >>> unpickle_batch(pickle.dumps({b"labels": [3, 1]}), "data_batch_1")
       {'labels': [3, 1]}
     """
     remedy = "Nothing of it was run; delete the file and get a fresh copy of the official archive"
     try:
-        content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
-    except Exception as error:  # The pickle module raises almost anything on a damaged file.
+        content = read_pickle(io.BytesIO(raw), _find, text=False)
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise DataError(where, f"not a pickle of CIFAR data: {error}", remedy) from error
     if not isinstance(content, dict):
         raise DataError(where, f"a pickled {type(content).__name__}, not a dictionary", remedy)

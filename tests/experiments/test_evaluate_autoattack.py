@@ -107,6 +107,23 @@ def test_torch_file(torch_file, tmp_path):
     ("options", "message"),
     [
         (dict(), "give either a run .--workdir=DIR. or a file"),
+        (
+            dict(torch="w.pt", arch="wrn34_10", dataset="digits"),
+            r"does not say how .* normalized; give --normalization=none\|half\|cifar10",
+        ),
+        (
+            dict(torch="w.pt", arch="wrn34_10", dataset="digits", mean=(0.5,)),
+            "give --normalization=.*, or --mean and --std",
+        ),
+        (
+            dict(torch="w.pt", arch="wrn34_10", dataset="digits", normalization="none", std=(1.0,)),
+            "give one of them",
+        ),
+        (
+            dict(torch="w.pt", arch="wrn34_10", dataset="digits", normalization="cifar"),
+            "did you mean 'cifar10'",
+        ),
+        (dict(workdir=".", normalization="none"), "can only be given with --torch"),
         (dict(torch="w.pt"), "needs --arch .preact_resnet18, wrn34_10. and --dataset"),
         (dict(torch="w.pt", arch="vgg", dataset="digits"), "arch='vgg' is not one of"),
         (dict(torch="w.pt", arch="wrn34_10", dataset="digits", images="train"), "are for runs"),
@@ -118,11 +135,13 @@ def test_options_of_torch_files_that_make_no_sense(options, message):
 
 
 def test_torch_files_that_do_not_fit(torch_file, tmp_path):
-    load = functools.partial(evaluate.evaluate, dataset="digits", arch="preact_resnet18")
+    load = functools.partial(
+        evaluate.evaluate, dataset="digits", arch="preact_resnet18", normalization="none"
+    )
     with pytest.raises(FileNotFoundError, match="no such file; --torch"):
         load(torch=tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match=r"mean=\(0.5, 0.5\) has 2 numbers; the images have 1"):
-        load(torch=torch_file[0], mean=(0.5, 0.5))
+        load(torch=torch_file[0], normalization=None, mean=(0.5, 0.5), std=(1.0, 1.0))
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ValueError, match="text.pt"):
         load(torch=tmp_path / "text.pt")
@@ -132,11 +151,11 @@ def test_torch_files_that_do_not_fit(torch_file, tmp_path):
     ("options", "message"),
     [
         (dict(attack="autoattak"), "did you mean 'autoattack'"),
-        (dict(attack="autoattack", num_steps=5), "num_steps=5 is for attack='pgd'"),
+        (dict(attack="autoattack", num_steps=5), "num_steps=5 applies only to attack='pgd'"),
         (dict(attack="autoattack", norm="l2"), "give --eps too"),
         (dict(attack="autoattack", version="fast"), "version='fast' is not one of"),
         (dict(number=0), "number=0"),
-        (dict(arch="wrn34_10"), "arch='wrn34_10' is for --torch"),
+        (dict(arch="wrn34_10"), "--arch can only be given with --torch"),
     ],
 )
 def test_options_of_runs_that_make_no_sense(options, message, finished):
