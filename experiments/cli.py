@@ -250,9 +250,7 @@ def _load_file(path: Path, scale: str) -> Config:
         )
     known = {name for name, _ in fields(settings.base())}
     for name in known - {name for name, _ in fields(config)}:
-        raise ValueError(
-            f"{path}: get_config leaves out the field {name}; start from settings.base"
-        )
+        raise ValueError(f"{path}: get_config leaves out {name}; start from settings.base(scale)")
     return config
 
 
