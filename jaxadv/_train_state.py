@@ -16,8 +16,8 @@ class DeviceData(NamedTuple):
     """A data set on the device.
 
     Attributes:
-        images: uint8 of shape (N, H, W, C).
-        labels: int32 of shape (N,).
+        images: of shape (N, H, W, C): uint8 (or other integers of 0 to 255), or floats in [0, 1].
+        labels: class indices of shape (N,), int32.
     """
 
     images: Array

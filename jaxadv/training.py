@@ -1,11 +1,11 @@
 """Compiled training and evaluation: minibatches go in as counters, parameters come out.
 
-The training set lies on the device as uint8. Shuffling, augmentation, the attack and the update
-all happen inside one compiled program; a call runs many minibatches and nothing returns to the host
-but a handful of sums. Minibatch ``t`` (counted over the whole run) is a pure function of
-``(key, t)``: its images, augmentation and attack start derive from ``fold_in(key, t)``, and the
-permutation of its epoch from ``fold_in(key, t // batches)``. A run that was cut into other calls,
-or killed and resumed, therefore computes the same numbers.
+The training set lies on the device as uint8 (floats in [0, 1] are taken as they are). Shuffling,
+augmentation, the attack and the update all happen inside one compiled program; a call runs many
+minibatches and nothing returns to the host but a handful of sums. Minibatch ``t`` (counted over the
+whole run) is a pure function of ``(key, t)``: its images, augmentation and attack start derive from
+``fold_in(key, t)``, and the permutation of its epoch from ``fold_in(key, t // batches)``. A run
+that was cut into other calls, or killed and resumed, therefore computes the same numbers.
 
 The last minibatch of an epoch is filled up from the start of the epoch's permutation, so that all
 minibatches have one shape (CIFAR-10 at batch 128: 48 of 50,000 images are seen twice an epoch).
@@ -33,7 +33,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import check_count
+from ._checks import check_count, check_labels
+from ._data import CheckedStep, check_pixels, check_range
+from ._data import to_float as to_float
 from ._program import trace
 from ._schedules import sgd as sgd
 from ._schedules import step_decay as step_decay
@@ -136,7 +138,7 @@ class Program:
 
             return jax.lax.fori_loop(0, num_steps, body, (state, Metrics.zero()))
 
-        return jax.jit(run, donate_argnums=0)
+        return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn)
 
     def entropy_step(
         self, tx: optax.GradientTransformationExtraArgs, n_in: int, *, extra_minibatch: bool = False
@@ -186,7 +188,7 @@ class Program:
             opt_state = opt_state._replace(carry=None)
             return TrainState(state.step + num_steps, params, batch_stats, opt_state), metrics
 
-        return jax.jit(run, donate_argnums=0)
+        return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn)
 
     def refresh_stats(self, num_batches: int, perturb: Callable):
         """A compiled function that recomputes running statistics at the current parameters.
@@ -286,9 +288,10 @@ def make_predict(apply_fn: ApplyFn, **attack):
         **attack: keyword arguments of :func:`jaxadv.attacks.pgd`.
 
     Returns:
-        ``(params, batch_stats, key, images, labels, indices) -> Predictions`` for uint8 images of
-        shape (B, H, W, C); ``indices`` are the places of the images in their data set, so that a
-        prediction does not depend on how the set is cut into batches.
+        ``(params, batch_stats, key, images, labels, indices) -> Predictions`` for images of shape
+        (B, H, W, C), uint8 or floats in [0, 1]; ``indices`` are the places of the images in their
+        data set, so that a prediction does not depend on how the set is cut into batches. It
+        raises a ``ValueError`` on images of another scale and labels that the model has not.
 
     Example:
         >>> def apply_fn(params, batch_stats, images, train):
@@ -307,21 +310,15 @@ def make_predict(apply_fn: ApplyFn, **attack):
         return Predictions(logits_fn(images).argmax(axis=1), logits_fn(adversarial).argmax(axis=1))
 
     def predict(params, batch_stats, key, images, labels, indices):
+        check_pixels(images)
+        check_labels(labels, images.shape[0])
         points = jax.eval_shape(to_float, images)
         eval_fn = lambda params, batch_stats, points: apply_fn(params, batch_stats, points, False)[
             0
         ]
         model = trace(eval_fn, params, batch_stats, points, name="apply_fn")
+        logits = jax.eval_shape(model, params, batch_stats, points)
+        check_range(labels, logits.shape[-1])
         return run(model, params, batch_stats, key, images, labels, indices)
 
     return predict
-
-
-def to_float(images: Array) -> Array:
-    """Images of 0 to 255 as floats in [0, 1].
-
-    Example:
-        >>> to_float(jnp.array([0, 255], jnp.uint8)).tolist()
-        [0.0, 1.0]
-    """
-    return images.astype(jnp.float32) / 255

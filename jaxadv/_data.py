@@ -1,0 +1,116 @@
+"""Images of 8 bits or floats in [0, 1], and labels that a model has: scaled once, or refused."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._checks import check_labels, is_concrete
+from ._train_state import DeviceData
+from ._types import Array
+
+_REMEDY = "pass uint8, or floats in [0, 1]"
+
+
+def to_float(images: Array) -> Array:
+    """8-bit images as floats in [0, 1]; floats are taken to be there already.
+
+    Args:
+        images: integers of 0 to 255, or floats in [0, 1].
+
+    Returns:
+        float32 of the same shape.
+
+    Raises:
+        ValueError: on other dtypes.
+
+    Example:
+        >>> to_float(jnp.array([0, 255], jnp.uint8)).tolist()
+        [0.0, 1.0]
+        >>> to_float(jnp.array([0.0, 0.5])).tolist()
+        [0.0, 0.5]
+    """
+    _check_dtype(images)
+    floats = images.astype(jnp.float32)
+    return floats if jnp.issubdtype(images.dtype, jnp.floating) else floats / 255
+
+
+def check_pixels(images: Array) -> None:
+    """Raises a ``ValueError`` unless images are integers of 0 to 255 or floats in [0, 1]."""
+    _check_dtype(images)
+    if images.dtype == jnp.uint8 or not is_concrete(images) or not images.size:
+        return
+    low, high = _extremes(images)
+    top = 1 if jnp.issubdtype(images.dtype, jnp.floating) else 255
+    if not 0 <= low <= high <= top:
+        raise ValueError(
+            f"images of dtype {images.dtype} reach from {low:g} to {high:g}, not within "
+            f"[0, {top}]; {_REMEDY}"
+        )
+
+
+def check_range(labels: Array, num_classes: int) -> None:
+    """Raises a ``ValueError`` unless known labels are within 0 to ``num_classes - 1``."""
+    if not is_concrete(labels) or not labels.size:
+        return
+    low, high = map(int, _extremes(labels))
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels contains {low if low < 0 else high}, but the model has {num_classes} classes "
+            f"(0 to {num_classes - 1}); relabel or use a model with more classes"
+        )
+
+
+class CheckedStep:
+    """A compiled update that looks at its data before the first call with them.
+
+    Args:
+        step: ``jax.jit`` of ``(state, data, ...) -> (state, metrics)``; its other attributes, such
+            as ``lower``, are those of this object.
+        apply_fn: the model, for its number of classes.
+    """
+
+    def __init__(self, step: Callable, apply_fn: Callable):
+        self._step, self._apply_fn = step, apply_fn
+        self._seen: tuple[weakref.ref, weakref.ref] | None = None
+
+    def __call__(self, state: Any, data: DeviceData, *arguments: Any) -> Any:
+        if self._seen is None or any(
+            seen() is not array for seen, array in zip(self._seen, data, strict=True)
+        ):
+            self._check(state, data)
+        return self._step(state, data, *arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._step, name)
+
+    def _check(self, state: Any, data: DeviceData) -> None:
+        images, labels = data
+        check_pixels(images)
+        check_labels(labels, images.shape[0])
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+        model = lambda params, stats, points: self._apply_fn(params, stats, points, False)[0]
+        logits = jax.eval_shape(model, state.params, state.batch_stats, one)
+        check_range(labels, logits.shape[-1])
+        # Arrays of JAX never change; those of NumPy are looked at again in every call.
+        if all(isinstance(array, jax.Array) and is_concrete(array) for array in data):
+            self._seen = weakref.ref(images), weakref.ref(labels)
+
+
+def _check_dtype(images: Array) -> None:
+    if not hasattr(images, "dtype"):
+        raise ValueError(f"images is a {type(images).__name__}; pass an array")
+    if not (
+        jnp.issubdtype(images.dtype, jnp.floating) or jnp.issubdtype(images.dtype, jnp.integer)
+    ):
+        raise ValueError(f"images has dtype {images.dtype}; {_REMEDY}")
+
+
+def _extremes(values: Array) -> tuple[Any, Any]:
+    """The smallest and the largest value; NaN where there is one."""
+    if isinstance(values, np.ndarray):
+        return values.min(), values.max()
+    return jax.device_get((jnp.min(values), jnp.max(values)))
