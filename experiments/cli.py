@@ -151,11 +151,11 @@ def execute(action: Callable[[], object]) -> None:
     from . import environment
 
     environment.configure()
-    signals.install()
     try:
-        action()
+        with signals.installed():
+            action()
     except KeyboardInterrupt as error:
-        raise SystemExit(signals.status(error)) from None
+        signals.leave(error)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("JAXADV_TRACEBACK"):
             raise

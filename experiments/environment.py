@@ -65,6 +65,15 @@ def describe() -> dict:
     }
 
 
+def machine() -> dict:
+    """What the last bits of a result depend on, beside configuration and data."""
+    return {
+        "devices": jax.device_count(),
+        "device": jax.devices()[0].device_kind if jax.default_backend() != "cpu" else _cpu_name(),
+        "jax": jax.__version__,
+    }
+
+
 def device_name() -> str:
     """The device in words: the GPU's name, or the CPU and its cores."""
     device = jax.devices()[0]

@@ -1,5 +1,6 @@
 """Accuracies of a model on a set of images: what is printed, compared and saved."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxadv.training import Predictions
+
+from .patience import wait
 
 
 def predict_all(
@@ -40,11 +43,12 @@ def predict_all(
     parts = []
     starts = range(0, len(images), batch_size)
     split = _split(params, batch_size)
-    for start in tqdm(starts, description, disable=description is None, leave=False, unit="batch"):
+    silent = description is None or not sys.stderr.isatty()
+    for start in tqdm(starts, description, disable=silent, leave=False, unit="batch"):
         rows = np.arange(start, start + batch_size)
         inside = np.minimum(rows, len(images) - 1)
         arrays = jax.device_put((images[inside], labels[inside], rows), split)
-        batch = predict(params, batch_stats, key, *arrays)
+        batch = wait(predict(params, batch_stats, key, *arrays))
         keep = rows < len(images)
         parts.append(Predictions(*(np.asarray(part)[keep] for part in batch)))
     return Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from typing import NoReturn
 
 ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -16,24 +18,50 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         signum: the signal.
+        computing: whether a compiled call was left behind that nothing can stop: the process has to
+            end without waiting for it.
     """
 
-    def __init__(self, signum: int):
+    def __init__(self, signum: int, computing: bool = False):
         super().__init__()
-        self.signum = signum
+        self.signum, self.computing = signum, computing
 
 
-def install() -> None:
-    """Makes every ending signal raise :class:`Stopped`, if this is the main thread."""
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Every ending signal raises :class:`Stopped` inside, if this is the main thread."""
+    with handled(_stop):
+        yield
+
+
+@contextlib.contextmanager
+def handled(handler) -> Iterator[None]:
+    """Inside, ``handler(signum, frame)`` takes every ending signal, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    for number in ENDING:
-        signal.signal(number, _stop)
+    # A program under nohup ignores hang-ups, and should go on doing so.
+    wanted = [n for n in ENDING if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def status(error: KeyboardInterrupt) -> int:
     """The exit status that shells expect: 128 and the number of the signal."""
     return 128 + getattr(error, "signum", signal.SIGINT)
+
+
+def leave(error: KeyboardInterrupt) -> NoReturn:
+    """Ends the program with the status of the signal."""
+    if getattr(error, "computing", False):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status(error))
+    raise SystemExit(status(error)) from None
 
 
 def quiet_while_importing(package: str) -> None:

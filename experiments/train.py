@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from . import build, checkpoints, evaluation
+from . import build, checkpoints, environment, evaluation
 from ._report_images import save_predictions
 from .runs import RunDirectory, write_json
 from .settings import Config
@@ -49,12 +49,11 @@ def train_and_evaluate(
     run = build.build(config, task, build.data_sharding(config.batch_size))
     shapes = jax.eval_shape(run.make_state)
     state_bytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes))
-    directory.open(config, needed_bytes=4 * state_bytes)
-    report = directory.report()
+    report = directory.report_of(config)
     if report is not None:
         say(f"{directory.path} is finished; its report:")
     else:
-        with directory.lock():
+        with directory.held(config, needed_bytes=5 * state_bytes):
             Trainer(config, directory, task, run, shapes, verbose, say).train()
             report = _final_report(config, directory, task, run, shapes)
             write_json(directory.report_file, report)
@@ -128,6 +127,11 @@ def _final_report(config, directory, task, run, shapes) -> dict:
         if name == "selected":
             save_predictions(directory, predictions, task.test.labels)
     rows = directory.metrics()
+    best = max(
+        (row for row in rows if row["selection_robust"] is not None),
+        key=lambda row: row["selection_robust"],
+    )
+    directory.check_selected(best["epoch"], config, print)
     return {
         "dataset": config.dataset,
         "method": config.method,
@@ -151,5 +155,5 @@ def _final_report(config, directory, task, run, shapes) -> dict:
             "selection": len(task.selection.labels),
             "test": len(task.test.labels),
         },
-        "environment": directory.environment()[-1],
+        "environment": environment.describe(),
     }

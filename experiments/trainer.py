@@ -1,18 +1,19 @@
 """The training loop: epochs, metrics, selection, checkpoints, interruption and resumption."""
 
-import signal
-import threading
+import copy
 import time
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jaxadv import training
 
-from . import build, checkpoints, evaluation
+from . import build, checkpoints, environment, evaluation, signals
 from .announce import announce
 from .diagnostics import Diagnostics
+from .patience import CALL_SECONDS, Waiter
+from .progress import Bar
+from .signals import Stopped
 
 CHECKPOINT_SECONDS = 300  # between checkpoints inside a long epoch
 CALL_MINIBATCHES = {"cpu": 8}  # minibatches of SGD in one compiled call; elsewhere 64
@@ -38,8 +39,10 @@ class Trainer:
         self.data = jax.device_put(training.DeviceData(*task.train), self.placement)
         self.total_steps = config.num_epochs * run.batches_per_epoch
         self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": _no_sums()}
+        self.identity = {"config": directory.digest(config), "machine": environment.machine()}
         self.diagnostics = Diagnostics.of(config, task, run)
-        self.stopped = threading.Event()
+        self.waiter = Waiter()
+        self.kept = None  # state and record before a long call, to be saved if it is left
         self.step = self.first_step = 0
         self.began = time.monotonic()
         self.compiled, self.compile_seconds = set(), 0.0
@@ -49,26 +52,27 @@ class Trainer:
         announce(self.config, self.task, self.run, self.total_steps, self.say)
         state = self._initial_state()
         self.first_step, self.began = self.step, time.monotonic()
-        restore_handler = self._catch_interrupt()
-        bar = tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            unit="minibatch",
-            disable=not self.verbose,
-            dynamic_ncols=True,
-        )
+        bar = Bar(self.total_steps, self.step, self.say if self.verbose else None)
         try:
-            for epoch in range(len(self.record["rows"]), self.config.num_epochs):
-                state = self._train_epoch(state, epoch, bar)
-                state = self._finish_epoch(state, epoch)
+            with signals.handled(self._on_signal):
+                for epoch in range(len(self.record["rows"]), self.config.num_epochs):
+                    state = self._train_epoch(state, epoch, bar)
+                    state = self._finish_epoch(state, epoch)
+        except Stopped as error:
+            if error.computing and self.kept is not None:
+                state, self.record = self.kept
+                self._save(state)
+                self.say("interrupted; saved as of before the call that was running, which is lost")
+            raise
         finally:
             bar.close()
-            restore_handler()
+            self.waiter.close()
 
     def _initial_state(self) -> training.TrainState:
         if not self.directory.last.is_file():
             return jax.device_put(self.run.make_state(), self.placement)
         state, self.record = checkpoints.load(self.directory.last, self.shapes)
+        self._check_record()
         self.step = int(state.step)
         self.directory.write_metrics(self.record["rows"])
         self.say(f"resuming at minibatch {self.step:,} of {self.total_steps:,}")
@@ -88,13 +92,25 @@ class Trainer:
             count, before = min(end - self.step, max(phase.group, usual)), None
             if self.diagnostics is not None:
                 count, before = self._look_ahead(state, phase, count)
+            if self.waiter.usual is None or self.waiter.usual > CALL_SECONDS:
+                if pending is not None:  # what is kept has to be of one moment
+                    self._add(*pending, bar)
+                    pending = None
+                self.kept = jax.device_get(state), copy.deepcopy(self.record)
+            else:
+                self.kept = None
             called = time.monotonic()
-            state, metrics, taken = self.run.advance(state, self.data, self.key, self.step, count)
+            state, metrics, taken = self.waiter.call(
+                lambda state=state, count=count: self.run.advance(
+                    state, self.data, self.key, self.step, count
+                )
+            )
             if phase.first not in self.compiled:
                 # The call returns when the program is compiled, long before it has run.
                 self.compiled.add(phase.first)
                 seconds = time.monotonic() - called
                 self.compile_seconds += seconds
+                bar.compiled(seconds)
                 started += seconds
             if before is not None:
                 called = time.monotonic()
@@ -105,17 +121,21 @@ class Trainer:
             if pending is not None:
                 self._add(*pending, bar)
             pending = metrics, taken
-            if self.stopped.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if self.waiter.usual is None:  # the length of a call decides how it is waited for
+                began = time.monotonic()
                 self._add(*pending, bar)
                 pending = None
+                self.waiter.usual = time.monotonic() - began
+            if self.waiter.signum or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                if pending is not None:
+                    self._add(*pending, bar)
+                    pending = None
                 now = time.monotonic()
                 self.record["seconds"] += now - started
                 self._check_finite(state)
                 self._save(state)
                 started = saved = time.monotonic()
-                if self.stopped.is_set():
-                    self.say("interrupted and saved; give the same command again to go on")
-                    raise KeyboardInterrupt
+                self._stop_if_asked()
         if pending is not None:
             self._add(*pending, bar)
         self.record["seconds"] += time.monotonic() - started
@@ -136,6 +156,7 @@ class Trainer:
 
     def _add(self, metrics: training.Metrics, minibatches: int, bar) -> None:
         sums = self.record["sums"]
+        metrics = self.waiter.call(lambda: jax.device_get(metrics))
         values = {name: np.asarray(value).item() for name, value in metrics._asdict().items()}
         bad_step = values.pop("bad_step")
         if bad_step != training.NEVER:
@@ -145,10 +166,10 @@ class Trainer:
             )
         for name, value in values.items():
             sums[name] += value
-        bar.update(minibatches)
-        bar.set_postfix_str(
+        bar.update(
+            minibatches,
             f"loss {sums['loss'] / sums['count']:.3f}, robust {_percent(sums, 'robust'):.1f} %, "
-            f"{self._speed():.0f} images/s"
+            f"{self._speed():.0f} images/s",
         )
 
     def _speed(self) -> float:
@@ -181,6 +202,7 @@ class Trainer:
     def _finish_epoch(self, state, epoch):
         self._check_finite(state)
         sums, config = self.record["sums"], self.config
+        self.kept, usual, self.waiter.usual = (state, self.record), self.waiter.usual, None
         # The running statistics of the slow weights; SGD keeps those of its weights current.
         chained = self.run.phase_at(max(self.step - 1, 0)).is_entropy
         if self.run.refresh is not None and chained and self._evaluates(epoch):
@@ -205,17 +227,19 @@ class Trainer:
             if best is None or result["robust"] > best["robust"]:
                 self.record["best"] = {"epoch": epoch + 1, "robust": result["robust"]}
                 part = {"params": state.params, "batch_stats": state.batch_stats}
-                checkpoints.save(self.directory.selected, part, self.record["best"])
+                best = self.record["best"] | self.identity
+                # Twice: the best parameters are nowhere else once training has gone on.
+                for path in (self.directory.selected_copy, self.directory.selected):
+                    checkpoints.save(path, part, best)
         if self.diagnostics is not None:
             row["diagnostics"] = self.record.pop("diagnostics", [])
         self.record["rows"].append(row)
         self.record["sums"] = _no_sums()
+        self.waiter.usual, self.kept = usual, None
         self._save(state)
         self.directory.write_metrics(self.record["rows"])
         self.say(_epoch_line(row, config.num_epochs))
-        if self.stopped.is_set():
-            self.say("interrupted and saved; give the same command again to go on")
-            raise KeyboardInterrupt
+        self._stop_if_asked()
         return state
 
     def _evaluates(self, epoch: int) -> bool:
@@ -235,33 +259,44 @@ class Trainer:
 
     def _evaluate(self, state) -> dict:
         images, labels = self.task.selection
-        predictions = evaluation.predict_all(
-            self.run.predict,
-            state.params,
-            state.batch_stats,
-            build.selection_key(self.config),
-            images,
-            labels,
-            batch_size=self.config.eval.batch_size,
+        predictions = self.waiter.call(
+            lambda: evaluation.predict_all(
+                self.run.predict,
+                state.params,
+                state.batch_stats,
+                build.selection_key(self.config),
+                images,
+                labels,
+                batch_size=self.config.eval.batch_size,
+            )
         )
         return evaluation.summarize(predictions, labels, self.task.dataset.class_names)
 
     def _save(self, state) -> None:
-        checkpoints.save(self.directory.last, state, self.record)
+        checkpoints.save(self.directory.last, state, self.record | self.identity)
 
-    def _catch_interrupt(self):
-        """Ctrl-C asks the loop to save and stop; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            return lambda: None
+    def _check_record(self) -> None:
+        """Whether the last checkpoint is of this run, and the selected one whole and the same."""
+        self.directory.check_digest(self.directory.last, self.record, self.config)
+        if self.record["best"] is not None:
+            self.directory.check_selected(self.record["best"]["epoch"], self.config, self.say)
+        before, now = self.record.get("machine"), self.identity["machine"]
+        different = [name for name in now if before and before.get(name) != now[name]]
+        if before and different:
+            changes = ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in different)
+            self.say(f"resuming on another machine ({changes}): the last bits may differ")
 
-        def handle(signum, frame):
-            if self.stopped.is_set():
-                raise KeyboardInterrupt
-            self.stopped.set()
-            self.say("interrupted: saving after the current update (Ctrl-C again: stop at once)")
+    def _stop_if_asked(self) -> None:
+        if self.waiter.signum:
+            self.say("interrupted and saved; give the same command again to go on")
+            raise Stopped(self.waiter.signum)
 
-        previous = signal.signal(signal.SIGINT, handle)
-        return lambda: signal.signal(signal.SIGINT, previous)
+    def _on_signal(self, signum, frame) -> None:
+        """A signal asks the loop to save and stop; a second one stops at once."""
+        if self.waiter.signum:
+            raise Stopped(signum)
+        self.waiter.signum = signum
+        self.say("interrupted: saving after the current update (Ctrl-C again: stop at once)")
 
 
 def _no_sums() -> dict:

@@ -1,0 +1,84 @@
+"""Waits for compiled calls so that a signal is answered while they run."""
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .signals import Stopped
+
+CALL_SECONDS = 10.0  # a call of at most this much work is finished before a run stops
+_GRACE = 2.0  # seconds for a call whose length is not known
+_POLL = 0.05
+
+
+class Waiter:
+    """Runs blocking calls in a thread of its own, while the main thread hears signals.
+
+    Attributes:
+        signum: the signal that asked the program to stop, 0 for none.
+        usual: seconds of a call like the one that runs, None if unknown.
+    """
+
+    def __init__(self):
+        self.signum = 0
+        self.usual: float | None = None
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """The result of ``work()``.
+
+        Raises:
+            Stopped: if a signal asked to stop and the call would take long; the call runs on, and
+                what it was given must not be used any more.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return work()
+        if self._pool is None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        future = self._pool.submit(work)
+        started = time.monotonic()
+        asked = None
+        while True:
+            try:
+                return future.result(timeout=_POLL)
+            except concurrent.futures.TimeoutError:
+                if future.done():  # the call itself raised it
+                    raise
+            if not self.signum:
+                continue
+            now = time.monotonic()
+            asked = now if asked is None else asked
+            known = self.usual is not None
+            left = (self.usual or 0.0) - (now - started) if known else float("inf")
+            if now - asked > (max(left, 0.0) + CALL_SECONDS if known else _GRACE) or (
+                known and left > CALL_SECONDS
+            ):
+                raise Stopped(self.signum, computing=True)
+
+    def close(self) -> None:
+        """Lets the thread go; it ends when its call does."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+def wait(arrays: Any) -> Any:
+    """Blocks until arrays are computed, in naps, so that a signal's handler can run.
+
+    Raises:
+        Stopped: what the handler raises, marked as leaving a computation behind.
+    """
+    leaves: Any = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
+    nap = 1e-4
+    try:
+        while not all(leaf.is_ready() for leaf in leaves):
+            time.sleep(nap)
+            nap = min(2 * nap, _POLL)
+    except Stopped as error:
+        error.computing = True
+        raise
+    return arrays
