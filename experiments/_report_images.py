@@ -83,6 +83,7 @@ def load_model(directory: RunDirectory, config: Config, task: build.Task) -> Mod
     )
     parts = ("params", "batch_stats")
     params, batch_stats = checkpoints.load_part(directory.selected, parts, templates)
+    directory.check_checkpoint(directory.selected, config)
     return Model(config, task, build.make_apply(module), params, batch_stats)
 
 

@@ -37,7 +37,6 @@ class RunDirectory:
 
     def __init__(self, path: Path | str):
         self.path = Path(path).expanduser().resolve()
-        self._accepted: set[str] = set()  # digests of configurations whose checkpoints fit
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.report_file = self.path / "report.json"
@@ -74,11 +73,8 @@ class RunDirectory:
             OSError: if the folder can't be written or the disk is too full.
         """
         self._check(config, needed_bytes)
-        self._accepted = {self.digest(config)}
         if self.config_file.is_file():
             before = _fields(self.config())
-            # An extended run goes on from the checkpoints of the shorter one.
-            self._accepted.add(_digest(before))
             if self.report_file.is_file() and before != _fields(config):
                 self.report_file.rename(self.path / f"report-{before['num_epochs']}-epochs.json")
         write_json(self.config_file, config.to_dict())
@@ -134,11 +130,28 @@ class RunDirectory:
         Checkpoints of earlier versions do not say.
         """
         found = record.get("config")
-        if found is not None and found not in self._accepted | {self.digest(config)}:
+        if found is not None and found != self.digest(config):
             raise ValueError(
                 f"{path} belongs to a run of another configuration; copy the whole run directory, "
                 "or choose another --workdir"
             )
+
+    def check_checkpoint(self, path: Path, config: Config) -> None:
+        """Raises a ``ValueError`` unless a checkpoint to be evaluated is one of this run.
+
+        The selected one must be of the epoch that the last one names.
+        """
+        record = checkpoints.load_record(path)
+        self.check_digest(path, record, config)
+        if path == self.selected and self.last.is_file():
+            last = checkpoints.load_record(self.last)
+            self.check_digest(self.last, last, config)
+            named = (last.get("best") or {}).get("epoch")
+            if record["epoch"] != named:
+                raise ValueError(
+                    f"{path} is of epoch {record['epoch']}, and {self.last.name} names {named}; "
+                    "give the training command again, or copy the whole run directory"
+                )
 
     def check_selected(self, epoch: int, config: Config, say) -> None:
         """Makes sure that the selected checkpoint is whole and of the epoch that was selected.
@@ -292,6 +305,8 @@ def _fields(config: Config) -> dict:
 
 
 def _digest(fields: dict) -> str:
+    if not _why_not_extended(fields, fields):  # an extended run keeps its checkpoints
+        fields = {name: value for name, value in fields.items() if name != "num_epochs"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -102,6 +102,7 @@ def from_run(workdir: Path | str, checkpoint: str, images: str, data_dir: Any = 
     )
     path = directory.path / f"{checkpoint}.ckpt"
     params, batch_stats = checkpoints.load_part(path, ("params", "batch_stats"), templates)
+    directory.check_checkpoint(path, config)
     chosen = getattr(task, images)
     return Subject(
         module,

@@ -11,7 +11,7 @@ import time
 import pytest
 from tiny_runs import ROOT, Stopped, assert_same_run, parts, python, stop_after, tiny
 
-from experiments import checkpoints, patience, progress, train
+from experiments import checkpoints, patience, progress, subjects, train
 from experiments.runs import RunDirectory
 
 DRIVER = ROOT / "tests" / "experiments" / "killed_run.py"
@@ -35,6 +35,30 @@ def test_checkpoints_of_another_run_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"last\.ckpt belongs to a run of another configuration"):
         train.train_and_evaluate(tiny(), ours.path, verbose=False)
     assert ours.last.read_bytes() == before
+
+
+def test_checkpoints_of_another_run_are_not_evaluated(tmp_path, monkeypatch, finished):
+    ours = RunDirectory(shutil.copytree(finished("at").directory.path, tmp_path / "ours"))
+    theirs = half_done(tmp_path / "theirs", monkeypatch, tiny(seed=1))
+    for name in ("selected", "last"):
+        good = (ours.path / f"{name}.ckpt").read_bytes()
+        shutil.copy(theirs.path / f"{name}.ckpt", ours.path)
+        with pytest.raises(ValueError, match="belongs to a run of another configuration"):
+            subjects.from_run(ours.path, name, "test")
+        (ours.path / f"{name}.ckpt").write_bytes(good)
+    record = checkpoints.load_record(ours.selected)
+    tree = checkpoints._read(ours.selected)["tree"]
+    checkpoints.save(ours.selected, tree, record | {"epoch": record["epoch"] + 1})
+    with pytest.raises(ValueError, match=r"is of epoch \d, and last.ckpt names \d; give"):
+        subjects.from_run(ours.path, "selected", "test")
+
+
+def test_an_extended_run_keeps_its_checkpoints_and_no_other_does(tmp_path):
+    constant = tiny(lr_drops=())
+    longer = tiny(lr_drops=(), num_epochs=4)
+    directory = RunDirectory(tmp_path)
+    assert directory.digest(constant) == directory.digest(longer)
+    assert directory.digest(tiny()) != directory.digest(tiny(num_epochs=4))
 
 
 def test_a_selected_checkpoint_of_another_run_is_replaced_by_its_copy(
