@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from jaxadv._checks import check_choice, check_count
 
 from . import cli, environment, figures, recipes, reference_curves, settings, table2, table3
-from ._options import Parser
+from ._options import Parser, folder
 from ._tables import Cell, Row
 from .reference_curves import ReferenceCurve
 from .runs import RunDirectory, write_json
@@ -237,7 +237,7 @@ def _parser(figure: Figure) -> argparse.ArgumentParser:
         help="overlay the published curves of AT and AWP with SGD on the same data set and "
         "architecture",
     )
-    parser.add_argument("--output", type=Path, help=f"folder; default runs/{name}-DATASET-SCALE")
+    parser.add_argument("--output", type=folder, help=f"folder; default runs/{name}-DATASET-SCALE")
     return parser
 
 
@@ -250,7 +250,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="default digits; at scale paper cifar10, as in the paper",
     )
     parser.add_argument("--model", help="architecture other than the config files', as wrn34_10")
-    parser.add_argument("--data-dir", help="folder of the data sets")
+    parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
 
 
 def dataset_of(options: argparse.Namespace) -> str:

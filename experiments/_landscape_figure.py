@@ -14,7 +14,7 @@ from jaxadv._checks import check_count
 from . import _curves, cli, environment, figures, subjects
 from ._curves import Line
 from ._landscape import Landscape, Options
-from ._options import Parser
+from ._options import Parser, folder
 from .runs import RunDirectory, write_json
 from .table1 import METHODS
 
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the runs, default 0")
     parser.add_argument("--partial", action="store_true", help="draw the runs that exist")
     parser.add_argument(
-        "--workdir", type=Path, nargs="+", metavar="DIR", help="these finished runs instead"
+        "--workdir", type=folder, nargs="+", metavar="DIR", help="these finished runs instead"
     )
     parser.add_argument(
         "--checkpoint", choices=subjects.CHECKPOINTS, default="selected", help="default selected"
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="r of the sharpness, over the norm of the parameters; default 0.02, 0 leaves it out",
     )
     parser.add_argument("--direction-seed", type=int, default=0, help="of directions and attacks")
-    parser.add_argument("--output", type=Path, help="folder; default runs/fig7-DATASET-SCALE")
+    parser.add_argument("--output", type=folder, help="folder; default runs/fig7-DATASET-SCALE")
     return parser
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from jaxadv._checks import check_count
 
-from . import cli, environment, figures, settings
-from ._options import Parser
+from . import cli, data, environment, figures, settings
+from ._options import Parser, folder
 from ._table_markdown import SUMMARIES, to_markdown
 from .runs import RunDirectory, write_json
 
@@ -255,8 +255,14 @@ def _parser(table: Table) -> argparse.ArgumentParser:
         "--autoattack", action="store_true", help="AutoAttack on finished runs that lack it"
     )
     parser.add_argument("--no-run", action="store_true", help="only collect what exists")
-    parser.add_argument("--output", type=Path, help=f"folder; default runs/{name}[-DATASET]-SCALE")
-    parser.add_argument("--data-dir", help="folder of the data sets")
+    parser.add_argument("--output", type=folder, help=f"default runs/{name}[-DATASET]-SCALE")
+    parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
+    parser.add_argument(
+        "--download",
+        choices=("true", "false"),
+        default="true",
+        help="of missing data",
+    )
     parser.add_argument(
         "--from-json", type=Path, metavar="FILE", help=f"print a saved {name}.json as Markdown"
     )
@@ -281,6 +287,9 @@ def _main(table: Table, options: argparse.Namespace) -> None:
     rows = rows_at(table, scale, options.dataset)
     cli.split_cpu(rows[0].dataset)
     cells = [Cell(row, scale, m, seed) for row in rows for seed in seeds for m in methods]
+    if not options.no_run and (options.run or options.autoattack or scale != "paper"):
+        for name in dict.fromkeys(row.dataset for row in rows):
+            data.ensure(name, options.data_dir, download=options.download == "true")
     if (options.run or scale != "paper") and not options.no_run:
         train_missing(cells, table.methods, options.data_dir)
     if options.autoattack:

@@ -37,11 +37,13 @@ class Arguments(NamedTuple):
         config: resolved configuration.
         workdir: run directory.
         data_dir: where data sets are looked for, None for the default.
+        download: whether a missing data set may be fetched.
     """
 
     config: Config
     workdir: Path
     data_dir: Path | None
+    download: bool = True
 
 
 def resolve_argv(argv: Sequence[str], roots: Sequence[Path]) -> list[str]:
@@ -104,6 +106,7 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     )
     flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
     flags.DEFINE_string("data_dir", None, "folder of the data sets", flag_values=values)
+    flags.DEFINE_boolean("download", True, "fetch a missing data set", flag_values=values)
     try:
         rest = values(argv)
         config = values["config"].value
@@ -114,7 +117,8 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     config = settings.resolve(config, dataset)
     workdir = Path(values["workdir"].value or default_workdir(config)).expanduser().resolve()
     data_dir = values["data_dir"].value
-    return Arguments(config, workdir, None if data_dir is None else Path(data_dir).expanduser())
+    data_dir = None if data_dir is None else Path(data_dir).expanduser()
+    return Arguments(config, workdir, data_dir, bool(values["download"].value))
 
 
 def default_workdir(config: Config) -> Path:
@@ -135,7 +139,14 @@ def main(dataset: str, run: Callable | None = None) -> None:
     if run is None:
         from .train import train_and_evaluate as run  # jax starts here, after the command line
     split_cpu(dataset)
-    execute(lambda: run(arguments.config, arguments.workdir, data_dir=arguments.data_dir))
+
+    def action():
+        from . import data
+
+        data.ensure(dataset, arguments.data_dir, download=arguments.download)
+        run(arguments.config, arguments.workdir, data_dir=arguments.data_dir)
+
+    execute(action)
 
 
 def split_cpu(dataset: str) -> None:
@@ -173,7 +184,7 @@ def help_text(dataset: str) -> str:
     configs = sorted(p for p in (ROOT / "configs").glob("*.py") if not p.name.startswith("_"))
     lines = [
         f"python -m experiments.{dataset} [--config=configs/METHOD.py[:SCALE]] [--workdir=DIR]",
-        "    [--data_dir=DIR] [--config.FIELD=VALUE ...]",
+        "    [--data_dir=DIR] [--download=false] [--config.FIELD=VALUE ...]",
         "",
         f"Trains and evaluates a robust classifier on {dataset}. A run that was stopped goes on",
         "where it was when the same command is given again.",
@@ -187,6 +198,7 @@ def help_text(dataset: str) -> str:
         "SCALE: paper (default), laptop (minutes to an hour on a CPU), smoke (seconds).",
         "workdir: default runs/DATASET-SCALE/METHOD/seedN.",
         "data_dir: default the environment variable JAXADV_DATA, else data.",
+        "download: whether a data set that is not there is fetched and verified; default true.",
         "VALUE: a number, a fraction such as 8/255, true or false, a name, or (0.5,0.75).",
         "",
         f"FIELD and its default on {dataset} at scale paper:",
@@ -309,8 +321,12 @@ def _check_fields(argv: Sequence[str]) -> None:
         if match and "=" in argument:
             _check_type(match[1], argument.split("=", 1)[1], known[match[1]])
         flag = re.match(r"^--?(\w+)", argument)
-        if flag and not match and flag[1] not in ("config", "workdir", "data_dir"):
-            flag_names = ("config", "workdir", "data_dir")
+        if (
+            flag
+            and not match
+            and flag[1] not in ("config", "workdir", "data_dir", "download", "nodownload")
+        ):
+            flag_names = ("config", "workdir", "data_dir", "download", "nodownload")
             near = _nearest(flag[1], flag_names, "--") or _nearest_leaf(flag[1], known)
             raise ValueError(f"unknown flag {argument.split('=')[0]}{near}")
 

@@ -112,7 +112,7 @@ def evaluate(
         "arch": arch, "dataset": dataset, "normalization": normalization, "entry": entry,
         "mean": mean, "std": std,
     }  # fmt: skip
-    key = None if seed is None else as_key(seed, "seed")
+    key = None if seed is None else as_key(seed, name="seed")
     if number is not None:
         check_count("number", number, 1)
     subject = _subject(workdir, torch, network, checkpoint, images, data_dir)
@@ -292,6 +292,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, help="images a call; no effect on the result")
     parser.add_argument("--seed", type=seed, help="seed of the attack's random numbers")
     parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
+    parser.add_argument(
+        "--download",
+        choices=("true", "false"),
+        default="true",
+        help="of missing data",
+    )
     parser.add_argument("--output", type=folder, help="JSON file; default in the run directory")
     return parser
 
@@ -299,9 +305,14 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """The command line."""
     options = vars(_parser().parse_args())
-    output = options.pop("output")
+    output, download = options.pop("output"), options.pop("download") == "true"
 
     def run():
+        wanted = options["dataset"]
+        if wanted is None and options["workdir"] is not None:
+            wanted = RunDirectory(options["workdir"]).config().dataset
+        if wanted is not None:
+            data.ensure(wanted, options["data_dir"], download=download)
         report = evaluate(**options, save=output or True)
         print(describe(report))
         print(f"written to {', '.join(report['files'])}")

@@ -16,7 +16,7 @@ from . import _report_html as page
 from . import _report_images as images
 from . import build, checkpoints, cli, figures
 from ._curves import label
-from ._options import Parser
+from ._options import Parser, folder
 from .announce import duration
 from .checkpoints import write_atomically
 from .data import DataError, DataMissingError
@@ -52,6 +52,20 @@ def write(workdir: Path | str, *, task: build.Task | None = None, data_dir: Any 
     """
     directory = RunDirectory(workdir)
     config, report = directory.config(), directory.report()
+    try:
+        parts = _parts(directory, config, report, task, data_dir)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{directory.path}: config.json, metrics.jsonl or report.json is damaged "
+            f"({type(error).__name__}: {str(error)[:80]}); restore them from a copy"
+        ) from error
+    path = directory.path / FILE
+    text = page.page(f"{label(config)} on {config.dataset}, seed {config.seed}", parts)
+    write_atomically(path, text.encode())
+    return path
+
+
+def _parts(directory, config, report, task, data_dir) -> list[str]:
     parts = [_heading(config, directory, report)]
     if report is not None:
         parts.append(_results(report))
@@ -60,11 +74,7 @@ def write(workdir: Path | str, *, task: build.Task | None = None, data_dir: Any 
         parts.append(_classes(report))
         parts += _images(directory, config, report, task, data_dir)
         parts.append(_autoattack(report))
-    parts.append(_facts(config, directory, report))
-    path = directory.path / FILE
-    text = page.page(f"{label(config)} on {config.dataset}, seed {config.seed}", parts)
-    write_atomically(path, text.encode())
-    return path
+    return [*parts, _facts(config, directory, report)]
 
 
 def _heading(config: Config, directory: RunDirectory, report: dict | None) -> str:
@@ -73,8 +83,9 @@ def _heading(config: Config, directory: RunDirectory, report: dict | None) -> st
     threat = f"{config.threat.norm}, eps {config.eval.eps:.5g}"
     return (
         f"<h1>{page.escape(label(config))} on {page.escape(config.dataset)}</h1>"
-        f"<p>{page.escape(config.model)}, scale {page.escape(config.scale)}, seed {config.seed}, "
-        f"{page.escape(threat)}, {page.escape(config.precision)}; {page.escape(state)}.</p>"
+        f"<p>{page.escape(config.model)}, scale {page.escape(config.scale)}, seed "
+        f"{page.escape(config.seed)}, {page.escape(threat)}, {page.escape(config.precision)}; "
+        f"{page.escape(state)}.</p>"
     )
 
 
@@ -117,8 +128,9 @@ def _curves(config: Config, directory: RunDirectory) -> str:
     picture = figures.run_curves(rows, evaluated_on=config.selection, selected_epoch=selected)
     return (
         f"<h2>Curves</h2>{page.image(picture, 'accuracy and training loss against epochs')}"
-        f'<p class="note">Robust accuracy: PGD-{config.eval.num_steps} on {config.selection} '
-        f"images, the training attack ({config.threat.num_steps} steps) on training images.</p>"
+        f'<p class="note">Robust accuracy: PGD-{page.escape(config.eval.num_steps)} on '
+        f"{page.escape(config.selection)} images, the training attack "
+        f"({page.escape(config.threat.num_steps)} steps) on training images.</p>"
     )
 
 
@@ -200,8 +212,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m experiments.report",
         description="Writes the report of a run, one self-contained HTML page, into its directory.",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="run directory")
-    parser.add_argument("--data-dir", help="folder of the data sets")
+    parser.add_argument("--workdir", required=True, type=folder, help="run directory")
+    parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
     return parser
 
 

@@ -12,7 +12,7 @@ from ._types import Key
 _IMPL = "threefry2x32"
 
 
-def as_key(key: Any, name: str = "key") -> Key:
+def as_key(key: Any, *, name: str = "key") -> Key:
     """One typed threefry key, from a typed or raw key of any implementation or from a seed.
 
     Under ``jax.vmap`` the "rbg" generators draw other numbers for other batches. An image's draws

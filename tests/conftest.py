@@ -1,5 +1,7 @@
 """Strict mode for every test: warnings are errors, no silent broadcasting, no key used twice."""
 
+import ctypes
+import gc
 import os
 import pathlib
 
@@ -29,3 +31,14 @@ def x64():
     """Float64 inside the test, float32 again afterwards."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """Hands memory back after every file: compiled programs pile up to gigabytes otherwise."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+    if trim is not None:
+        trim(0)

@@ -1,7 +1,7 @@
 """Data sets as verified arrays in memory.
 
-`load` reads what is on this machine and never downloads; `python -m experiments.data NAME` gets
-what is missing. Images are uint8 NHWC, labels int32.
+`load` reads what is on this machine and never downloads; `ensure` and
+`python -m experiments.data NAME` get what is missing. Images are uint8 NHWC, labels int32.
 """
 
 from ._archives import extract as extract
@@ -12,5 +12,6 @@ from ._dataset import DataMissingError as DataMissingError
 from ._dataset import Dataset as Dataset
 from ._dataset import Split as Split
 from ._dataset import split as split
+from ._fetch import ensure as ensure
 from ._registry import NAMES as NAMES
 from ._registry import load as load

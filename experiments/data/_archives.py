@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from ._dataset import DataError
 
 # What a damaged or truncated .tar.gz makes the standard library raise.
+_BLOCK = 2**20
+_MIN_ROOM, _MAX_GROWTH = 2**30, 20  # what the members may come to, of the archive's size
 _TORN = (tarfile.TarError, EOFError, zlib.error, OSError)
 # The largest member of any archive read here has 47 MB; more is not one of them.
 _MAX_MEMBER_BYTES = 512 * 2**20
@@ -90,9 +92,14 @@ def extract(archive: str | Path, folder: str | Path) -> list[Path]:
         raise DataError(archive, "is not a file", "Give the path of a tar archive")
     try:
         with tarfile.open(archive) as file:
-            members = file.getmembers()
-            for member in members:
+            room = max(_MIN_ROOM, _MAX_GROWTH * archive.stat().st_size)
+            members, total = [], 0
+            for member in file:
                 _check_member(member, archive)
+                members.append(member)
+                total += member.size
+                if total > room:
+                    raise DataError(archive, f"holds more than {room} bytes of files", _UNSAFE)
             tops = sorted({part for m in members for part in PurePosixPath(m.name).parts[:1]})
             for top in tops:
                 if (folder / top).exists():
@@ -103,6 +110,9 @@ def extract(archive: str | Path, folder: str | Path) -> list[Path]:
             # The same file system as the destination, so that the move at the end is a rename.
             with tempfile.TemporaryDirectory(dir=folder, suffix=".tmp") as temporary:
                 file.extractall(temporary, filter="data")
+                # To the end, where the checksum of a compressed archive stands.
+                while file.fileobj is not None and file.fileobj.read(_BLOCK):
+                    pass
                 return [
                     Path(shutil.move(os.path.join(temporary, top), folder / top)) for top in tops
                 ]

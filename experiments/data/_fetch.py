@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ._dataset import DataError, DataMissingError, Dataset
-from ._sources import Download, Spec, data_folder, load_spec
+from ._registry import SPECS, check_name
+from ._sources import Download, Spec, cache_path, data_folder, load_spec
 
 _CHUNK = 1 << 20
 
@@ -191,3 +192,36 @@ def _reason(error: BaseException) -> str:
         lines = (error.stderr or "").strip().splitlines()
         return lines[0] if lines else f"exit status {error.returncode}"
     return " ".join(str(getattr(error, "reason", None) or error).split())
+
+
+def ensure(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    download: bool = True,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Gets a data set that an entry point needs and that is not on this machine, saying so.
+
+    Args:
+      name: of the data set.
+      data_dir: folder that holds the data; see `load`.
+      download: whether anything may be fetched.
+      say: takes one line about what is happening.
+
+    Raises:
+      DataMissingError: if it is not there and may not or cannot be fetched.
+      DataError: as `fetch`.
+    """
+    check_name(name)
+    if name == "digits":
+        return
+    spec = SPECS[name]
+    folder = data_folder(data_dir)
+    searched = (folder, folder / spec.name)
+    if cache_path(spec, folder).exists() or any(r.find(searched) for r in spec.readers):
+        return
+    if not download:
+        load_spec(spec, data_dir)  # says where it looked and the command that gets it
+    say(f"{name} is not in {folder}: fetching it (--download=false forbids that)")
+    fetch(spec, data_dir, say=say)

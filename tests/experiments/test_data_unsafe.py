@@ -226,3 +226,31 @@ def test_a_member_that_claims_to_be_enormous_is_not_read(tmp_path):
     (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(1024))
     with pytest.raises(DataError, match="'data_batch_1.bin' claims 1099511627776 bytes"):
         read_members(tmp_path / "x.tar", ["data_batch_1.bin"])
+
+
+@pytest.mark.parametrize("place", [-8, -5, -3])
+def test_a_wrong_checksum_at_the_end_of_an_archive_is_noticed(tmp_path, place):
+    """The CRC of gzip stands behind everything that tar reads."""
+    archive = tmp_path / "data.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        info = tarfile.TarInfo("folder/a")
+        info.size = 3
+        file.addfile(info, io.BytesIO(b"abc"))
+    data = bytearray(archive.read_bytes())
+    data[place] ^= 1
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be extracted"):
+        extract(archive, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_archive_of_far_more_bytes_than_its_own_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.data._archives._MIN_ROOM", 10_000)
+    archive = tmp_path / "data.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        info = tarfile.TarInfo("folder/a")
+        info.size = 1_000_000
+        file.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(DataError, match="holds more than"):
+        extract(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """The HTML report of a run: what it says, that it is self-contained, and that it never hurts."""
 
 import base64
+import contextlib
 import html
 import html.parser
 import io
@@ -279,3 +280,35 @@ def test_a_colour_image_keeps_its_colours():
     values[0, 1] = (1.0, 0.5, 0.0)
     picture = np.asarray(Image.open(io.BytesIO(_report_html.png(values))))
     assert picture[0, 1, :3].tolist() == [255, 128, 0]
+
+
+def test_markup_in_any_field_is_text(finished, tmp_path):
+    """Every text and number of the run's JSON replaced by markup, one after the other."""
+    evil = "<script>alert(1)</script>"
+    source = finished("at").directory.path
+    for name in ("seed", "selection", "method", "model", "scale", "precision", "batch_size"):
+        copy = tmp_path / name
+        shutil.copytree(source, copy)
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {name: evil}))
+        with contextlib.suppress(ValueError):  # refused is as good
+            report.write(copy)
+            assert "<script" not in (copy / "report.html").read_text()
+    for section, name in (("eval", "num_steps"), ("threat", "num_steps"), ("threat", "norm")):
+        copy = tmp_path / f"{section}-{name}"
+        shutil.copytree(source, copy)
+        config = json.loads((copy / "config.json").read_text())
+        config[section][name] = evil
+        (copy / "config.json").write_text(json.dumps(config))
+        with contextlib.suppress(ValueError):
+            report.write(copy)
+            assert "<script" not in (copy / "report.html").read_text()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"test": 3}', '{"test": {"selected": []}}'])
+def test_a_report_of_another_shape_is_one_line_that_names_the_run(finished, tmp_path, content):
+    copy = tmp_path / "run"
+    shutil.copytree(finished("at").directory.path, copy)
+    (copy / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run: config\.json, .* is damaged"):
+        report.write(copy)
