@@ -54,7 +54,7 @@ def as_key(key: Any, *, name: str = "key") -> Key:
     first = jax.random.wrap_key_data(words[:2], impl=_IMPL)
     if words.shape == (2,):
         return first
-    return functools.reduce(jax.random.fold_in, [words[2], words[3]], first)
+    return jax.random.fold_in(jax.random.fold_in(first, words[2]), words[3])
 
 
 def typed_key(key: Any, name: str = "key") -> Key:
