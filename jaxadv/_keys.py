@@ -72,7 +72,7 @@ def typed_key(key: Any, name: str = "key") -> Key:
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
         return key
-    return as_key(key, name)
+    return as_key(key, name=name)
 
 
 @functools.cache
