@@ -10,11 +10,13 @@ import numpy as np
 
 from ._checks import check_labels, is_concrete
 from ._train_state import DeviceData
+from ._transfers import on_host
 from ._types import Array
 
 _REMEDY = "pass uint8, or floats in [0, 1]"
 
 
+@on_host
 def to_float(images: Array) -> Array:
     """8-bit images as floats in [0, 1]; floats are taken to be there already.
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import optax
 
 from ._checks import check_choice
@@ -78,5 +79,14 @@ def step_decay(
             return max(math.ceil(drop * total) - 1, 0)
         return max(math.ceil(drop * num_epochs) - first_epoch, 0) * batches_per_epoch
 
-    boundaries = {boundary(drop): factor for drop in drops}
-    return optax.piecewise_constant_schedule(learning_rate, boundaries)
+    boundaries = {boundary(drop) for drop in drops}
+
+    # Not optax.piecewise_constant_schedule: it mixes integers with floats, which
+    # jax_numpy_dtype_promotion="strict" refuses.
+    def schedule(count):
+        rate = jnp.asarray(learning_rate)
+        for threshold in boundaries:
+            rate = jnp.where(count >= threshold, factor * rate, rate)
+        return rate
+
+    return schedule

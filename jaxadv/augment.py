@@ -4,6 +4,7 @@ Images are floats of shape (B, H, W, C) in [0, 1]; every function keeps shape, d
 draws independently for every image.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -11,16 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from ._checks import check_choice
+from ._keys import typed_key
 from ._types import Array, Key
 
 Augmentation: TypeAlias = Callable[[Key, Array], Array]
 
 
+@functools.partial(jax.jit, static_argnames=("padding", "mode"))
 def random_crop(key: Key, images: Array, *, padding: int = 4, mode: str = "reflect") -> Array:
     """Pads every side and cuts a window of the original size at a random place.
 
     Args:
-        key: typed PRNG key.
+        key: PRNG key.
         images: of shape (B, H, W, C).
         padding: pixels added to each side.
         mode: how :func:`jax.numpy.pad` fills them: "reflect" (CIFAR-10 in the AWP code) or
@@ -33,6 +36,7 @@ def random_crop(key: Key, images: Array, *, padding: int = 4, mode: str = "refle
         >>> random_crop(jax.random.key(0), jnp.ones((2, 8, 8, 3))).shape
         (2, 8, 8, 3)
     """
+    key = typed_key(key)
     widths = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(images, widths, mode=mode)
     corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
@@ -43,11 +47,12 @@ def random_crop(key: Key, images: Array, *, padding: int = 4, mode: str = "refle
     return jax.vmap(cut)(padded, corners)
 
 
+@jax.jit
 def random_flip(key: Key, images: Array) -> Array:
     """Mirrors each image left to right with probability one half.
 
     Args:
-        key: typed PRNG key.
+        key: PRNG key.
         images: of shape (B, H, W, C).
 
     Returns:
@@ -57,15 +62,17 @@ def random_flip(key: Key, images: Array) -> Array:
         >>> random_flip(jax.random.key(0), jnp.ones((2, 8, 8, 3))).shape
         (2, 8, 8, 3)
     """
+    key = typed_key(key)
     flips = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(flips, images[:, :, ::-1], images)
 
 
+@functools.partial(jax.jit, static_argnames="degrees")
 def random_rotation(key: Key, images: Array, *, degrees: float = 15.0) -> Array:
     """Rotates each image about its centre, nearest pixel, zeros where nothing was.
 
     Args:
-        key: typed PRNG key.
+        key: PRNG key.
         images: of shape (B, H, W, C).
         degrees: the angle is uniform in [-degrees, degrees], counter-clockwise.
 
@@ -76,14 +83,15 @@ def random_rotation(key: Key, images: Array, *, degrees: float = 15.0) -> Array:
         >>> random_rotation(jax.random.key(0), jnp.ones((2, 8, 8, 3))).shape
         (2, 8, 8, 3)
     """
+    key = typed_key(key)
     angles = jax.random.uniform(key, images.shape[:1], minval=-degrees, maxval=degrees)
     return jax.vmap(_rotate)(images, jnp.deg2rad(angles))
 
 
 def _rotate(image: Array, angle: Array) -> Array:
     height, width = image.shape[:2]
-    rows = (jnp.arange(height) + 0.5 - height / 2)[:, None]
-    columns = (jnp.arange(width) + 0.5 - width / 2)[None, :]
+    rows = (jnp.arange(height, dtype=angle.dtype) + 0.5 - height / 2)[:, None]
+    columns = (jnp.arange(width, dtype=angle.dtype) + 0.5 - width / 2)[None, :]
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     # Where each pixel of the result comes from: the inverse rotation, in a y axis that points down.
     row = jnp.floor(sine * columns + cosine * rows + height / 2).astype(jnp.int32)
@@ -94,12 +102,12 @@ def _rotate(image: Array, angle: Array) -> Array:
 
 
 def _crop_flip(key: Key, images: Array, mode: str = "reflect") -> Array:
-    crop_key, flip_key = jax.random.split(key)
+    crop_key, flip_key = jax.random.split(typed_key(key))
     return random_flip(flip_key, random_crop(crop_key, images, mode=mode))
 
 
 def _crop_flip_rotate(key: Key, images: Array) -> Array:
-    first_key, rotation_key = jax.random.split(key)
+    first_key, rotation_key = jax.random.split(typed_key(key))
     return random_rotation(rotation_key, _crop_flip(first_key, images, "constant"))
 
 

@@ -198,7 +198,7 @@ def _l1_ball_and_box(magnitudes: Array, room: Array, eps) -> Array:
     saturated = magnitudes - middle >= room
     free = (magnitudes > middle) & ~saturated
     fixed = jnp.sum(jnp.where(saturated, room, 0.0), axis=1)
-    count = free.sum(axis=1)
+    count = free.sum(axis=1).astype(magnitudes.dtype)
     total = jnp.sum(jnp.where(free, magnitudes, 0.0), axis=1)
     solved = (fixed + total - eps) / jnp.maximum(count, 1)
     tau = jnp.where(count > 0, jnp.clip(solved, low, high), high)

@@ -56,7 +56,7 @@ def project_l1_box(images: Array, deltas: Array, eps) -> Array:
     middle = jnp.where(jnp.isfinite(high), high, low)[:, None]
     capped = magnitudes - middle >= room
     free = (magnitudes > middle) & ~capped
-    count = free.sum(axis=1)
+    count = free.sum(axis=1).astype(flat.dtype)
     excess = jnp.sum(jnp.where(capped, room, jnp.where(free, magnitudes - middle, 0)), axis=1) - eps
     correction = jnp.where(count > 0, excess / jnp.maximum(count, 1), 0)
     tau = jnp.where(fits, 0, jnp.maximum(middle[:, 0] + correction, 0))

@@ -31,7 +31,7 @@ def _cross_entropy(logits: Array, labels: Array) -> Array:
     APGD compares losses of confident images with each other: log-sum-exp minus the logit would
     round them all to multiples of the last bit of the logit.
     """
-    shifted = jax.nn.log_softmax(logits)
+    shifted = losses.log_softmax(logits)
     return -jnp.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
 
 

@@ -267,10 +267,10 @@ def step(
         adversarial=_where(news, points, state.adversarial),
         robust=state.robust & correct,
         broken_at=jnp.where((state.broken_at < 0) & failed, at, state.broken_at),
-        evaluations=state.evaluations + alive,
-        zero_gradients=state.zero_gradients + (zero & alive),
+        evaluations=state.evaluations + alive.astype(jnp.int32),
+        zero_gradients=state.zero_gradients + (zero & alive).astype(jnp.int32),
         last_losses=jnp.where(starting, baseline, losses),
-        increases=jnp.where(starting, 0, state.increases + grew),
+        increases=jnp.where(starting, 0, state.increases + grew.astype(jnp.int32)),
         check_losses=jnp.where(starting, losses, state.check_losses),
     )
     due, windows = _calendar(options)
@@ -341,8 +341,9 @@ def _project(images: Array, points: Array, eps, norm: Norm) -> Array:
 
 def _check(images: Array, state: State, window, eps, options: Options) -> State:
     """Halves eta and returns to the best point where the loss oscillates or has stalled."""
-    limit = window * options.rho
-    oscillates = state.increases < limit if options.rule == "paper" else state.increases <= limit
+    limit = window.astype(jnp.float32) * options.rho
+    increases = state.increases.astype(jnp.float32)
+    oscillates = increases < limit if options.rule == "paper" else increases <= limit
     stalled = ~state.reduced & (state.check_losses >= state.best_losses)
     reduce = oscillates | stalled
     return state._replace(

@@ -30,6 +30,7 @@ import numpy as np
 from .._checks import check_count, check_labels, check_norm
 from .._keys import as_key
 from .._program import digest as model_digest
+from .._transfers import on_host
 from .._types import Array, Key, LogitsFn, Norm
 from . import _autoattack_checks as checks
 from . import _autoattack_memory as memory
@@ -45,6 +46,7 @@ from ._autoattack_store import Store, digest
 _CHECKED = 16  # images that the checks before the attacks look at
 
 
+@on_host
 def autoattack(
     key: Key,
     logits_fn: LogitsFn,

@@ -179,7 +179,7 @@ def step(forward, linearize, images, labels, state: State, number, eps, options)
         adversarial=_where(better, points, state.adversarial),
         norms=norms,
         robust=state.robust & ~within,
-        steps=state.steps + alive,
+        steps=state.steps + alive.astype(jnp.int32),
         broken_at=jnp.where(within & (state.broken_at < 0), at, state.broken_at),
     )
 

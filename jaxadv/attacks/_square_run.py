@@ -197,7 +197,7 @@ def accept(forward, labels: Array, state: State, points: Array, number, options)
         margins=chosen,
         losses=jnp.where(lower, values, state.losses),
         robust=state.robust & (chosen > 0),
-        queries=state.queries + state.robust,
+        queries=state.queries + state.robust.astype(jnp.int32),
     )
 
 

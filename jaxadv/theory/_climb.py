@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from .._checks import check_count
+from .._transfers import on_host
 from .._types import Array, Norm, PyTree
 from ._active import TOUCHES, active_set
 from ._certificates import relative_residual
@@ -68,6 +69,7 @@ def _run(problem: Problem, x_adv, *, shape, ascent_steps, newton_steps, cg_steps
     return z.reshape(shape)
 
 
+@on_host
 def climb_attack(
     loss,
     theta: PyTree,

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 
+from .._transfers import on_host
 from .._types import Array, Key, Params, PyTree
 from ._eigenvalues import (
     ExtremeEigenvalues,
@@ -44,6 +45,7 @@ class CurvatureBudget(NamedTuple):
     total_trace: TraceEstimate
 
 
+@on_host
 def curvature_budget(
     key: Key,
     loss: Callable[[Array, Params], Array],

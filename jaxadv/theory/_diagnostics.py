@@ -17,6 +17,7 @@ import numpy as np
 
 from .._checks import check_choice, check_count
 from .._program import trace
+from .._transfers import on_host
 from .._types import Array, Params, PyTree
 from ._trees import as_arrays, check_same_structure, precision_of, vector
 
@@ -115,6 +116,7 @@ def _check_checkpoints(checkpoints: Sequence[Params]) -> None:
         check_same_structure(f"checkpoints[{index}]", theta, "checkpoints[0]", checkpoints[0])
 
 
+@on_host
 def segment_weak_convexity(
     loss: Callable[[Array, Params], Array],
     start: Params,

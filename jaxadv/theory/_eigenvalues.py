@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from .._checks import check_count
+from .._transfers import on_host
 from .._types import Key, PyTree
 from ._lanczos import lanczos
 from ._trees import like, precision_of, vector
@@ -44,6 +45,7 @@ class TraceEstimate(NamedTuple):
     standard_error: float
 
 
+@on_host
 def extreme_eigenvalues(
     key: Key,
     product: Callable[[PyTree], PyTree],
@@ -85,6 +87,7 @@ def extreme_eigenvalues(
     return ExtremeEigenvalues(high.value, low.value, high.error, low.error, high.iterations)
 
 
+@on_host
 def hutchinson_trace(
     key: Key, product: Callable[[PyTree], PyTree], params: PyTree, *, num_probes: int = 8
 ) -> TraceEstimate:

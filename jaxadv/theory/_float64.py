@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import is_concrete
+from .._transfers import on_host
 
 _F = TypeVar("_F", bound=Callable)
 
@@ -61,6 +62,7 @@ def in_float64(function: _F) -> _F:
         (dtype('float64'), dtype('float32'))
     """
 
+    @on_host
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         enabled = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]

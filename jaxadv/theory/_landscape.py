@@ -22,6 +22,7 @@ from .. import losses
 from .._checks import check_count, check_eps, check_images, check_labels, check_norm, check_step
 from .._keys import as_key
 from .._program import trace
+from .._transfers import on_host
 from .._types import Array, Key, LossFn, Norm, Params, PyTree
 from ..attacks import pgd_stateful
 from ._trees import as_arrays, check_same_structure, precision_of
@@ -29,6 +30,7 @@ from ._trees import as_arrays, check_same_structure, precision_of
 ApplyFn = Callable[[Params, Array], Array]  # parameters, images (B, H, W, C) -> logits (B, K)
 
 
+@on_host
 def filter_normalized_direction(key: Key, params: Params, *, ignore_vectors: bool = True) -> Params:
     """A random direction in which every filter has the norm of the filter of the parameters.
 
@@ -67,6 +69,7 @@ def filter_normalized_direction(key: Key, params: Params, *, ignore_vectors: boo
         return jax.tree.unflatten(treedef, directions)
 
 
+@on_host
 def loss_line(
     evaluate: Callable[[Params], PyTree], params: Params, direction: Params, alphas: Sequence[float]
 ) -> PyTree:
@@ -95,6 +98,7 @@ def loss_line(
     return _surface(evaluate, params, [direction], [alphas])
 
 
+@on_host
 def loss_plane(
     evaluate: Callable[[Params], PyTree],
     params: Params,
@@ -145,6 +149,7 @@ def _surface(evaluate, params, directions, places) -> PyTree:
     return jax.tree.map(lambda *values: np.stack(values).reshape(shape), *results)
 
 
+@on_host
 def adversarial_evaluation(
     key: Key,
     apply_fn: ApplyFn,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_count
+from .._transfers import on_host
 from .._types import Key, Params, PyTree
 from ..optim import langevin_step
 
@@ -216,6 +217,7 @@ def _rows(tree: PyTree, name: str) -> np.ndarray:
     return np.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 
 
+@on_host
 def langevin_trace(
     key: Key | None,
     anchor: Params,

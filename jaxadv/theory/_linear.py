@@ -88,7 +88,8 @@ def dual_norm(theta: Array, q: float) -> Array:
         return largest
     # At 0 the power has no derivative; every path of these formulas stays finite.
     total = jnp.sum(jnp.where(t > 0, t, 0.0) ** q)
-    return largest * jnp.where(total > 0, total, 1.0) ** (1 / q) * (total > 0)
+    nonzero = (total > 0).astype(total.dtype)
+    return largest * jnp.where(total > 0, total, 1.0) ** (1 / q) * nonzero
 
 
 def _dual_gradient(theta: Array, q: float) -> Array:
@@ -97,7 +98,8 @@ def _dual_gradient(theta: Array, q: float) -> Array:
     if q == 1:
         return jnp.sign(theta)
     if math.isinf(q):
-        return jnp.sign(theta) * (jnp.arange(theta.shape[0]) == jnp.argmax(t))
+        first = jnp.arange(theta.shape[0]) == jnp.argmax(t)
+        return jnp.sign(theta) * first.astype(theta.dtype)
     return jnp.sign(theta) * (t / jnp.maximum(dual_norm(t, q), 1.0)) ** (q - 1)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_count
+from .._transfers import on_host
 from .._types import Array, Norm, PyTree
 from . import _operators as products
 from ._active import TOUCHES, active_set
@@ -78,37 +79,45 @@ class MatrixFreeJacobian(NamedTuple):
                 "Jacobian; refine it with climb_attack, or raise tol if it is good enough"
             )
 
+    @on_host
     def input_hessian(self, v: Array) -> Array:
         """H v for v shaped like x."""
         return products.hessian_product(self.point, v)
 
+    @on_host
     def mixed(self, u: PyTree) -> Array:
         """B u for u a pytree like theta."""
         return products.mixed_product(self.point, u)
 
+    @on_host
     def mixed_transpose(self, w: Array) -> PyTree:
         """B^T w for w shaped like x."""
         return products.mixed_transpose_product(self.point, w)
 
+    @on_host
     def jacobian(self, u: PyTree) -> Array:
         """D u: how the attack moves when the parameters move along u."""
         self._need_regular()
         return self._solve(self.mixed(u))
 
+    @on_host
     def jacobian_transpose(self, w: Array) -> PyTree:
         """D^T w."""
         self._need_regular()
         return self.mixed_transpose(self._solve(w))
 
+    @on_host
     def frozen_hessian(self, u: PyTree) -> PyTree:
         """A u, the Hessian of the loss with the attack frozen."""
         return products.frozen_hessian_product(self.point, u)
 
+    @on_host
     def loss_hessian(self, u: PyTree) -> PyTree:
         """(A + B^T D) u, the Hessian of the adversarial loss."""
         frozen = self.frozen_hessian(u)
         return jax.tree.map(jnp.add, frozen, self.mixed_transpose(self.jacobian(u)))
 
+    @on_host
     def motion_hessian(self, u: PyTree) -> PyTree:
         """B^T D u, positive semidefinite: what the motion of the attack adds to the Hessian."""
         return self.mixed_transpose(self.jacobian(u))
@@ -138,6 +147,7 @@ class MatrixFreeJacobian(NamedTuple):
         found = lanczos(apply, start, tol=self.tol, max_steps=self.max_steps, ends="high")
         return square_root(found.high)
 
+    @on_host
     def norm(self) -> Estimate:
         """Norm of D, by Lanczos on D D^T in the space of x."""
         self._need_regular()
@@ -146,6 +156,7 @@ class MatrixFreeJacobian(NamedTuple):
         start = self.point.project(self._random_x())
         return self._largest(lambda w: self.jacobian(self.jacobian_transpose(w)), start)
 
+    @on_host
     def mixed_norm(self, tangential: bool = False) -> Estimate:
         """Norm of B, the local C_thx, or of T^T B."""
         clip = self.point.project if tangential else lambda w: w
@@ -154,6 +165,7 @@ class MatrixFreeJacobian(NamedTuple):
         apply = lambda w: clip(self.mixed(self.mixed_transpose(w)))
         return self._largest(apply, clip(self._random_x()))
 
+    @on_host
     def sharp_bound(self) -> float:
         """norm(T^T B)/c_T, with both estimates moved by their errors to the safe side."""
         self._need_regular()
@@ -161,6 +173,7 @@ class MatrixFreeJacobian(NamedTuple):
         safe = self.curvature.value - self.curvature.error
         return 0.0 if self.tangent_dim == 0 else (top.value + top.error) / safe
 
+    @on_host
     def bordered_sigma(self) -> Estimate:
         """Smallest singular value of the bordered Hessian K, the c of Lemma 5 (L2 sphere only)."""
         self._need_regular()
@@ -174,6 +187,7 @@ class MatrixFreeJacobian(NamedTuple):
         error = top.error / (size * max(size - top.error, 1e-30))
         return Estimate(1 / size, error, top.iterations, top.converged)
 
+    @on_host
     def paper_bound(self) -> float:
         """norm(B)/lambda_min(-H) (Lemma 4) or norm(B)/sigma_min(K) (Lemma 5); inf elsewhere."""
         self._need_regular()
@@ -183,6 +197,7 @@ class MatrixFreeJacobian(NamedTuple):
             return self.mixed_norm().value / self.bordered_sigma().value
         return float("inf")
 
+    @on_host
     def smoothness(self, part: str = "total") -> Extremes:
         """Extreme eigenvalues of A + B^T D, the true local smoothness ("frozen" A, "motion" B^T D).
 
@@ -201,6 +216,7 @@ class MatrixFreeJacobian(NamedTuple):
         return lanczos(apply, start, tol=self.tol, max_steps=self.max_steps, reorthogonalize=False)
 
 
+@on_host
 def matrix_free_jacobian(
     loss,
     theta: PyTree,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._transfers import on_host
 from .._types import Array
 from ._entropy import _check_positive, _vector
 from ._quadrature import evaluate
@@ -30,6 +31,7 @@ class MoreauEnvelope(NamedTuple):
     gradient: np.ndarray
 
 
+@on_host
 def moreau_envelope(
     loss: Callable[[Array], Array],
     theta,

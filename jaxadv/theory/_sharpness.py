@@ -24,6 +24,7 @@ import numpy as np
 
 from .._checks import check_count
 from .._program import trace
+from .._transfers import on_host
 from .._types import Array, Key, Params, PyTree
 from ._eigenvalues import extreme_eigenvalues
 from ._trees import as_arrays, precision_of, vector
@@ -71,6 +72,7 @@ def _check_radius(radius: float) -> None:
         raise ValueError(f"radius={radius} must be a finite number > 0")
 
 
+@on_host
 def sharpness(
     key: Key,
     loss: Callable[[Params], Array],
@@ -153,7 +155,8 @@ def _ascend(key, params, radius, loss, *, num_steps):
         best_offset = jax.tree.map(lambda n, o: jnp.where(better, n, o), offset, best_offset)
         length = _norm(gradient)
         # From a whole radius down to a hundredth of it, geometrically.
-        size = radius * 10.0 ** (-2.0 * index / num_steps)
+        share = 10.0 ** (-2.0 * index.astype(float) / num_steps)
+        size = radius * share.astype(radius.dtype)
         factor = jnp.where(length > 0, size / jnp.where(length > 0, length, 1.0), 0.0)
         moved = jax.tree.map(lambda o, g: o + (factor * g).astype(o.dtype), offset, gradient)
         reach = _norm(moved)
@@ -194,6 +197,7 @@ def sharpness_order(
     return math.log2(increases[0] / increases[1]) if min(increases) > 0 else math.nan
 
 
+@on_host
 def sharpness_quadratic(
     key: Key,
     loss: Callable[[Params], Array],

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_count
+from .._transfers import on_host
 from .._types import Array, Key, Params, PyTree
 from ._trees import as_arrays, check_same_structure, precision_of
 
@@ -39,6 +40,7 @@ class ActiveSetStability(NamedTuple):
     flips: np.ndarray | None
 
 
+@on_host
 def active_set_stability(
     loss: Callable[[Array, Params], Array],
     theta: Params,

@@ -185,7 +185,7 @@ def toy_attack(
     direction = jnp.sign(theta) if norm == "linf" else theta / safe
     # Ends first: (c - u_0)/length is eps only up to rounding there.
     inside = jnp.clip((position - theta @ x) / safe, -eps, eps)
-    amount = jnp.where(regime == 0, inside, regime * eps)
+    amount = jnp.where(regime == 0, inside, regime.astype(inside.dtype) * eps)
     return ToyAttack(jnp.where(length > 0, amount * direction, 0.0), position, regime)
 
 

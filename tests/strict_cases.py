@@ -1,0 +1,442 @@
+"""One small call of every public function, with its arrays already on the device."""
+
+import os
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxadv import attacks, augment, balls, losses, models, objectives, optim, theory, training
+
+KEY_DATA = jax.random.key_data(jax.random.key(0))
+IMAGES = jax.random.uniform(jax.random.key(1), (3, 4, 4, 1))
+LABELS = jnp.array([0, 1, 2])
+INDICES = jnp.arange(3)
+WEIGHTS = jax.random.normal(jax.random.key(2), (16, 4))
+LOGITS = jax.random.normal(jax.random.key(3), (3, 4))
+OTHER = jax.random.normal(jax.random.key(4), (3, 4))
+EIGHT_BIT = jnp.arange(8 * 16, dtype=jnp.uint8).reshape(8, 4, 4, 1)
+CLASSES, PLACES = jnp.arange(8) % 4, jnp.arange(8)
+PARAMS = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+BATCHES = jnp.ones((2, 2))
+ZERO, TWO, PAIR = (
+    jnp.zeros(2),
+    jnp.array([0.0, 2.0]),
+    (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])),
+)
+FOUR = jnp.int32(4)
+POINT = jnp.array([0.5, -0.1])
+BOX = {"norm": "linf", "eps": 0.1}
+FEW = {"num_steps": 3}
+ORIGIN, ONES = np.zeros(2), np.ones(2)
+THETA, X = np.array([3.0, -4.0]), np.array([1.0, 1.0])
+
+
+def new_key():
+    """The same key, never seen before by the checker of key reuse."""
+    return jax.random.wrap_key_data(KEY_DATA)
+
+
+def logits_fn(images):
+    return images.reshape(images.shape[0], -1) @ WEIGHTS.astype(images.dtype)
+
+
+def apply_fn(params, batch_stats, images, train):
+    del train
+    return images.reshape(images.shape[0], -1) @ params, batch_stats
+
+
+def quadratic(params, batch=None):
+    x = ONES.astype(np.float32) if batch is None else batch
+    return jnp.sum((params["kernel"] @ x + params["bias"]) ** 2)
+
+
+def grad_fn(params, batch, carry):
+    return jax.grad(quadratic)(params, batch), carry
+
+
+def concave(x, theta):
+    return -0.5 * jnp.sum((x - theta) ** 2)
+
+
+def bilinear(x, theta):
+    return x @ theta
+
+
+def bowl(theta):
+    return 0.5 * jnp.sum(theta * theta)
+
+
+def _attack(name, **options):
+    attack = getattr(attacks, name)
+
+    def call():
+        for norm, eps in (("linf", 0.1), ("l2", 0.5), ("l1", 2.0)):
+            attack(new_key(), logits_fn, IMAGES, LABELS, norm=norm, eps=eps, **options)
+
+    return call
+
+
+def _stateful():
+    def forward(points, carry):
+        return logits_fn(points), carry
+
+    run = lambda key, images, eps, step: attacks.pgd_stateful(
+        key, forward, (), images, LABELS, INDICES, None, eps, step, norm="l2", num_steps=2
+    )
+    return jax.jit(lambda key, images: run(key, images, 0.1, 0.05))(new_key(), IMAGES)
+
+
+ATTACKS = {
+    "pgd": _attack("pgd", step_size=0.05, num_steps=2, num_restarts=2),
+    "fgsm": _attack("fgsm", init="uniform"),
+    "pgd_stateful": _stateful,
+    "apgd": _attack("apgd", num_steps=10, num_restarts=2),
+    "apgd_targeted": _attack("apgd_targeted", num_steps=3, num_targets=2),
+    "fab": _attack("fab", num_steps=2),
+    "fab_targeted": _attack("fab_targeted", num_steps=2, num_targets=2),
+    "square": _attack("square", num_queries=5),
+    "autoattack": lambda: attacks.autoattack(new_key(), logits_fn, IMAGES, LABELS, **BOX),
+}
+
+LOSSES = {
+    "cross_entropy": lambda: losses.cross_entropy(LOGITS, LABELS),
+    "log_softmax": lambda: losses.log_softmax(LOGITS),
+    "margin": lambda: losses.margin(LOGITS, LABELS),
+    "dlr": lambda: losses.dlr(LOGITS, LABELS),
+    "dlr_targeted": lambda: losses.dlr_targeted(LOGITS, LABELS, INDICES),
+    "kl_divergence": lambda: losses.kl_divergence(LOGITS, OTHER),
+}
+
+
+def _per_norm(function):
+    return lambda: [function(norm) for norm in ("linf", "l2", "l1")]
+
+
+BALLS = {
+    "norm_of": _per_norm(lambda norm: balls.norm_of(IMAGES, norm)),
+    "project": _per_norm(
+        lambda norm: [
+            balls.project(IMAGES, IMAGES, norm=norm, eps=0.1, exact=exact)
+            for exact in (False, True)
+        ]
+    ),
+    "sample": _per_norm(lambda norm: balls.sample(new_key(), IMAGES, norm=norm, eps=0.1)),
+    "ascent_step": _per_norm(
+        lambda norm: balls.ascent_step(IMAGES, IMAGES, norm=norm, step_size=0.1)
+    ),
+}
+
+AUGMENT = {
+    "random_crop": lambda: augment.random_crop(new_key(), IMAGES, padding=1),
+    "random_flip": lambda: augment.random_flip(new_key(), IMAGES),
+    "random_rotation": lambda: augment.random_rotation(new_key(), IMAGES),
+    "augmentation": lambda: augment.augmentation("zero_crop_flip_rotate")(new_key(), IMAGES),
+}
+
+
+def _objective(factory):
+    def call():
+        objective = factory(apply_fn, eps=0.1, step_size=0.02, num_steps=2)
+
+        @jax.jit
+        def run(key, params, images, labels):
+            adversarial, _ = objective.perturb(key, params, {}, images, labels)
+            return jax.value_and_grad(objective.loss, has_aux=True)(
+                params, {}, images, adversarial, labels
+            )
+
+        return run(new_key(), WEIGHTS, IMAGES, LABELS)
+
+    return call
+
+
+OBJECTIVES = {
+    "adversarial_cross_entropy": _objective(objectives.adversarial_cross_entropy),
+    "trades": _objective(objectives.trades),
+}
+
+
+def _entropy_sgd(**options):
+    tx = optim.entropy_sgd(0.1, key=new_key(), n_in=2, **options)
+    update = jax.jit(lambda s, p, b: tx.update(None, s, p, grad_fn=grad_fn, batches=b))
+    return update(jax.jit(tx.init)(PARAMS), PARAMS, BATCHES)
+
+
+def _stepwise():
+    tx = optim.entropy_sgd_stepwise(0.1, key=new_key(), n_in=2)
+    state, params = jax.jit(tx.init)(PARAMS), PARAMS
+    step = jax.jit(lambda s, p: tx.update(jax.grad(quadratic)(p), s, p))
+    for _ in range(3):
+        updates, state = step(state, params)
+        params = jax.jit(optax.apply_updates)(params, updates)
+    return state, params
+
+
+OPTIM = {
+    "entropy_sgd": lambda: [_entropy_sgd(second_order=second) for second in (False, True)],
+    "entropy_sgd_stepwise": _stepwise,
+    "slow_params": lambda: optim.slow_params(*_stepwise()),
+    "awp_value_and_grad": lambda: jax.jit(
+        optim.awp_value_and_grad(quadratic, 0.1, weight_decay=0.1)
+    )(PARAMS),
+    "awp_perturbation": lambda: jax.jit(optim.awp_perturbation)(PARAMS, PARAMS, FOUR),
+    "langevin_chain": lambda: jax.jit(
+        lambda key, params, batches: optim.langevin_chain(
+            key, params, grad_fn, batches, (), step_size=0.1, gamma=0.1, noise_std=0.1, momentum=0.5
+        )
+    )(new_key(), PARAMS, BATCHES),
+    "langevin_step": lambda: jax.jit(
+        lambda key, p: optim.langevin_step(key, p, p, p, step_size=0.1, gamma=0.1, noise_std=0.1)
+    )(new_key(), PARAMS),
+    "noise_std": lambda: jax.jit(
+        lambda x: [
+            optim.noise_std(x, step_size=0.1, convention=name)
+            for name in ("ucla", "paper", "temperature")
+        ]
+    )(TWO),
+    "nesterov_momentum": lambda: jax.jit(lambda p: optim.nesterov_momentum(p, p, momentum=0.9))(
+        PARAMS
+    ),
+    "add_weight_decay": lambda: jax.jit(lambda p: optim.add_weight_decay(p, p, 0.1))(PARAMS),
+}
+
+
+def _objective_of(**options):
+    return objectives.adversarial_cross_entropy(
+        apply_fn, eps=0.1, step_size=0.05, num_steps=1, **options
+    )
+
+
+def _program(**options):
+    return training.Program(apply_fn, _objective_of(), batch_size=4, **options)
+
+
+def _train():
+    tx = training.sgd(training.step_decay(0.1, num_epochs=4, batches_per_epoch=2))
+    create = jax.jit(lambda params: training.TrainState.create(params, {}, tx))
+    data = training.DeviceData(EIGHT_BIT, CLASSES)
+    program = _program(weight_perturbation=0.01, clean_pass=True)
+    return program.sgd_steps(tx)(create(WEIGHTS), data, new_key(), FOUR)
+
+
+def _train_entropy():
+    tx = optim.entropy_sgd(0.1, key=new_key(), n_in=2)
+    create = jax.jit(lambda params: training.TrainState.create(params, {}, tx))
+    data = training.DeviceData(EIGHT_BIT, CLASSES)
+    state, _ = _program().entropy_step(tx, 2)(create(WEIGHTS), data, new_key())
+    objective = _objective_of(attack_bn="eval")
+    return _program().refresh_stats(2, objective.perturb)(state, data, new_key())
+
+
+TRAINING = {
+    "sgd_steps": _train,
+    "entropy_step": _train_entropy,
+    "make_predict": lambda: training.make_predict(apply_fn, **BOX, step_size=0.05, num_steps=1)(
+        WEIGHTS, {}, new_key(), EIGHT_BIT, CLASSES, PLACES
+    ),
+    "to_float": lambda: training.to_float(EIGHT_BIT),
+}
+
+
+def _network(module, size):
+    def call():
+        images = jax.device_put(np.full((2, size, size, 3), 0.5, np.float32))
+        variables = jax.jit(module.init)(new_key(), images)
+        apply = lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"])
+        loss = lambda p, v, x: (apply({**v, "params": p}, x)[0] ** 2).sum()
+        return jax.jit(jax.grad(loss))(variables["params"], variables, images)
+
+    return call
+
+
+def _torch_files():
+    module = models.preact_resnet18(4, width=2)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+    def state_dicts():
+        models.from_torch_state_dict(models.to_torch_state_dict(module, variables), module)
+
+    def files():
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "weights.pt")
+            models.save_torch(file, module, variables)
+            models.load_torch(file, module)
+
+    return {
+        "to_torch_state_dict": state_dicts,
+        "from_torch_state_dict": state_dicts,
+        "save_torch": files,
+        "load_torch": files,
+    }
+
+
+MODELS = _torch_files() | {
+    "preact_resnet18": _network(models.preact_resnet18(4, width=2), 8),
+    "wide_resnet34_10": _network(models.wide_resnet34_10(4, depth=10, widen_factor=1), 8),
+    "small_convnet": _network(models.small_convnet(4), 8),
+    "mlp": _network(models.mlp(4, hidden=(5,)), 4),
+    "build": _network(models.build("small_convnet", num_classes=3), 8),
+    "conv2d": lambda: jax.jit(
+        jax.grad(lambda x, k: models.conv2d(x, k, strides=2, padding=1).sum())
+    )(IMAGES, jax.device_put(np.ones((3, 3, 1, 2), np.float32))),
+}
+
+_linear = {"p": 2, "eps": 0.5}
+_toy = {"norm": "linf"}
+
+
+def _matrix_free():
+    found = theory.matrix_free_jacobian(concave, TWO, ZERO, PAIR[1], norm="l2", eps=1.0)
+    products = [found.mixed, found.jacobian, found.jacobian_transpose, found.loss_hessian]
+    numbers = [found.norm, found.mixed_norm, found.sharp_bound, found.paper_bound, found.smoothness]
+    return [product(TWO) for product in products], [number() for number in numbers]
+
+
+THEORY = {
+    "attack_jacobian": lambda: theory.attack_jacobian(concave, TWO, ZERO, norm="l2", eps=1.0),
+    "adversarial_hessian": lambda: theory.adversarial_hessian(
+        concave, TWO, ZERO, norm="l2", eps=1.0
+    ),
+    "matrix_free_jacobian": _matrix_free,
+    "optimal_attack": lambda: theory.optimal_attack(
+        new_key(), concave, TWO, ZERO, norm="l2", eps=1.0
+    ),
+    "polish_attack": lambda: theory.polish_attack(
+        concave, POINT, ZERO, POINT, norm="linf", eps=1.0
+    ),
+    "climb_attack": lambda: theory.climb_attack(concave, TWO, ZERO, PAIR[0], norm="l2", eps=1.0),
+    "differentiable_attack": lambda: theory.differentiable_attack(concave, norm="l2", eps=1.0)(
+        np.array([0.0, 2.0]), ORIGIN
+    ),
+    "adversarial_loss": lambda: theory.adversarial_loss(concave, norm="l2", eps=1.0)(
+        np.array([0.0, 2.0]), ORIGIN
+    ),
+    "curvature_budget": lambda: theory.curvature_budget(
+        new_key(), bilinear, THETA, THETA / 5, lambda u: u / 5
+    ),
+    "monotonicity_audit": lambda: theory.monotonicity_audit(
+        lambda theta: -theta, [ORIGIN, ONES], weak_convexity=0.5
+    ),
+    "segment_weak_convexity": lambda: theory.segment_weak_convexity(
+        lambda x, theta: x @ jnp.cos(theta), np.zeros(1), np.ones(1), [np.ones(1), np.ones(1)]
+    ),
+    "smoothness_along": lambda: theory.smoothness_along(
+        lambda x, theta: 2 * x,
+        lambda theta: -np.sign(theta),
+        [np.array([1.0, 1.0]), np.array([1.0, -1.0])],
+        bounds=(-ONES, ONES),
+    ),
+    "extreme_eigenvalues": lambda: theory.extreme_eigenvalues(
+        new_key(), lambda v: v * v.dtype.type(2), TWO
+    ),
+    "hutchinson_trace": lambda: theory.hutchinson_trace(
+        new_key(), lambda v: v * v.dtype.type(2), TWO
+    ),
+    "gibbs_measure": lambda: theory.gibbs_measure(
+        lambda t: (t[0] - 3.0) ** 2 / 2, [1.0], gamma=1.0
+    ),
+    "local_entropy": lambda: theory.local_entropy(lambda t: t @ t / 2, [1.0, -2.0], gamma=3.0),
+    "local_entropy_grid": lambda: theory.local_entropy_grid(
+        lambda t: t @ t / 2, [np.linspace(-1, 1, 5)] * 2, gamma=1.0
+    ),
+    "covariance_bounds": lambda: theory.covariance_bounds(np.eye(2) / 2, gamma=1.0),
+    "weakly_convex_bounds": lambda: theory.weakly_convex_bounds(gamma=2.0, weak_convexity=1.0),
+    "lipschitz_variance_bound": lambda: theory.lipschitz_variance_bound(gamma=1.0, lipschitz=2.0),
+    "lipschitz_bound": lambda: theory.lipschitz_bound(gamma=1.0, lipschitz=6.0),
+    "kink_curvature": lambda: theory.kink_curvature(0.6, gamma=100.0),
+    "slope_exponent": lambda: theory.slope_exponent(np.sign, np.zeros(1), np.ones(1)),
+    "find_kinks": lambda: theory.find_kinks(
+        np.sign, np.array([-0.3, 1.0]), np.array([1.0, 0.0]), length=1.0, signature_fn=np.sign
+    ),
+    "filter_normalized_direction": lambda: theory.filter_normalized_direction(new_key(), PARAMS),
+    "loss_line": lambda: theory.loss_line(bowl, ZERO, TWO, [-1, 0, 2]),
+    "loss_plane": lambda: theory.loss_plane(bowl, ZERO, PAIR, [0, 1], [0, 1, 2]),
+    "adversarial_evaluation": lambda: theory.adversarial_evaluation(
+        new_key(),
+        lambda w, x: apply_fn(w, {}, x, False)[0],
+        IMAGES,
+        LABELS,
+        eps=0.25,
+        step_size=0.25,
+    )(WEIGHTS),
+    "average_weights": lambda: theory.average_weights(20, 0.25),
+    "effective_temperature": lambda: theory.effective_temperature(
+        0.5, curvature=2.0, step_size=0.0
+    ),
+    "langevin_diagnostics": lambda: theory.langevin_diagnostics(
+        np.zeros(1),
+        np.linspace(0, 2, 40).reshape(40, 1),
+        np.linspace(-2, 0, 40).reshape(40, 1),
+        gamma=1.0,
+        step_size=0.1,
+        noise_std=0.45,
+    ),
+    "langevin_trace": lambda: theory.langevin_trace(
+        new_key(), TWO, lambda t: t - 1, num_steps=5, step_size=0.1, gamma=1.0, noise_std=0.1
+    ),
+    "linear_attack": lambda: theory.linear_attack(THETA, X, 1, **_linear),
+    "linear_attack_jacobian": lambda: theory.linear_attack_jacobian(THETA, 1, **_linear),
+    "linear_gradient": lambda: theory.linear_gradient(THETA, X, 1, **_linear),
+    "linear_hessian": lambda: theory.linear_hessian(THETA, X, 1, **_linear),
+    "linear_loss": lambda: theory.linear_loss(THETA, X, 1, **_linear),
+    "linear_margin": lambda: theory.linear_margin(THETA, X, 1, **_linear),
+    "linear_spectrum": lambda: theory.linear_spectrum(THETA, X, -1, eps=0.1),
+    "adversarial_radius": lambda: theory.adversarial_radius(THETA, **_linear),
+    "annulus_smoothness": lambda: theory.annulus_smoothness(
+        1.5, eps=0.5, theta_min=0.4, theta_max=3.0
+    ),
+    "collapse_threshold": lambda: theory.collapse_threshold(THETA[None], np.array([1.0]), p=2),
+    "cross_smoothness": lambda: theory.cross_smoothness(1.0),
+    "local_smoothness_bound": lambda: theory.local_smoothness_bound(THETA, X, 1, eps=1.0),
+    "logistic_constants": lambda: theory.logistic_constants(2.0, 0.0),
+    "theorem1_bound": lambda: theory.theorem1_bound(
+        np.ones((3, 2)), eps=0.5, theta_min=0.4, theta_max=3.0
+    ),
+    "theorem2_bound": lambda: theory.theorem2_bound(np.array([[1.0, 0.0]]), eps=1.0),
+    "theta_min_from_loss": lambda: theory.theta_min_from_loss(0.5, np.ones((4, 2)), p=2, eps=0.6),
+    "linear_kinks": lambda: theory.linear_kinks(
+        np.array([0.0, 1.3]), np.array([-1.0, 1.0]), 1, p=np.inf, eps=0.6
+    ),
+    "linear_regularity": lambda: theory.linear_regularity(3),
+    "moreau_envelope": lambda: theory.moreau_envelope(lambda t: jnp.abs(t[0]), [3.0], gamma=2.0),
+    "sharpness": lambda: theory.sharpness(new_key(), bowl, TWO, radius=0.1),
+    "sharpness_order": lambda: theory.sharpness_order(new_key(), bowl, TWO, radius=0.1),
+    "sharpness_quadratic": lambda: theory.sharpness_quadratic(new_key(), bowl, TWO, radius=0.1),
+    "active_set_stability": lambda: theory.active_set_stability(
+        bilinear,
+        np.array([0.5, -0.1]),
+        np.array([1.0, -1.0]),
+        low=-ONES,
+        high=ONES,
+        step=np.array([0.0, 0.2]),
+    ),
+    "toy_attack": lambda: theory.toy_attack(TWO, norm="l2", eps=1.0),
+    "toy_gradient": lambda: theory.toy_gradient(POINT),
+    "toy_kink_jump": lambda: theory.toy_kink_jump(np.array([0.0, 1.3])),
+    "toy_loss": lambda: theory.toy_loss(TWO, **_toy),
+    "toy_margin_loss": lambda: theory.toy_margin_loss(0.0),
+    "toy_pgd": lambda: theory.toy_pgd(POINT, norm="linf", model="linear"),
+    "toy_weak_convexity": lambda: theory.toy_weak_convexity(**_toy),
+    "toy_dataset": lambda: theory.toy_dataset(),
+    "toy_dataset_loss": lambda: theory.toy_dataset_loss(TWO, *theory.toy_dataset(), **_toy),
+}
+
+PACKAGES = {
+    attacks: ATTACKS,
+    losses: LOSSES,
+    balls: BALLS,
+    augment: AUGMENT,
+    objectives: OBJECTIVES,
+    optim: OPTIM,
+    training: TRAINING,
+    models: MODELS,
+    theory: THEORY,
+}
+CASES = {
+    f"{package.__name__.removeprefix('jaxadv.')}.{name}": call
+    for package, calls in PACKAGES.items()
+    for name, call in calls.items()
+}
