@@ -26,7 +26,7 @@ ZERO, TWO, PAIR = (
     jnp.array([0.0, 2.0]),
     (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])),
 )
-FOUR = jnp.int32(4)
+FOUR, HALF = jnp.int32(4), jnp.float32(0.5)
 POINT = jnp.array([0.5, -0.1])
 BOX = {"norm": "linf", "eps": 0.1}
 FEW = {"num_steps": 3}
@@ -182,7 +182,7 @@ OPTIM = {
     "awp_value_and_grad": lambda: jax.jit(
         optim.awp_value_and_grad(quadratic, 0.1, weight_decay=0.1)
     )(PARAMS),
-    "awp_perturbation": lambda: jax.jit(optim.awp_perturbation)(PARAMS, PARAMS, FOUR),
+    "awp_perturbation": lambda: jax.jit(optim.awp_perturbation)(PARAMS, PARAMS, HALF),
     "langevin_chain": lambda: jax.jit(
         lambda key, params, batches: optim.langevin_chain(
             key, params, grad_fn, batches, (), step_size=0.1, gamma=0.1, noise_std=0.1, momentum=0.5

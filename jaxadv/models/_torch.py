@@ -228,7 +228,8 @@ def _shapes(module: nn.Module, channels: int | None = None) -> dict[tuple[str, .
     if channels is None:
         channels = 3 if module.mean is None else len(module.mean)
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, key, images))
 
 
 def _channels(flat: Mapping[Any, Any]) -> int | None:
