@@ -303,13 +303,13 @@ def make_predict(apply_fn: ApplyFn, **attack):
     """
 
     @jax.jit
-    def run(model, params, batch_stats, key, images, labels, indices):
+    def predict(model, params, batch_stats, key, images, labels, indices):
         logits_fn = lambda points: model(params, batch_stats, points)
         images = to_float(images)
         adversarial = pgd(key, logits_fn, images, labels, indices=indices, **attack)
         return Predictions(logits_fn(images).argmax(axis=1), logits_fn(adversarial).argmax(axis=1))
 
-    def predict(params, batch_stats, key, images, labels, indices):
+    def traced(params, batch_stats, key, images, labels, indices):
         check_pixels(images)
         check_labels(labels, images.shape[0])
         points = jax.eval_shape(to_float, images)
@@ -319,6 +319,6 @@ def make_predict(apply_fn: ApplyFn, **attack):
         model = trace(eval_fn, params, batch_stats, points, name="apply_fn")
         logits = jax.eval_shape(model, params, batch_stats, points)
         check_range(labels, logits.shape[-1])
-        return run(model, params, batch_stats, key, images, labels, indices)
+        return predict(model, params, batch_stats, key, images, labels, indices)
 
-    return predict
+    return traced

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_missing_runs_are_trained_if_asked_for(monkeypatch, tmp_path):
     [member, *_] = _curves.members(fig6.FIGURE.lines, "smoke", "digits", None, 1)
     fabricate(member.workdir(), member.config(), metrics(2))
     command(monkeypatch, fig6, "--scale=smoke", "--seeds=1", "--run", "--data-dir=there")
-    assert trained == [(label, 0, "there") for label in [*LABELS[1:], "AWP(0.001)"]]
+    assert trained == [(label, 0, Path("there")) for label in [*LABELS[1:], "AWP(0.001)"]]
     assert list(data(tmp_path, "fig6-digits-smoke")["curves"]) == [*LABELS, "AWP(0.001)"]
     assert RunDirectory("runs/digits-smoke/awp-gamma0.001/seed0").config().awp.gamma == 0.001
 

@@ -26,7 +26,7 @@ def test_a_run_leaves_all_its_files(method, finished):
     names = {path.name for path in done.directory.path.iterdir()}
     assert names == {
         *("config.json", "environment.json", "metrics.jsonl"),
-        *("last.ckpt", "selected.ckpt", "report.json", "lock"),
+        *("last.ckpt", "selected.ckpt", "selected-copy.ckpt", "report.json", "lock"),
         *("report.html", "predictions-selected.npz"),
     }
     report = done.directory.report()
@@ -149,10 +149,11 @@ def test_a_program_is_compiled_once_whatever_the_number_of_epochs(method, tmp_pa
         logger = logging.getLogger("jax._src.interpreters.pxla")
         logger.addHandler(handler)
         propagate, logger.propagate = logger.propagate, False
+        jax.config.update("jax_log_compiles", True)  # in every thread
         try:
-            with jax.log_compiles():
-                run(tiny(method, num_epochs=num_epochs), tmp_path / str(num_epochs))
+            run(tiny(method, num_epochs=num_epochs), tmp_path / str(num_epochs))
         finally:
+            jax.config.update("jax_log_compiles", False)
             logger.removeHandler(handler)
             logger.propagate = propagate
         counts[num_epochs] = handler.names
