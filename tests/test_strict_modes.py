@@ -24,7 +24,7 @@ MODES = {"strict": everything_strict, "64 bits": lambda: jax.enable_x64(True)}
 
 
 @pytest.mark.parametrize("case", strict_cases.CASES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["strict", pytest.param("64 bits", marks=pytest.mark.slow)])
 def test_public_functions_run(mode, case):
     with MODES[mode]():
         strict_cases.CASES[case]()
