@@ -122,6 +122,7 @@ def autoattack(
             unknown names, a radius that makes no sense, or a store of another evaluation.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
         >>> x, y = jnp.full((1, 2, 2, 1), 0.9), jnp.array([0])
         >>> result = autoattack(jax.random.key(0), logits_fn, x, y, eps=0.1, progress=False)
