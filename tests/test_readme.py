@@ -49,11 +49,11 @@ def test_pytorch_file(function, tmp_path, monkeypatch):
     from jaxadv import models
 
     monkeypatch.chdir(tmp_path)
-    module = models.preact_resnet18(num_classes=10, width=1)
+    module = models.preact_resnet18(num_classes=10, width=1, mean=None, std=None)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     models.save_torch("weights.pt", module, variables)
     wide = models.preact_resnet18
-    monkeypatch.setattr(models, "preact_resnet18", lambda classes: wide(classes, width=1))
+    monkeypatch.setattr(models, "preact_resnet18", functools.partial(wide, width=1))
     images = np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype(np.float32)
     labels = np.asarray(jax.jit(module.apply)(variables, images).argmax(1)).astype(np.int32)
     short = dict(version="custom", attacks=["apgd-ce"], num_steps=3)  # 18 layers compile slowly

@@ -5,58 +5,72 @@ uint8 array, so everything else is refused, and the three NumPy names that an ar
 for inert classes below: no NumPy constructor sees a byte of an unchecked file.
 """
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxadv.models._pickle import read_pickle
+from jaxadv._inert_pickle import Inert, Name, Unpickler
 
 from ._dataset import DataError
 
 
-class _Dtype:
-    def __init__(self, code: Any = None, *flags: Any):
+class _Dtype(Inert):
+    """A type of numbers; byte order and alignment, which would be its state, a byte has not."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: Any, *flags: Any):
+        super().__init__("numpy.dtype")
         del flags
-        self.code = code.decode("ascii", "replace") if isinstance(code, bytes) else code
+        self.code = code.decode("ascii") if isinstance(code, bytes) else code
 
 
 class _Array:
-    def __init__(self, *_: Any):
+    """An array as `numpy._reconstruct` leaves it: empty until its state comes."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, subtype: Any, shape: Any, code: Any):
+        del subtype, shape, code
         self.value: np.ndarray | None = None
 
     def build(self, state: Any) -> None:
-        """Takes the shape, type and bytes that the pickle sets."""
+        """Takes shape, type, order and bytes."""
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype) or dtype.code != "u1" or not isinstance(raw, bytes):
             raise ValueError("it holds an array that is not uint8")
-        if not isinstance(shape, tuple) or any(not isinstance(n, int) or n < 0 for n in shape):
+        if type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape):
             raise ValueError("it holds an array without a shape")
-        if math.prod(shape) != len(raw):
-            raise ValueError(f"it holds {len(raw)} bytes for an array of shape {shape}")
+        if len(shape) > 8 or math.prod(shape) != len(raw):
+            raise ValueError(f"it holds {len(raw)} bytes for an array of shape {_short(shape)}")
         self.value = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def _refused_array(*_: Any) -> None:
+def _short(shape: tuple[int, ...]) -> str:
+    return str(shape) if len(shape) < 9 and max(shape) < 2**62 else "that is impossible"
+
+
+def _ndarray(*_: Any) -> None:
+    """Stands for `numpy.ndarray`, which a pickled array names and never calls."""
     raise ValueError("it makes an array other than by numpy's _reconstruct")
 
 
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _refused_array,
-    ("numpy", "dtype"): _Dtype,
+_KNOWN = {
+    ("numpy.core.multiarray", "_reconstruct"): Name("_reconstruct", _Array),
+    ("numpy._core.multiarray", "_reconstruct"): Name("_reconstruct", _Array),
+    ("numpy", "ndarray"): Name("ndarray", _ndarray),
+    ("numpy", "dtype"): Name("dtype", _Dtype),
 }
 
 
-def _find(module: str, name: str) -> Any:
-    try:
-        return _ALLOWED[module, name]
-    except KeyError:
-        text = f"it asks for {module[:80]}.{name[:80]}, which a CIFAR file has no use for"
-        raise ValueError(text) from None
+def _find(module: str, name: str) -> Name:
+    if (module, name) not in _KNOWN:
+        full = f"{module}.{name}"
+        full = full if len(full) <= 100 and full.isprintable() else ascii(full[:100])
+        raise ValueError(f"it asks for {full}, which a CIFAR file has no use for")
+    return _KNOWN[module, name]
 
 
 def unpickle_batch(raw: bytes, where: str | Path) -> dict[str, Any]:
@@ -71,7 +85,7 @@ def unpickle_batch(raw: bytes, where: str | Path) -> dict[str, Any]:
 
     Raises:
       DataError: if the pickle is torn, asks for anything but numbers, strings, lists,
-        dictionaries and uint8 arrays, or is not a dictionary.
+        dictionaries and uint8 arrays, makes more of itself than CIFAR's do, or is not a dictionary.
 
     Example:
       >>> import pickle
@@ -80,8 +94,8 @@ def unpickle_batch(raw: bytes, where: str | Path) -> dict[str, Any]:
     """
     remedy = "Nothing of it was run; delete the file and get a fresh copy of the official archive"
     try:
-        content = read_pickle(io.BytesIO(raw), _find, text=False)
-    except Exception as error:  # a damaged pickle can raise nearly anything
+        content = Unpickler(raw, _find, encoding=None).load()
+    except ValueError as error:
         raise DataError(where, f"not a pickle of CIFAR data: {error}", remedy) from error
     if not isinstance(content, dict):
         raise DataError(where, f"a pickled {type(content).__name__}, not a dictionary", remedy)

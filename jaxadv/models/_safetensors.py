@@ -1,102 +1,104 @@
-"""The safetensors format: a length, a JSON header, and the bytes of the tensors."""
+"""Safetensors files: a length, a table in JSON, and the numbers.
+
+The format is that of https://huggingface.co/docs/safetensors; nothing in it can be run.
+"""
 
 import json
 import math
-import os
-import pathlib
-import struct
-from typing import Any, BinaryIO
+from typing import Any, TypeGuard
 
-import jax.numpy as jnp
-import numpy as np
+from ._stored import FileBytes, Storage, Tensor, dtypes, tensor_of
 
-_DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(jnp.bfloat16),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
+_MAX_TABLE = 1 << 21  # bytes: some 20,000 tensors
+_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
 }
-_MAX_HEADER = 2**26
 
 
-class LazyArray:
-    """A tensor of a safetensors file, not read yet.
-
-    Attributes:
-        shape: its shape.
-        dtype: its dtype.
-    """
-
-    def __init__(self, path: pathlib.Path, start: int, shape: tuple[int, ...], dtype: np.dtype):
-        self._path, self._start, self.shape, self.dtype = path, start, shape, dtype
-
-    def numpy(self) -> np.ndarray:
-        """Reads it."""
-        with open(self._path, "rb") as file:
-            file.seek(self._start)
-            raw = file.read(math.prod(self.shape) * self.dtype.itemsize)
-        return np.frombuffer(raw, self.dtype).reshape(self.shape)
+def is_safetensors(source: FileBytes) -> bool:
+    """Whether a file begins as one of safetensors does."""
+    head = source.read(0, min(source.size, 9))
+    return len(head) == 9 and head[8:] == b"{" and head[5:8] == bytes(3)
 
 
-def is_safetensors(file: BinaryIO) -> bool:
-    """Whether a file starts as the format does: a length that fits, then a JSON object."""
-    file.seek(0)
-    start = file.read(9)
-    length = os.fstat(file.fileno()).st_size
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= length
-
-
-def read_safetensors(file: BinaryIO, path: pathlib.Path) -> dict[str, LazyArray]:
-    """The tensors of a file by name.
+def read_safetensors(source: FileBytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name.
 
     Raises:
-        ValueError: if header and bytes do not belong together.
+      ValueError: if the table is torn, or does not account for every byte exactly once.
     """
-    file.seek(0)
-    (length,) = struct.unpack("<Q", file.read(8))
-    first, end = 8 + length, os.fstat(file.fileno()).st_size
-    if length > _MAX_HEADER or first > end:
-        raise ValueError("a safetensors file that is torn: its header does not fit.")
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > _MAX_TABLE:
+        raise ValueError(f"a safetensors table of {length} bytes; at most {_MAX_TABLE} are read")
+    if 8 + length > source.size:
+        raise ValueError("a safetensors file that ends too early; get it again")
+    begin = 8 + length
     try:
-        header = json.loads(file.read(length))
+        table = json.loads(source.read(8, length), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise ValueError("a safetensors file whose header is no JSON; it is damaged.") from error
-    if not isinstance(header, dict):
-        raise ValueError("a safetensors file whose header is no object; it is damaged.")
-    tensors, taken = {}, []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, stop, shape, dtype = _checked(name, entry, end - first)
-        taken.append((start, stop))
-        tensors[name] = LazyArray(path, first + start, shape, dtype)
-    taken.sort()
-    if any(after[0] < before[1] for before, after in zip(taken, taken[1:], strict=False)):
-        raise ValueError("a safetensors file whose tensors overlap; it is damaged.")
-    return tensors
-
-
-def _checked(name: str, entry: Any, room: int) -> tuple[int, int, tuple[int, ...], np.dtype]:
-    try:
-        shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
-        numbers = (*shape, start, stop)
-        dtype = _DTYPES[entry["dtype"]]
-    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"a safetensors file with a damaged table ({error})") from error
+    if not isinstance(table, dict):
+        raise ValueError("a safetensors file with a damaged table (not an object)")
+    table.pop("__metadata__", None)
+    found, spans = {}, []
+    for name, row in table.items():
+        found[name], span = _tensor(source, begin, name, row)
+        spans.append(span)
+    end = 0
+    for first, last in sorted(spans):
+        if first != end:
+            raise ValueError(f"a safetensors file with bytes {min(first, end)} used twice or never")
+        end = last
+    if begin + end != source.size:
         raise ValueError(
-            f"{name[:80]} has no shape, offsets or a dtype that is known; the file is damaged, or "
-            "holds tensors of 8 or 4 bits."
-        ) from error
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
-        raise ValueError(f"{name[:80]} has a shape that is none; the file is damaged.")
-    if stop > room or math.prod(shape) * dtype.itemsize != stop - start:
-        raise ValueError(f"{name[:80]} does not fit its bytes; the file is torn or damaged.")
-    return start, stop, shape, dtype
+            f"a safetensors file of {source.size} bytes whose table describes {begin + end}; get "
+            "it again"
+        )
+    return found
+
+
+def _tensor(source: FileBytes, begin: int, name: str, row: Any) -> tuple[Tensor, tuple[int, int]]:
+    row = row if type(row) is dict else {}
+    kind, shape, span = row.get("dtype"), row.get("shape"), row.get("data_offsets")
+    if not _are_sizes(shape) or not _are_sizes(span) or len(span) != 2:
+        raise ValueError(f"a safetensors file whose tensor {name[:80]!r} is not described properly")
+    first, last = span
+    dtype = dtypes()[_NAMES[kind]] if type(kind) is str and kind in _NAMES else None
+    count = math.prod(shape)
+    if first > last or (dtype is not None and count * dtype.itemsize != last - first):
+        raise ValueError(
+            f"a safetensors file whose tensor {name[:80]!r} of shape {shape[:8]} has "
+            f"{last - first} bytes"
+        )
+    storage = Storage(f"of {name[:80]!r}", dtype, count if dtype else last - first)
+    storage.read = lambda start, wanted: source.read(begin + first + start, wanted)
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return tensor_of(storage, 0, tuple(shape), strides), (first, last)
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    short = type(value) is list and len(value) <= 64
+    return short and all(type(n) is int and 0 <= n < 2**62 for n in value)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found

@@ -7,7 +7,7 @@ The names are those of the AWP code and of RobustBench; kernels are (O, C, kh, k
 import difflib
 import math
 import os
-import re
+import pathlib
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,20 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._preact_resnet import PreActResNet
-from ._safetensors import LazyArray
-from ._torch_file import Tensor, read_torch_file, write_torch_file
+from ._stored import Tensor, Unreadable
+from ._torch_entries import find_weights, match, spellings
+from ._torch_file import read_torch_file, write_torch_file
 from ._wide_resnet import WideResNet
 
-# Where checkpoints keep their weights, in the order in which they are looked for.
-_CONTAINERS = (
-    "state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights", "params",
-    "parameters", "net_state_dict", "model_weights", "backbone", "classifier", "module",
-)  # fmt: skip
-_AVERAGED = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "model_ema_state_dict",
-    "ema_model_state_dict", "swa_state_dict", "swa_model",
-)  # fmt: skip
-_DEPTH = 8  # of containers in containers
+_MAX_PROBLEMS, _MAX_UNUSED = 20, 100  # shown
+_MAX_SCALES = 16  # tensors called mean or std that are compared with the module's
+_MAX_CHANNELS = 64
+_MAX_COMPARED = 20_000  # pairs of names, for hints
 _MEAN, _STD = ("mean", "mu"), ("std", "sigma")
 
 
@@ -52,23 +47,27 @@ def load_torch(
     ignore: tuple[str, ...] = (),
     dtype: Any = np.float32,
 ) -> dict[str, Any]:
-    """Read the weights of a PyTorch checkpoint; PyTorch is not needed and no code is run.
+    """Read the weights of a checkpoint; PyTorch is not needed and no code is run.
 
-    **The normalisation is not in the file.** The variables are for ``module`` as it was made: with
-    ``mean=None, std=None`` it takes images in [0, 1] as they are, as most published robust networks
-    do; others need the mean and std that they were trained with. A file that carries its own mean
-    and std is compared with the module's.
+    All dictionaries of the file are searched, nested ones too, for one that has all tensors of
+    ``module``: "state_dict", "model", "state_dict_ema", "params", or whatever it is called. If
+    several have, the trained weights are taken before averaged ones ("ema" and the like), with a
+    warning that names the others; where their names say nothing, ``entry`` must. Wrapper prefixes
+    ("module.", "model.", "0.", ...) are stripped, and both spellings of shortcuts ("shortcut.0",
+    "convShortcut") and of the last layers are known. What lies beside the weights is not used and
+    may be anything that ``torch.load(weights_only=True)`` reads.
 
-    The state dict is searched in the usual containers ("state_dict", "model_state_dict", "model",
-    "net", "weights", "params", ..., in this order; averaged weights, "ema" and the like, where
-    there are no others: a warning says so where there are), wrapper prefixes ("module.",
-    "model.", "0.", ...) are stripped, and both spellings of shortcuts ("shortcut.0",
-    "convShortcut") and of the last layers are known.
+    A file does not say how images were normalised: ``module.mean`` and ``module.std`` are taken as
+    they are, which are CIFAR-10's unless you chose others. For a network that takes images in
+    [0, 1] as they are, as most published ones do, make the module with ``mean=None, std=None``.
+    A wrong choice gives wrong accuracies, not an error.
 
     Args:
-      path: a file written by ``torch.save`` (any version), ``safetensors`` or ``np.savez``.
+      path: a file written by ``torch.save`` (any version) or ``np.savez``, or of safetensors; the
+        content tells which.
       module: what the weights are for: a `PreActResNet` or a `WideResNet`.
-      entry: the container to take, where the file has several.
+      entry: the dictionary to take or to search in, by its name or dotted path ("model_ema",
+        "checkpoint.ema").
       ignore: names in the file, or their beginnings, that are not wanted.
       dtype: dtype of the variables; float64 needs ``jax.enable_x64``.
 
@@ -76,9 +75,11 @@ def load_torch(
       ``{"params": ..., "batch_stats": ...}`` for ``module.apply``.
 
     Raises:
-      ValueError: if the file is torn, holds anything but weights, or does not fit ``module``; all
-        missing, unexpected and misshapen names are listed. Also if the file's own normalisation
-        is not that of ``module``.
+      ValueError: if the file is torn, holds anything but data, makes more of itself than weights
+        do, or does not fit ``module``; the first missing, unexpected and misshapen names are
+        listed. Also if several entries fit and none is the usual one, or the file's own
+        normalisation is not that of ``module``. The file is named.
+      OSError: if it cannot be read.
 
     Example:
       >>> import os, tempfile
@@ -93,12 +94,14 @@ def load_torch(
       >>> bool((loaded["params"]["bn"]["scale"] == variables["params"]["bn"]["scale"]).all())
       True
     """
+    _check(module, dtype)
     content = read_torch_file(path)
+    layout = _torch_layout(module)
     try:
-        state_dict = _find_state_dict(content, entry)
-        return from_torch_state_dict(state_dict, module, ignore=ignore, dtype=dtype)
+        state_dict = find_weights(content, _wanted(layout), entry, ignore)
+        return _convert(state_dict, module, layout, ignore, np.dtype(dtype))
     except ValueError as error:
-        raise ValueError(f"{os.path.basename(path)}: {error}") from error
+        raise ValueError(f"{pathlib.Path(path).name}: {error}") from error
 
 
 def from_torch_state_dict(
@@ -122,47 +125,73 @@ def from_torch_state_dict(
     Raises:
       ValueError: as `load_torch`.
     """
-    dtype = np.dtype(dtype)
-    if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
-        raise ValueError("dtype is float64; call this inside `with jax.enable_x64(True):`.")
-    shapes = _shapes(module)
-    wanted = {e.name: e for e in _layout(module, shapes)}
+    _check(module, dtype)
+    return _convert(state_dict, module, _torch_layout(module), ignore, np.dtype(dtype))
+
+
+def _convert(
+    state_dict: Mapping[str, Any],
+    module: nn.Module,
+    layout: Mapping[str, "_Target"],
+    ignore: tuple[str, ...],
+    dtype: np.dtype,
+) -> dict[str, Any]:
+    wanted = _wanted(layout)
     names = [
         name
         for name in state_dict
         if not name.endswith("num_batches_tracked") and not (ignore and name.startswith(ignore))
     ]
-    prefix, given = _strip_prefix(names, wanted)
-    extra = [name for name in names if name not in given.values()]
-    extra = [name for name in extra if not _is_normalization(name, state_dict[name], module)]
-    unused = [name for name in extra if name.startswith(f"{prefix}sub_block1.")]
+    prefix, given = match(names, spellings(wanted))
+    known = set(given.values())
+    extra = [name for name in names if name not in known]
+    scales = [name for name in extra if name.split(".")[-1] in _MEAN + _STD][:_MAX_SCALES]
+    scales = {name for name in scales if _is_normalization(name, state_dict[name], module)}
+    extra = [name for name in extra if name not in scales]
+    unused = {name for name in extra if name.startswith(f"{prefix}sub_block1.")}
+    problems = _misfits(state_dict, given, wanted, [n for n in extra if n not in unused])
+    if problems:
+        shown = problems[:_MAX_PROBLEMS]
+        more = [] if len(problems) == len(shown) else [f"and {len(problems) - len(shown)} more"]
+        raise ValueError(
+            f"the weights do not fit {type(module).__name__}"
+            f" ({_describe(module)}); {len(problems)} problems:\n  " + "\n  ".join(shown + more)
+        )
     if unused:
         # RobustBench's WRN-34-10 files carry a copy of the first stage that forward never calls.
         warnings.warn(
-            f"ignored {len(unused)} tensors of the unused stage sub_block1: {', '.join(unused)}",
-            stacklevel=2,
+            f"ignored {len(unused)} tensors of the unused stage sub_block1: "
+            + ", ".join([name for name in extra if name in unused][:_MAX_UNUSED]),
+            stacklevel=3,
         )
-    problems = [f"missing: {name}{_nearest(name, extra)}" for name in wanted if name not in given]
-    problems += [f"unexpected: {name}" for name in extra if name not in unused]
     flat: dict[tuple[str, ...], Any] = {}
-    for name, entry in wanted.items():
-        if name not in given:
-            continue
-        axes, expected = entry.axes, tuple(shapes[entry.path].shape)
-        wanted_shape = expected if axes is None else tuple(expected[a] for a in axes)
-        found_shape = tuple(state_dict[given[name]].shape)
-        if found_shape != wanted_shape:
-            problems.append(f"shape: {given[name]} has {found_shape}; {wanted_shape} wanted")
-        elif not problems:  # only what fits is read
-            array = _numpy(state_dict[given[name]])
-            array = array if axes is None else array.transpose(np.argsort(axes))
-            flat[entry.path] = jnp.asarray(array.astype(dtype))
-    if problems:
-        raise ValueError(
-            f"the weights do not fit {type(module).__name__}"
-            f" ({_describe(module)}); {len(problems)} problems:\n  " + "\n  ".join(problems)
-        )
+    for name, (path, axes, _) in layout.items():
+        array = _numpy(state_dict[given[name]])
+        if axes is not None:
+            array = array.transpose(np.argsort(axes))
+        flat[path] = jax.device_put(array.astype(dtype))
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def _misfits(
+    state_dict: Mapping[str, Any],
+    given: Mapping[str, str],
+    wanted: Mapping[str, tuple[int, ...]],
+    extra: list[str],
+) -> list[str]:
+    """What is missing, unexpected or of another shape; nothing is read for it."""
+    missing = [name for name in wanted if name not in given]
+    near = extra if len(missing) * len(extra) <= _MAX_COMPARED else []
+    problems = [f"missing: {name}{_nearest(name, near)}" for name in missing]
+    problems += [f"unexpected: {_shown(name)}" for name in extra]
+    for name, raw in given.items():
+        value = state_dict[raw]
+        problem = getattr(value, "problem", None)
+        if not isinstance(value, Unreadable) and _shape(value) != wanted[name]:
+            problems.append(f"shape: {_shown(raw)} has {_shape(value)}; {wanted[name]} wanted")
+        elif problem or "complex" in str(getattr(value, "dtype", "")):
+            problems.append(f"{_shown(raw)}: {problem or 'its numbers are complex'}")
+    return problems
 
 
 def to_torch_state_dict(module: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -220,16 +249,47 @@ def save_torch(
 
 
 def _shapes(module: nn.Module, channels: int | None = None) -> dict[tuple[str, ...], Any]:
-    if not isinstance(module, PreActResNet | WideResNet):
-        raise ValueError(
-            f"module is a {type(module).__name__}; only PreActResNet and WideResNet have PyTorch "
-            "names."
-        )
+    _check_module(module)
     if channels is None:
         channels = 3 if module.mean is None else len(module.mean)
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, key, images))
+
+
+def _check_module(module: nn.Module) -> None:
+    if not isinstance(module, PreActResNet | WideResNet):
+        raise ValueError(
+            f"module is a {type(module).__name__}; only PreActResNet and WideResNet have PyTorch "
+            "names."
+        )
+
+
+class _Target(NamedTuple):
+    """Where a tensor of PyTorch goes: its path, the axes to permute, and its shape there."""
+
+    path: tuple[str, ...]
+    axes: tuple[int, ...] | None
+    shape: tuple[int, ...]
+
+
+def _torch_layout(module: nn.Module) -> dict[str, _Target]:
+    """All tensors by their names in PyTorch."""
+    flat, layout = _shapes(module), {}
+    for name, path, axes in _layout(module, flat):
+        shape = tuple(flat[path].shape)
+        layout[name] = _Target(path, axes, shape if axes is None else tuple(shape[a] for a in axes))
+    return layout
+
+
+def _wanted(layout: Mapping[str, _Target]) -> dict[str, tuple[int, ...]]:
+    return {name: target.shape for name, target in layout.items()}
+
+
+def _check(module: nn.Module, dtype: Any) -> None:
+    _check_module(module)
+    if np.dtype(dtype) == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
+        raise ValueError("dtype is float64; call this inside `with jax.enable_x64(True):`.")
 
 
 def _channels(flat: Mapping[Any, Any]) -> int | None:
@@ -272,114 +332,44 @@ def _layout(module: nn.Module, flat: Mapping[tuple[str, ...], Any]) -> Iterator[
     yield _Entry(f"{linear}.bias", ("params", linear, "bias"), None)
 
 
-def _find_state_dict(content: Any, entry: str | None) -> Mapping[str, Any]:
-    if entry is not None:
-        if not isinstance(content, Mapping) or not isinstance(content.get(entry), Mapping):
-            raise ValueError(f"the file has no dictionary {entry!r}; it has {_listed(content)}.")
-        content = content[entry]
-    for _ in range(_DEPTH):
-        if not isinstance(content, Mapping):
-            break
-        tensors = {k: v for k, v in content.items() if _is_tensor(v) and isinstance(k, str)}
-        inner = [name for name in _CONTAINERS if isinstance(content.get(name), Mapping)]
-        averaged = [name for name in _AVERAGED if isinstance(content.get(name), Mapping)]
-        both = [*inner[:1], *averaged[:1]]
-        if averaged and (inner or tensors):
-            warnings.warn(
-                f"the file has trained and averaged weights ({', '.join([*inner, *averaged])}); "
-                f"the trained ones are read, entry={averaged[0]!r} (--entry) reads the others",
-                stacklevel=3,
-            )
-        if not both or (tensors and not inner):
-            if tensors:
-                return tensors
-            break
-        content = content[both[0]]
-    raise ValueError(
-        f"the file has no tensors under any known name; it has {_listed(content)}. "
-        "Name the right one with entry=... (--entry)."
-    )
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor | LazyArray | np.ndarray)
-
-
-def _listed(content: Any) -> str:
-    """The names at the top of a file, in one line."""
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    names = [str(name)[:40] for name in content if isinstance(name, str | int)]
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-
-
-def _canonical(name: str, wanted: Mapping[str, _Entry]) -> str:
-    """The spelling that this architecture uses, for the spellings that occur in public files."""
-    if name in wanted:
-        return name
-    stem = re.sub(r"\.(convShortcut|shortcut|shortcut\.0)\.weight$", ".", name)
-    for spelling in ("convShortcut", "shortcut.0"):
-        if stem != name and f"{stem}{spelling}.weight" in wanted:
-            return f"{stem}{spelling}.weight"
-    for group in (("linear.", "fc."), ("bn.", "bn1.")):
-        for ours in group:
-            for theirs in group:
-                swapped = ours + name.removeprefix(theirs)
-                if name.startswith(theirs) and swapped in wanted:
-                    return swapped
-    return name
-
-
-def _strip_prefix(names: list[str], wanted: Mapping[str, _Entry]) -> tuple[str, dict[str, str]]:
-    """The wrapper prefix that fits best, and the file's name for each wanted one under it."""
-    prefixes = {""} | {name[: dot.end()] for name in names for dot in re.finditer(r"\.", name)}
-    found: dict[str, dict[str, str]] = {}
-    for prefix in prefixes:
-        inside = {
-            _canonical(n.removeprefix(prefix), wanted): n for n in names if n.startswith(prefix)
-        }
-        found[prefix] = {name: raw for name, raw in inside.items() if name in wanted}
-    most = max(len(inside) for inside in found.values())
-    winners = sorted((p for p, inside in found.items() if len(inside) == most), key=len)
-    if most == len(wanted) and len(winners) > 1:
-        raise ValueError(
-            f"the file holds several networks that fit, under {', '.join(map(repr, winners))}; "
-            "exclude all but one with ignore=(...)."
-        )
-    return winners[0], found[winners[0]]
-
-
 def _is_normalization(name: str, value: Any, module: Any) -> bool:
     """Whether a tensor is a wrapper's mean or std; it must then be that of the module."""
-    leaf = name.split(".")[-1]
-    if leaf not in _MEAN + _STD:
+    if isinstance(value, Unreadable) or math.prod(_shape(value)) > _MAX_CHANNELS:
         return False
-    option, neutral = ("mean", 0.0) if leaf in _MEAN else ("std", 1.0)
+    is_mean = name.split(".")[-1] in _MEAN
+    option, neutral = ("mean", 0.0) if is_mean else ("std", 1.0)
     ours = getattr(module, option)
-    if math.prod(value.shape) > 1024:
-        return False
     theirs = _numpy(value).astype(np.float64).ravel()
     values = np.full(theirs.shape, neutral) if ours is None else np.asarray(ours, np.float64)
     if values.shape != theirs.shape or not np.allclose(values, theirs, atol=1e-6, rtol=1e-5):
         raise ValueError(
-            f"{name} in the file is {tuple(theirs.tolist())}, but module.{option} is {ours}; make "
-            f"the module with {option}={tuple(theirs.round(6).tolist())}, or pass "
-            f"ignore=({name!r},)."
+            f"{_shown(name)} in the file is {tuple(theirs.tolist())}, but module.{option} is {ours}"
+            f"; make the module with {option}={tuple(theirs.round(6).tolist())}, or pass "
+            f"ignore=({_shown(name)!r},)."
         )
     return True
 
 
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
+
+
 def _numpy(value: Any) -> np.ndarray:
-    if isinstance(value, Tensor | LazyArray):
+    if isinstance(value, Tensor):
         return value.numpy()
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
-def _nearest(name: str, candidates: Any) -> str:
-    close = difflib.get_close_matches(name, list(candidates), n=1)
-    return f" (nearest in the file: {close[0]})" if close else ""
+def _nearest(name: str, candidates: list[str]) -> str:
+    close = difflib.get_close_matches(name, [c for c in candidates if len(c) <= 200], n=1)
+    return f" (nearest in the file: {_shown(close[0])})" if close else ""
+
+
+def _shown(name: str) -> str:
+    name = name if len(name) <= 80 else name[:80] + "..."
+    return name if name.isprintable() else ascii(name)
 
 
 def _describe(module: Any) -> str:
-    fields = ("num_classes", "width", "blocks", "depth", "widen_factor")
+    fields = ("num_classes", "width", "blocks", "depth", "widen_factor", "mean", "std")
     return ", ".join(f"{f}={getattr(module, f)}" for f in fields if hasattr(module, f))

@@ -4,8 +4,11 @@ import io
 import os
 import pickle
 import tarfile
+import time
+import tracemalloc
 from pathlib import Path
 
+import hostile_pickles
 import numpy as np
 import pytest
 from data_layouts import (
@@ -76,6 +79,23 @@ def test_a_malicious_pickle_is_not_run(function, protocol, tmp_path):
 def test_pickles_that_are_torn_or_ask_for_more(raw):
     with pytest.raises(DataError, match="^data_batch_1: (not a pickle of CIFAR data|a pickled)"):
         unpickle_batch(raw, "data_batch_1")
+
+
+@pytest.mark.parametrize("name", hostile_pickles.PICKLES)
+def test_pickles_that_would_hang_or_fill_the_memory(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = time.process_time()
+    tracemalloc.start()
+    try:
+        batch = unpickle_batch(hostile_pickles.HEAD + hostile_pickles.PICKLES[name], "test_batch")
+    except DataError as error:
+        assert str(error).startswith("test_batch: ") and len(str(error)) < 400
+    else:
+        assert "data" not in batch
+    assert tracemalloc.get_traced_memory()[1] < 60e6
+    tracemalloc.stop()
+    assert time.process_time() - started < 20
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_pickle_torn_anywhere():

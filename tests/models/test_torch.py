@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxadv import models
-from jaxadv.models._torch import _find_state_dict
+from jaxadv.models._torch import _torch_layout
+from jaxadv.models._torch_entries import find_weights
 from jaxadv.models._torch_file import read_torch_file, write_torch_file
 
 PREACT = models.preact_resnet18(3, width=2, blocks=(1, 1))
@@ -153,16 +154,59 @@ def test_other_spellings(swap):
     _assert_equal(models.from_torch_state_dict(renamed, PREACT), _variables(PREACT))
 
 
-def test_entry_chooses_the_container():
+def _load(content, module, entry=None):
+    layout = _torch_layout(module)
+    found = find_weights(content, {k: v.shape for k, v in layout.items()}, entry)
+    return models.from_torch_state_dict(found, module)
+
+
+PATHS = [
+    "",
+    "state_dict",
+    "state_dict_ema",
+    "model_ema",
+    "params",
+    "net.model_state",
+    "mine",
+    "a.0",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_weights_are_found_whatever_they_are_called(path):
+    content = {f"module.{name}": value for name, value in _state_dict(PREACT).items()}
+    for part in reversed(path.split(".") if path else []):
+        content = [content] if part == "0" else {part: content, "lr": 0.1}
+    content = content | {"epoch": 3, "optimizer": {"state": {"step": np.ones(2)}}}
+    _assert_equal(_load(content, PREACT), _variables(PREACT))
+    with pytest.raises(ValueError, match="no entry 'theirs' with tensors; it has "):
+        _load(content, PREACT, "theirs")
+
+
+def test_only_what_fits_is_taken():
     first, second = _state_dict(PREACT), _state_dict(WIDE)
     content = {"epoch": 3, "net": {"model_state_dict": first, "ema_state_dict": second}}
-    with pytest.warns(UserWarning, match=r"trained and averaged.*entry='ema_state_dict'"):
-        assert _find_state_dict(content, None).keys() == first.keys()
-    assert _find_state_dict(content["net"], "ema_state_dict").keys() == second.keys()
-    with pytest.raises(ValueError, match="no dictionary 'swa'"):
-        _find_state_dict(content, "swa")
-    with pytest.raises(ValueError, match="no tensors under any known name; it has"):
-        _find_state_dict({"epoch": 3}, None)
+    _assert_equal(_load(content, PREACT), _variables(PREACT))
+    _assert_equal(_load(content, WIDE), _variables(WIDE))
+    _assert_equal(_load(content, WIDE, "net.ema_state_dict"), _variables(WIDE))
+    with pytest.raises(ValueError, match="do not fit WideResNet"):
+        _load(content, WIDE, "model_state_dict")
+    with pytest.raises(ValueError, match="no tensors"):
+        _load({"epoch": 3}, PREACT)
+
+
+def test_of_several_that_fit_the_usual_one_is_taken_aloud_and_others_by_name():
+    first = _state_dict(PREACT)
+    second = {name: value + 1 for name, value in first.items()}
+    both = {"state_dict_ema": second, "epoch": 1, "state_dict": first, "best": first}
+    with pytest.warns(UserWarning, match=r"2 sets.*'state_dict' is read, entry='state_dict_ema'"):
+        _assert_equal(_load(both, PREACT), _variables(PREACT))
+    averaged = models.from_torch_state_dict(second, PREACT)
+    _assert_equal(_load(both, PREACT, "state_dict_ema"), averaged)
+    with pytest.raises(ValueError, match=r"2 sets of weights that fit, 'a', 'b'; choose one"):
+        _load({"a": first, "b": second}, PREACT)
+    # One state dict under two names is one.
+    _assert_equal(_load({"a": first, "b": dict(first)}, PREACT), _variables(PREACT))
 
 
 def test_the_unused_stage_of_robustbench_is_reported():
