@@ -241,11 +241,13 @@ TRAINING = {
 }
 
 
-def _network(module, size):
+def _network(module, size, gradient=True):
     def call():
         images = jax.device_put(np.full((2, size, size, 3), 0.5, np.float32))
         variables = jax.jit(module.init)(new_key(), images)
         apply = lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"])
+        if not gradient:
+            return jax.jit(apply)(variables, images)
         loss = lambda p, v, x: (apply({**v, "params": p}, x)[0] ** 2).sum()
         return jax.jit(jax.grad(loss))(variables["params"], variables, images)
 
@@ -274,8 +276,10 @@ def _torch_files():
 
 
 MODELS = _torch_files() | {
-    "preact_resnet18": _network(models.preact_resnet18(4, width=2), 8),
-    "wide_resnet34_10": _network(models.wide_resnet34_10(4, depth=10, widen_factor=1), 8),
+    "preact_resnet18": _network(models.preact_resnet18(4, width=2), 8, gradient=False),
+    "wide_resnet34_10": _network(
+        models.wide_resnet34_10(4, depth=10, widen_factor=1), 8, gradient=False
+    ),
     "small_convnet": _network(models.small_convnet(4), 8),
     "mlp": _network(models.mlp(4, hidden=(5,)), 4),
     "build": _network(models.build("small_convnet", num_classes=3), 8),
