@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 _MAX_INTEGER = 255  # bytes; what LONG1 can hold, and torch.save writes
-_MAX_LINE = 4096  # of the opcodes that end with a newline
+_MAX_LINE = 4096  # of names and numbers that end with a newline
 
 
 class Inert:
@@ -133,11 +133,14 @@ class Unpickler:
         self.position, start = end, self.position
         return self._data[start:end]
 
-    def _line(self) -> str:
-        end = self._data.find(b"\n", self.position, self.position + _MAX_LINE)
+    def _raw_line(self, limit: int) -> bytes:
+        end = self._data.find(b"\n", self.position, self.position + limit)
         if end < 0:
             raise ValueError("a line of the pickle has no end")
-        return self._take(end + 1 - self.position)[:-1].decode()
+        return self._take(end + 1 - self.position)[:-1]
+
+    def _line(self) -> str:
+        return self._raw_line(_MAX_LINE).decode()
 
     def _number(self, code: str) -> Any:
         return struct.unpack(code, self._take(struct.calcsize(code)))[0]
@@ -281,7 +284,7 @@ _BY_CODE: dict[bytes, Callable[[Unpickler], Any]] = {
     pickle.FLOAT: lambda m: m._push(float(m._line())),
     pickle.BINFLOAT: lambda m: m._push(m._number(">d")),
     # Text and bytes
-    pickle.UNICODE: lambda m: m._push(m._line().encode("latin-1").decode("raw-unicode-escape")),
+    pickle.UNICODE: lambda m: m._push(m._raw_line(len(m._data)).decode("raw-unicode-escape")),
     pickle.SHORT_BINUNICODE: lambda m: m._push(m._sized("<B").decode("utf-8", "surrogatepass")),
     pickle.BINUNICODE: lambda m: m._push(m._sized("<I").decode("utf-8", "surrogatepass")),
     pickle.BINUNICODE8: lambda m: m._push(m._sized("<Q").decode("utf-8", "surrogatepass")),

@@ -207,7 +207,7 @@ def test_a_member_twice_or_encrypted_is_refused(tmp_path, arrays):
     ],
 )
 def test_thousands_of_names_take_no_longer_than_their_number(tmp_path, form):
-    names = [form(n) for n in range(3000)]
+    names = [form(n) for n in range(1000 if len(form(0)) > 100 else 9000)]
     entry = {"dtype": "I8", "shape": [1]}
     table = {n: entry | {"data_offsets": [i, i + 1]} for i, n in enumerate(names)}
     text = json.dumps(table).encode()
@@ -215,7 +215,7 @@ def test_thousands_of_names_take_no_longer_than_their_number(tmp_path, form):
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(len(names)))
     with pytest.raises(ValueError, match=r"x\.safetensors: ") as caught:
         load(path)
-    assert len(str(caught.value).splitlines()) < 25
+    assert len(str(caught.value).splitlines()) < 25 and "nearest" not in str(caught.value)
     assert str(caught.value).replace("\n", "").isprintable()
 
 

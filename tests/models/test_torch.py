@@ -198,7 +198,7 @@ def test_only_what_fits_is_taken():
 def test_of_several_that_fit_the_usual_one_is_taken_aloud_and_others_by_name():
     first = _state_dict(PREACT)
     second = {name: value + 1 for name, value in first.items()}
-    both = {"state_dict_ema": second, "epoch": 1, "state_dict": first, "best": first}
+    both = {"state_dict_ema": second, "epoch": 1, "state_dict": first, "best": dict(first)}
     with pytest.warns(UserWarning, match=r"2 sets.*'state_dict' is read, entry='state_dict_ema'"):
         _assert_equal(_load(both, PREACT), _variables(PREACT))
     averaged = models.from_torch_state_dict(second, PREACT)
