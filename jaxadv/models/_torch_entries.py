@@ -85,7 +85,7 @@ def find_weights(
     if not candidates:
         known = ", ".join(map(_quoted, paths[:10]))
         problem = (
-            f"no entry {entry!r} with tensors; it has {known}" if paths else "no tensors in it"
+            f"no entry {entry!r} with tensors; they are in {known}" if paths else "no tensors in it"
         )
         raise ValueError(f"the file has {problem}")
     fitting = [found for found in candidates if found.fitting == len(wanted)]

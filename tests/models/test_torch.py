@@ -179,7 +179,7 @@ def test_the_weights_are_found_whatever_they_are_called(path):
         content = [content] if part == "0" else {part: content, "lr": 0.1}
     content = content | {"epoch": 3, "optimizer": {"state": {"step": np.ones(2)}}}
     _assert_equal(_load(content, PREACT), _variables(PREACT))
-    with pytest.raises(ValueError, match="no entry 'theirs' with tensors; it has "):
+    with pytest.raises(ValueError, match="no entry 'theirs' with tensors; they are in "):
         _load(content, PREACT, "theirs")
 
 

@@ -94,7 +94,7 @@ def test_the_weights_are_found_under_their_usual_names(plain, variables, tmp_pat
     other = pickle.PROTO + b"\x02}" + text("mine") + weights + b"s."
     path = with_pickle(tmp_path / "y.pt", plain, other)
     equal(models.load_torch(path, MODULE, entry="mine"), variables)
-    with pytest.raises(ValueError, match=r"y\.pt: .*no entry 'yours' .*it has 'mine'"):
+    with pytest.raises(ValueError, match=r"y\.pt: .*no entry 'yours' .*they are in 'mine'"):
         models.load_torch(path, MODULE, entry="yours")
 
 
