@@ -281,8 +281,8 @@ def test_the_best_epoch_is_kept_and_ties_go_to_the_first(tmp_path, monkeypatch):
     )
     report = run(config, tmp_path)
     assert report["selected_epoch"] == 2 and report["last_epoch"] == 3
-    last, selected = "last.ckpt", "selected.ckpt"
-    assert seen == [selected, last, selected, last, last]
+    last, selected, copy = "last.ckpt", "selected.ckpt", "selected-copy.ckpt"
+    assert seen == [copy, selected, last, copy, selected, last, last]
     chosen, final = (jax.tree.leaves(parts(tmp_path / n, config)) for n in (selected, last))
     assert not np.array_equal(chosen[0], final[0])
 
