@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count
-from .._program import trace
-from .._types import Array
+from ..._checks import check_count
+from ..._program import trace
+from ..._types import Array
 
 _SMALL, _LARGE = 4096, 16384  # points a compiled call, so that two programs serve every grid
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._transfers import on_host
-from .._types import Array
-from ._entropy import _check_positive, _vector
-from ._quadrature import evaluate
+from ..._transfers import on_host
+from ..._types import Array
+from .measure import _check_positive, _vector
+from .quadrature import evaluate
 
 _GRID = 63  # nodes an axis: 63^2 points fit into one compiled call
 

@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._checks import check_count
-from .._types import Array, Key, Norm, PyTree
-from ._active import ActiveSet, active_set
-from ._certificates import (
+from ..._checks import check_count
+from ..._types import Array, Key, Norm, PyTree
+from .._float64 import in_float64
+from .active import ActiveSet, active_set
+from .certificates import (
     Certificates,
     analyse,
     gradient_scale,
     kind_name,
     relative_residual,
 )
-from ._feasible import Feasible, l2_norm
-from ._float64 import in_float64
-from ._problem import Problem, make_problem
+from .feasible import Feasible, l2_norm
+from .problem import Problem, make_problem
 
 _PGD_STEPS, _ASCENT_STEPS, _NEWTON_STEPS = 30, 100, 60
 _FINE = 1e-14  # relative residual at which there is nothing left to gain

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from .._types import Array
-from ._active import ActiveSet
-from ._feasible import Feasible
+from ..._types import Array
+from .active import ActiveSet
+from .feasible import Feasible
 
 
 def kkt_residual(

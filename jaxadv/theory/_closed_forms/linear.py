@@ -29,10 +29,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from .._checks import check_step, is_concrete
-from .._types import Array, Norm
-from ._feasible import Feasible
-from ._float64 import in_float64
+from ..._checks import check_step, is_concrete
+from ..._types import Array, Norm
+from .._attack.feasible import Feasible
+from .._float64 import in_float64
 
 
 def check_p(p) -> float:

@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import jax
 
-from .._transfers import on_host
-from .._types import Array, Key, Params, PyTree
-from ._eigenvalues import (
+from ..._transfers import on_host
+from ..._types import Array, Key, Params, PyTree
+from .._trees import as_arrays, precision_of
+from .eigenvalues import (
     ExtremeEigenvalues,
     TraceEstimate,
     extreme_eigenvalues,
     hutchinson_trace,
 )
-from ._trees import as_arrays, precision_of
 
 
 class CurvatureBudget(NamedTuple):

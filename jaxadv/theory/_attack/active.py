@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .._types import Array
-from ._feasible import Feasible, l2_norm
+from ..._types import Array
+from .feasible import Feasible, l2_norm
 
 # A coordinate this close to its bound (a point this close to the sphere), over eps, is on it.
 TOUCHES = 1e-7

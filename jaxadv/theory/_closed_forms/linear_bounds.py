@@ -16,9 +16,9 @@ import numpy as np
 import scipy.optimize
 from jax import numpy as jnp
 
-from .._types import Array
-from ._float64 import in_float64
-from ._linear import check_p, in_float64_for_p, linear_margin
+from ..._types import Array
+from .._float64 import in_float64
+from .linear import check_p, in_float64_for_p, linear_margin
 
 
 class LogisticConstants(NamedTuple):

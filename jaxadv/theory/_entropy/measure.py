@@ -23,9 +23,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .._checks import check_choice, check_count
-from .._types import Array
-from ._quadrature import Nodes, evaluate, gauss_panels, uniform_nodes
+from ..._checks import check_choice, check_count
+from ..._types import Array
+from .quadrature import Nodes, evaluate, gauss_panels, uniform_nodes
 
 _TAIL = 8.5  # standard deviations: the mass of a normal beyond is 2e-17
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._checks import check_count
-from .._types import Params, PyTree
-from ._trees import check_same_structure, moved, precision_of, vector
+from ..._checks import check_count
+from ..._types import Params, PyTree
+from .._trees import check_same_structure, moved, precision_of, vector
 
 
 class SlopeExponent(NamedTuple):

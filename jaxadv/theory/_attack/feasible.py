@@ -9,9 +9,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from .._checks import check_norm, is_concrete
-from .._types import Array, Norm
-from ..balls import _l1_ball_and_box
+from ..._checks import check_norm, is_concrete
+from ..._types import Array, Norm
+from ...balls import _l1_ball_and_box
 
 
 def l2_norm(v: Array) -> Array:

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 
-from .._checks import check_count
-from .._types import Array, Norm, PyTree
-from ._active import active_set
-from ._certificates import analyse, is_regular
-from ._feasible import Feasible
-from ._float64 import in_float64
-from ._kkt import kkt_residual, normalized_multiplier
-from ._optimal import search
-from ._problem import make_problem
+from ..._checks import check_count
+from ..._types import Array, Norm, PyTree
+from .._float64 import in_float64
+from .active import active_set
+from .certificates import analyse, is_regular
+from .feasible import Feasible
+from .kkt import kkt_residual, normalized_multiplier
+from .optimal import search
+from .problem import make_problem
 
 
 def _zeros_for(tangents, primals):

@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count
-from .._program import trace
-from .._transfers import on_host
-from .._types import Array, Key, Params, PyTree
-from ._eigenvalues import extreme_eigenvalues
-from ._trees import as_arrays, precision_of, vector
+from ..._checks import check_count
+from ..._program import trace
+from ..._transfers import on_host
+from ..._types import Array, Key, Params, PyTree
+from .._trees import as_arrays, precision_of, vector
+from .eigenvalues import extreme_eigenvalues
 
 
 class Sharpness(NamedTuple):

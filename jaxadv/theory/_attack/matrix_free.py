@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count
-from .._transfers import on_host
-from .._types import Array, Norm, PyTree
-from . import _operators as products
-from ._active import TOUCHES, active_set
-from ._certificates import KINDS, REGULAR, relative_residual
-from ._feasible import l2_norm
-from ._lanczos import Estimate, Extremes, lanczos, square_root
-from ._problem import make_problem
+from ..._checks import check_count
+from ..._transfers import on_host
+from ..._types import Array, Norm, PyTree
+from .._krylov import Estimate, Extremes, lanczos, square_root
+from . import operators as products
+from .active import TOUCHES, active_set
+from .certificates import KINDS, REGULAR, relative_residual
+from .feasible import l2_norm
+from .problem import make_problem
 
 _KINKED = 0.1
 

@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._checks import check_choice, check_count
-from .._types import Array
-from ._float64 import in_float64
+from ..._checks import check_choice, check_count
+from ..._types import Array
+from .._float64 import in_float64
 
 Model: TypeAlias = Literal["linear", "swish"]
 MODELS: tuple[Model, ...] = ("linear", "swish")

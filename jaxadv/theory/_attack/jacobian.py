@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from .._checks import check_count, is_concrete
-from .._types import Array, Key, Norm, PyTree
-from ._certificates import Analysis, Certificates, analyse, is_regular, kind_name
-from ._float64 import in_float64
-from ._kkt import kkt_residual, normalized_multiplier
-from ._optimal import search
-from ._problem import Problem, make_problem
+from ..._checks import check_count, is_concrete
+from ..._types import Array, Key, Norm, PyTree
+from .._float64 import in_float64
+from .certificates import Analysis, Certificates, analyse, is_regular, kind_name
+from .kkt import kkt_residual, normalized_multiplier
+from .optimal import search
+from .problem import Problem, make_problem
 
 
 class AttackJacobian(NamedTuple):

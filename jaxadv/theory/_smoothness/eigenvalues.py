@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._checks import check_count
-from .._transfers import on_host
-from .._types import Key, PyTree
-from ._lanczos import lanczos
-from ._trees import like, precision_of, vector
+from ..._checks import check_count
+from ..._transfers import on_host
+from ..._types import Key, PyTree
+from .._krylov import lanczos
+from .._trees import like, precision_of, vector
 
 
 class ExtremeEigenvalues(NamedTuple):

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._types import Array
-from ._linear import check_example, check_p, dual_norm, in_float64_for_p, linear_margin
+from ..._types import Array
+from .linear import check_example, check_p, dual_norm, in_float64_for_p, linear_margin
 
 
 class LinearKinks(NamedTuple):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._types import Array, PyTree
-from ._active import ActiveSet, active_set
-from ._feasible import Feasible, l2_norm
+from ..._types import Array, PyTree
+from .active import ActiveSet, active_set
+from .feasible import Feasible, l2_norm
 
 KINDS = ("interior", "sphere", "vertex", "face", "degenerate", "unconverged")
 REGULAR = 1e-7  # margins, slacks and curvatures below this (without units) count as zero

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count
-from .._transfers import on_host
-from .._types import Key, Params, PyTree
-from ..optim import langevin_step
+from ..._checks import check_count
+from ..._transfers import on_host
+from ..._types import Key, Params, PyTree
+from ...optim import langevin_step
 
 
 class AverageWeights(NamedTuple):

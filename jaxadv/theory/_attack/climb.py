@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from .._checks import check_count
-from .._transfers import on_host
-from .._types import Array, Norm, PyTree
-from ._active import TOUCHES, active_set
-from ._certificates import relative_residual
-from ._feasible import l2_norm
-from ._lanczos import conjugate_gradients
-from ._optimal import candidates, choose, climb
-from ._problem import Problem, make_problem
+from ..._checks import check_count
+from ..._transfers import on_host
+from ..._types import Array, Norm, PyTree
+from .._krylov import conjugate_gradients
+from .active import TOUCHES, active_set
+from .certificates import relative_residual
+from .feasible import l2_norm
+from .optimal import candidates, choose, climb
+from .problem import Problem, make_problem
 
 
 def _newton(problem: Problem, shape, z: Array, max_steps: int, cg_steps: int) -> Array:

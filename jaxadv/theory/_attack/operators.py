@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from .._types import Array, PyTree
-from ._active import ActiveSet
-from ._lanczos import CG, conjugate_gradients
+from ..._types import Array, PyTree
+from .._krylov import CG, conjugate_gradients
+from .active import ActiveSet
 
 
 @jax.tree_util.register_dataclass

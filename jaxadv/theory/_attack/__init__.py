@@ -1,0 +1,1 @@
+"""Optimal attacks, and how they move with the parameters."""

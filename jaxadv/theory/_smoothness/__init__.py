@@ -1,0 +1,1 @@
+"""How smooth a loss is: measured along training, on landscapes, at kinks."""
