@@ -15,13 +15,15 @@ _PACKAGES = ("experiments", "theory", "benchmarks")
 def programs() -> list[str]:
     """The entry points that have a help text."""
     root = FOLDER.parent.parent
-    paths = (path for package in _PACKAGES for path in sorted((root / package).glob("*.py")))
     found = []
-    for path in paths:
-        is_program = '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-        if is_program and not path.stem.startswith("_"):
-            found.append(f"{path.parent.name}.{path.stem}")
-    return [*found, "experiments.data"]
+    for package in _PACKAGES:
+        for path in sorted((root / package).glob("*.py")):
+            is_program = '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+            if is_program and not path.stem.startswith("_"):
+                found.append(f"{package}.{path.stem}")
+        folders = sorted((root / package).glob("*/__main__.py"))
+        found += [f"{package}.{path.parent.name}" for path in folders]
+    return found
 
 
 def own_text(program: str) -> str:

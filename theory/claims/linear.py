@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxadv import theory
 
-from ._claims_registry import Trial, claim, norm, pair, unit
+from .registry import Trial, claim, norm, pair, unit
 
 EPS = 0.5
 X = np.array([0.9, -0.4, 0.3])  # of length below 1.5

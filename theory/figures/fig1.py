@@ -9,9 +9,8 @@ from matplotlib.lines import Line2D
 
 from jaxadv import theory
 
-from . import _style as style
-from . import _surfaces as surfaces
-from ._style import plt
+from .. import style, surfaces
+from ..style import plt
 
 EPS = 0.5
 CENTER = np.zeros(2)

@@ -16,25 +16,25 @@ from pathlib import Path
 from experiments._options import Parser
 
 from . import (
-    _claims_constraints,
-    _claims_entropy,
-    _claims_general,
-    _claims_lemmas,
-    _claims_linear,
-    _claims_practice,
+    constraints,
+    entropy,
+    general,
+    lemmas,
+    linear,
+    practice,
 )
-from ._claims_page import to_html
-from ._claims_registry import BROKEN, CLAIMS, Result, check, finite
-from ._errata import register
+from .errata import register
+from .page import to_html
+from .registry import BROKEN, CLAIMS, Result, check, finite
 
 # Importing them registers their claims; they are shown in this order.
 _MODULES = (
-    _claims_linear,
-    _claims_general,
-    _claims_lemmas,
-    _claims_constraints,
-    _claims_entropy,
-    _claims_practice,
+    linear,
+    general,
+    lemmas,
+    constraints,
+    entropy,
+    practice,
 )
 
 

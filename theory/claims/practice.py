@@ -10,7 +10,7 @@ import optax
 
 from jaxadv import attacks, optim, theory
 
-from ._claims_registry import Trial, claim
+from .registry import Trial, claim
 
 ETA, GAMMA, NOISE = 0.1, 0.03, 1e-4  # inner step, scope and noise of the paper
 

@@ -9,7 +9,9 @@ from arrays import load_arrays
 pytest.importorskip("matplotlib")
 
 from jaxadv import theory
-from theory import _fig2, _fig5, _style, _surfaces, figures
+from theory import style, surfaces
+from theory.figures import __main__ as figures
+from theory.figures import fig2, fig5
 
 
 def report(folder, name):
@@ -50,30 +52,30 @@ def test_figure_2_detects_a_wrong_surface():
     """The checks are computed from the surfaces, so a wrong one has to fail them."""
     axis = np.linspace(-2, 2, 9)
     data = {
-        f"{model}_{norm or 'clean'}": _surfaces.on_grid(_surfaces.toy_loss(model, norm), axis)
+        f"{model}_{norm or 'clean'}": surfaces.on_grid(surfaces.toy_loss(model, norm), axis)
         for model in ("linear", "swish")
         for norm in (None, "l2", "linf")
     }
     smoothed = {}
     for norm in ("l2", "linf"):
         smoothed[norm] = theory.local_entropy_grid(
-            _surfaces.toy_loss("linear", norm), [axis, axis], gamma=1.0, num_nodes=9
+            surfaces.toy_loss("linear", norm), [axis, axis], gamma=1.0, num_nodes=9
         )
         data[f"smoothed_{norm}"] = smoothed[norm].smoothed
-    golden = [c for c in _fig2._checks(axis, data, smoothed, "exact", 1.0) if c.source == "K.2"]
+    golden = [c for c in fig2._checks(axis, data, smoothed, "exact", 1.0) if c.source == "K.2"]
     assert all(check.holds for check in golden)
     data["linear_l2"], data["linear_linf"] = data["linear_linf"], data["linear_l2"]
-    wrong = [c for c in _fig2._checks(axis, data, smoothed, "exact", 1.0) if not c.holds]
+    wrong = [c for c in fig2._checks(axis, data, smoothed, "exact", 1.0) if not c.holds]
     assert {c.source for c in wrong} >= {"K.2"}
 
 
 def test_checks_have_teeth():
-    assert _style.equals("x", 1.0, 1.1, 0.2, "").holds
-    assert not _style.equals("x", 1.0, 1.1, 0.05, "").holds
-    assert not _style.at_most("x", np.float64(1.1), 1.0, "").holds
-    assert not _style.at_least("x", 0.9, np.float64(1.0), "").holds
-    assert not _style.equals("x", float("nan"), 1.0, 1.0, "").holds
-    assert _fig5.argmin(np.array([0.0, 1.0]), np.array([[1.0, 0.0], [2.0, 3.0]])) == (0.0, 1.0)
+    assert style.equals("x", 1.0, 1.1, 0.2, "").holds
+    assert not style.equals("x", 1.0, 1.1, 0.05, "").holds
+    assert not style.at_most("x", np.float64(1.1), 1.0, "").holds
+    assert not style.at_least("x", 0.9, np.float64(1.0), "").holds
+    assert not style.equals("x", float("nan"), 1.0, 1.0, "").holds
+    assert fig5.argmin(np.array([0.0, 1.0]), np.array([[1.0, 0.0], [2.0, 3.0]])) == (0.0, 1.0)
 
 
 def test_gradient_lipschitz_estimate_tells_kinks_from_curvature():
@@ -82,10 +84,10 @@ def test_gradient_lipschitz_estimate_tells_kinks_from_curvature():
         spacing = axis[1] - axis[0]
         smooth = np.add.outer(1.5 * axis**2, axis)
         np.testing.assert_allclose(
-            _surfaces.gradient_lipschitz(smooth[1:-1], spacing), 3.0, rtol=0.51
+            surfaces.gradient_lipschitz(smooth[1:-1], spacing), 3.0, rtol=0.51
         )
         rough = np.add.outer(np.abs(axis), axis)
-        np.testing.assert_allclose(_surfaces.gradient_lipschitz(rough, spacing), kinked / 2)
+        np.testing.assert_allclose(surfaces.gradient_lipschitz(rough, spacing), kinked / 2)
 
 
 @pytest.mark.parametrize("option", ["--gamma=-1", "--gamma=nan", "--points=4", "--mode=fgsm"])

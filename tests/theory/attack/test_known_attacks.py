@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from known_attacks import D, Known, known, loss, ravel
 
 from jaxadv import theory
+from tests.helpers.known_attacks import D, Known, known, loss, ravel
 
 NORMS = ["l2", "linf"]
 NUM, COMPARED = 3000, 48

@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxadv import balls
 
-from ._claims_networks import motion_trial
-from ._claims_registry import Trial, claim, norm, pair, unit
+from .networks import motion_trial
+from .registry import Trial, claim, norm, pair, unit
 
 EPS = 0.3
 KINDS = ("linf", "l2", "l1")

@@ -14,9 +14,11 @@ import numpy as np  # noqa: E402
 
 from jaxadv import theory  # noqa: E402
 
-from . import _style as style  # noqa: E402
-from . import _surfaces as surfaces  # noqa: E402
-from ._claims_registry import CORRECTED, HOLDS, Result  # noqa: E402
+from .. import (
+    style,  # noqa: E402
+    surfaces,  # noqa: E402
+)
+from .registry import CORRECTED, HOLDS, Result  # noqa: E402
 
 _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }
@@ -85,7 +87,7 @@ def _across_an_axis():
 
 def _constants():
     """The c of Lemma 5 against the curvature that decides."""
-    from ._claims_lemmas import _constants
+    from .lemmas import _constants
 
     curvature, sigma, _ = _constants(0, 600)
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")

@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from theory import _style, trained_smoothness
+from theory import style
+from theory.trained_smoothness import __main__ as trained_smoothness
 
 COMMITTED = pathlib.Path(__file__).parents[2] / "benchmarks/results/trained-smoothness-digits"
 RUNS = [(norm, method) for norm in ("l2", "linf") for method in ("at", "at_ensgd")]
@@ -39,7 +40,7 @@ def test_the_committed_data_hold_together_and_can_be_drawn():
     for axes in figure.axes:
         for line in axes.get_lines():
             assert np.isfinite(line.get_ydata()).any()
-    _style.plt.close(figure)
+    style.plt.close(figure)
 
 
 def test_the_table_of_the_readme_is_that_of_the_data():

@@ -6,10 +6,9 @@ import numpy as np
 
 from jaxadv import theory
 
-from . import _fig4
-from . import _style as style
-from . import _surfaces as surfaces
-from ._style import plt
+from .. import style, surfaces
+from ..style import plt
+from . import fig4
 
 GAMMAS = (0.1, 1.0, 10.0)  # of the contour maps
 # argmin of -F on the plot square with the grid of 81 points (SPEC D.2, E18), L2.
@@ -39,7 +38,7 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
             entropy = theory.local_entropy_grid(loss, [axis, axis], gamma=scope, num_nodes=9)
             entropies[norm, scope] = entropy
             data[f"smoothed_{norm}_{scope:g}"] = entropy.smoothed
-    minima = {norm: _fig4.minimiser(norm)[0] for norm in ("l2", "linf")}
+    minima = {norm: fig4.minimiser(norm)[0] for norm in ("l2", "linf")}
     checks = _checks(axis, data, entropies)
     with plt.rc_context(style.STYLE):
         figure = _draw(axis, data, entropies, minima, gamma)

@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from theory import _errata, claims
-from theory._claims_registry import (
+from theory.claims import __main__ as claims
+from theory.claims import errata
+from theory.claims.registry import (
     BROKEN,
     CLAIMS,
     CORRECTED,
@@ -111,7 +112,7 @@ def test_files(tmp_path, capsys):
     assert claims.main([f"--output={tmp_path}", "--instances=64", "--only=Lemma 2"]) == 0
     page = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
     assert [record["name"] for record in page["claims"]] == ["Lemma 2", "Lemma 2, corollary"]
-    assert page["errata"].keys() == set(_errata.NUMBERS)
+    assert page["errata"].keys() == set(errata.NUMBERS)
     assert "Counterexample" in (tmp_path / "claims.md").read_text(encoding="utf-8")
     text = (tmp_path / "claims.html").read_text(encoding="utf-8")
     assert text.count('src="data:image/png;base64,') == text.count("<img") == 4
@@ -130,16 +131,16 @@ def test_the_whole_command(tmp_path):
     assert records["Lemma 5"]["tightness"] < records["Lemma 5, sharp"]["tightness"]
 
 
-@pytest.mark.parametrize("number", _errata.NUMBERS)
+@pytest.mark.parametrize("number", errata.NUMBERS)
 def test_every_erratum_is_checked_or_has_a_reason(number):
-    checked, reason = _errata.claims_of(number), _errata.NOT_CHECKABLE.get(number)
+    checked, reason = errata.claims_of(number), errata.NOT_CHECKABLE.get(number)
     assert bool(checked) != bool(reason), (checked, reason)
     assert set(checked) <= set(VERDICTS)
 
 
 def test_errata_are_read_off_the_places():
-    assert _errata.claims_of("E1") == ["det K > 0 is sufficient", "det K > 0 in odd dimension"]
-    assert _errata.claims_of("E99") == []
+    assert errata.claims_of("E1") == ["det K > 0 is sufficient", "det K > 0 in odd dimension"]
+    assert errata.claims_of("E99") == []
 
 
 def trial(ratio):

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from experiments._options import Parser
 
-from . import _fig1, _fig2, _fig4, _fig5
+from . import fig1, fig2, fig4, fig5
 
-FIGURES = {"fig1": _fig1.make, "fig2": _fig2.make, "fig4": _fig4.make, "fig5": _fig5.make}
+FIGURES = {"fig1": fig1.make, "fig2": fig2.make, "fig4": fig4.make, "fig5": fig5.make}
 
 
 def _positive(text: str) -> float:

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxadv import theory
 
-from ._claims_registry import Trial
+from .registry import Trial
 
 DIM, HIDDEN, CLASSES = 4, 6, 3
 EXCESS = 1 + 1e-6  # of central differences of polished attacks

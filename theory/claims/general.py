@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxadv import theory
 
-from ._claims_linear import EPS, X, _attack_motion, _rows
-from ._claims_registry import Trial, claim, norm, pair, unit
+from .linear import EPS, X, _attack_motion, _rows
+from .registry import Trial, claim, norm, pair, unit
 
 EXPONENTS = {1.0: -1.0, 1.5: 0.0, 2.0: 0.0, 3.0: -0.5, 6.0: -0.8, np.inf: -1.0}
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._claims_networks import EXCESS, motion_trial, solved, witness
-from ._claims_registry import Trial, claim, norm, pair, unit
-from ._trust_region import solve_sphere
+from .networks import EXCESS, motion_trial, solved, witness
+from .registry import Trial, claim, norm, pair, unit
+from .trust_region import solve_sphere
 
 
 @claim("Lemma 4", "Lemma 4", "an interior attack moves by at most C_thx/c |dtheta|, c = min(-H)")

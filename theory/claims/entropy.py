@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxadv import optim, theory
 
-from . import _surfaces as surfaces
-from ._claims_registry import Trial, claim
+from .. import surfaces
+from .registry import Trial, claim
 
 AXIS = np.linspace(-2, 2, 21)
 GAMMAS = (0.1, 1.0, 5.0)

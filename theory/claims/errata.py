@@ -2,7 +2,7 @@
 
 import re
 
-from ._claims_registry import CLAIMS
+from .registry import CLAIMS
 
 NUMBERS = tuple(f"E{number}" for number in range(1, 36))
 

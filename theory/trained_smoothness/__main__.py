@@ -20,8 +20,8 @@ import numpy as np
 
 from experiments._options import Parser
 
-from . import _style as style
-from ._trained import OPTIMIZERS, Probe, train
+from .. import style
+from .networks import OPTIMIZERS, Probe, train
 
 NORMS = ("l2", "linf")
 LABELS = {"at": "AT", "at_ensgd": "AT+EnSGD"}

@@ -8,9 +8,8 @@ import numpy as np
 
 from jaxadv import theory
 
-from . import _style as style
-from . import _surfaces as surfaces
-from ._style import plt
+from .. import style, surfaces
+from ..style import plt
 
 NORMS: tuple[Any, ...] = (None, "l2", "linf")
 ATTACKED: tuple[Any, ...] = ("l2", "linf")

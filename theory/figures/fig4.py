@@ -8,9 +8,8 @@ import scipy.optimize
 
 from jaxadv import theory
 
-from . import _style as style
-from . import _surfaces as surfaces
-from ._style import plt
+from .. import style, surfaces
+from ..style import plt
 
 NORMS = (None, "l2", "linf")
 MINIMA = {"l2": ((1.0847279, 0.0456441), 0.6465367818), "linf": ((1.0915989, 0.0), 0.6470117217)}

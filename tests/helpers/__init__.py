@@ -1,0 +1,1 @@
+"""Problems, runs and files that several tests share."""

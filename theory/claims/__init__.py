@@ -1,0 +1,1 @@
+"""The statements of the paper and their corrections, checked by computing."""

@@ -1,0 +1,1 @@
+"""The smoothness of the adversarial loss of trained networks."""
