@@ -5,13 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib.figure import Figure  # not pyplot, which would choose a backend
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = (
@@ -78,7 +74,7 @@ def at_least(name: str, measured, bound: float, source: str) -> Check:
 
 
 def write(
-    figure,
+    figure: Figure,
     path: Path,
     data: Mapping[str, np.ndarray],
     checks: Sequence[Check],
@@ -87,7 +83,7 @@ def write(
     """Saves a figure as PNG and PDF, its data as NPZ, its settings and checks as JSON.
 
     Args:
-        figure: a matplotlib figure, closed afterwards.
+        figure: a matplotlib figure.
         path: where, without suffix.
         data: the plotted arrays.
         checks: what was checked.
@@ -100,7 +96,6 @@ def write(
     files = [path.with_suffix(suffix) for suffix in (".png", ".pdf", ".npz", ".json")]
     figure.savefig(files[0])
     figure.savefig(files[1], metadata={"CreationDate": None})  # the same bytes every time
-    plt.close(figure)
     np.savez_compressed(files[2], **dict(data))  # pyright: ignore[reportArgumentType]
     report = {
         "settings": dict(settings),

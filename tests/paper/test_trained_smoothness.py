@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from theory import style
 from theory.trained_smoothness import __main__ as trained_smoothness
 
 COMMITTED = pathlib.Path(__file__).parents[2] / "benchmarks/results/trained-smoothness-digits"
@@ -40,7 +39,6 @@ def test_the_committed_data_hold_together_and_can_be_drawn():
     for axes in figure.axes:
         for line in axes.get_lines():
             assert np.isfinite(line.get_ydata()).any()
-    style.plt.close(figure)
 
 
 def test_the_table_of_the_readme_is_that_of_the_data():

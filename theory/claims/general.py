@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxadv import theory
 
-from .linear import EPS, X, _attack_motion, _rows
+from .linear import EPS, X, attack_motion, rows
 from .registry import Trial, claim, norm, pair, unit
 
 EXPONENTS = {1.0: -1.0, 1.5: 0.0, 2.0: 0.0, 3.0: -0.5, 6.0: -0.8, np.inf: -1.0}
@@ -64,7 +64,7 @@ def _lemma1(rng, count):
 def _danskin(rng, count):
     theta = rng.normal(size=(count, 3)) * (rng.uniform(size=(count, 3)) < 0.6)
     v, step = unit(rng.normal(size=(count, 3))), 1e-6
-    ends = [_rows(theory.linear_loss, theta + s * step * v, "linf") for s in (0, 1)]
+    ends = [rows(theory.linear_loss, theta + s * step * v, "linf") for s in (0, 1)]
     # Over the maximisers x - eps z, z in the subdifferential of norm_1.
     slope = np.where(theta == 0, np.abs(v), np.sign(theta) * v).sum(1)
     margin = theta @ X - EPS * np.abs(theta).sum(1)
@@ -153,13 +153,13 @@ def _at_an_axis(rng, count) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 )
 def _jump(rng, count):
     a, b = rng.normal(size=(2, count, 3)) + np.array([2.0, 0, 0])
-    keep = _attack_motion(a, b, "l2") <= 2 * EPS
+    keep = attack_motion(a, b, "l2") <= 2 * EPS
     a, b = a[keep], b[keep]
-    slope = norm(_rows(theory.linear_gradient, a, "l2") - _rows(theory.linear_gradient, b, "l2"))
+    slope = norm(rows(theory.linear_gradient, a, "l2") - rows(theory.linear_gradient, b, "l2"))
     worst = slope.max(initial=0, where=norm(a - b) > 0) / norm(a - b)[slope.argmax()]
     printed = Trial(np.array([1e3]), np.array([worst]), lambda i: "L2, largest slope on the right")
     low, high, jump = _at_an_axis(rng, count)
-    ends = [_rows(theory.linear_gradient, t, "linf") for t in (low, high)]
+    ends = [rows(theory.linear_gradient, t, "linf") for t in (low, high)]
     measured = np.abs(norm(ends[1] - ends[0]) - jump)
     return printed, Trial(measured, np.full(count, 1e-8), pair(low, high))
 
@@ -172,11 +172,11 @@ def _jump(rng, count):
 )
 def _continuity(rng, count):
     low, high, jump = _at_an_axis(rng, count)
-    ends = [_rows(theory.linear_loss, t, "linf") for t in (low, high)]
+    ends = [rows(theory.linear_loss, t, "linf") for t in (low, high)]
     change = np.abs(ends[1] - ends[0])
     witness = lambda i: f"theta = {high[i].round(3).tolist()}: the loss changes by {change[i]:.1e}"
     printed = Trial(np.full(count, 1e-3), change, witness)
-    slopes = [_rows(theory.linear_gradient, t, "linf") for t in (low, high)]
+    slopes = [rows(theory.linear_gradient, t, "linf") for t in (low, high)]
     lipschitz = float(theory.adversarial_radius(X, p=np.inf, eps=EPS)) * norm(high - low)
     measured = np.concatenate([change, jump])
     bounds = np.concatenate([lipschitz, norm(slopes[1] - slopes[0]) + 1e-8])
@@ -212,7 +212,7 @@ def _cross(rng, count):
 )
 def _multiplier(rng, count):
     theta = rng.normal(size=(count, 3))
-    exact = _rows(theory.linear_attack, theta, "l2") - X
+    exact = rows(theory.linear_attack, theta, "l2") - X
     rounding = np.full(count, 1e-12)
     witness = lambda i: f"theta = {theta[i].round(4).tolist()}, distance"
     corrected = norm(-EPS * unit(theta) - exact) + np.abs(norm(exact) - EPS)

@@ -201,7 +201,7 @@ def _border(rng, count):
 
 
 @functools.cache
-def _constants(seed: int, count: int) -> np.ndarray:
+def bordered_constants(seed: int, count: int) -> np.ndarray:
     """Rows c_T, sigma_min(K), and sigma_min for the constraint (|r|^2 - 1)/2 <= 0."""
     rows = []
     for n, mu, hessian, tangent in _stationary(np.random.default_rng(seed), count, (3, 4, 5, 6)):
@@ -221,7 +221,7 @@ def _constants(seed: int, count: int) -> np.ndarray:
     "sigma_min(K) <= min(1, c_T)",
 )
 def _sigma(rng, count):
-    curvature, sigma, _ = _constants(int(rng.integers(2**31)), min(count, 2000))
+    curvature, sigma, _ = bordered_constants(int(rng.integers(2**31)), min(count, 2000))
     words = lambda i: f"c_T = {curvature[i]:.4f}, sigma_min(K) = {sigma[i]:.4f}"
     return (
         Trial(curvature, sigma, words),
@@ -235,7 +235,7 @@ def _sigma(rng, count):
     "c does not depend on how the constraint is written, |r| - eps or (|r|^2 - eps^2)/2, eps = 1",
 )
 def _written(rng, count):
-    _, sigma, squared = _constants(int(rng.integers(2**31)), min(count, 2000))
+    _, sigma, squared = bordered_constants(int(rng.integers(2**31)), min(count, 2000))
     words = lambda i: f"c = {sigma[i]:.4f} and {squared[i]:.4f}, distance"
     return Trial(np.abs(sigma - squared), np.full(len(sigma), 1e-9), words), None
 

@@ -20,7 +20,8 @@ def _batched(function, p):
     return jax.jit(jax.vmap(lambda t, x: function(t, x, 1.0, p=p, eps=EPS), (0, None)))
 
 
-def _rows(function, thetas: np.ndarray, kind: str, x: np.ndarray = X) -> np.ndarray:
+def rows(function, thetas: np.ndarray, kind: str, x: np.ndarray = X) -> np.ndarray:
+    """A function of the linear model at every row of ``thetas``; the norm is "l2" or "linf"."""
     with jax.enable_x64(True):
         return np.asarray(_batched(function, P[kind])(jnp.asarray(thetas), jnp.asarray(x)))
 
@@ -43,7 +44,7 @@ def _value(rng, count):
     a, b = _pairs(rng, count, 0.1, 3.0)
     measured, bounds = [], []
     for kind in P:
-        change = _rows(theory.linear_loss, a, kind) - _rows(theory.linear_loss, b, kind)
+        change = rows(theory.linear_loss, a, kind) - rows(theory.linear_loss, b, kind)
         reach = float(theory.adversarial_radius(X, p=P[kind], eps=EPS))
         measured.append(np.abs(change))
         bounds.append(theory.logistic_constants(reach, 3.0, dim=3).lipschitz * norm(a - b))
@@ -64,7 +65,7 @@ def _gradient(rng, count):
     for d in dims:
         theta = 1e-9 * np.sign(rng.normal(size=(1, d)))
         x = np.zeros(d)
-        ends = [_rows(theory.linear_gradient, s * theta, "linf", x)[0] for s in (1, -1)]
+        ends = [rows(theory.linear_gradient, s * theta, "linf", x)[0] for s in (1, -1)]
         reach = EPS * np.sqrt(d)
         constants = theory.logistic_constants(reach, 1e-9 * np.sqrt(d), dim=int(d))
         smooth = constants.smoothness * 2e-9 * np.sqrt(d)
@@ -79,8 +80,9 @@ def _gradient(rng, count):
     )
 
 
-def _attack_motion(a, b, kind) -> np.ndarray:
-    return norm(_rows(theory.linear_attack, a, kind) - _rows(theory.linear_attack, b, kind))
+def attack_motion(a, b, kind) -> np.ndarray:
+    """How far apart the attacks at two batches of parameters are, one number a row."""
+    return norm(rows(theory.linear_attack, a, kind) - rows(theory.linear_attack, b, kind))
 
 
 @claim(
@@ -90,7 +92,7 @@ def _attack_motion(a, b, kind) -> np.ndarray:
 )
 def _lemma2(rng, count):
     a, b = _pairs(rng, count, 0.4, 3.0)
-    return Trial(_attack_motion(a, b, "l2"), EPS / 0.4 * norm(a - b), pair(a, b)), None
+    return Trial(attack_motion(a, b, "l2"), EPS / 0.4 * norm(a - b), pair(a, b)), None
 
 
 @claim(
@@ -102,7 +104,7 @@ def _lemma2(rng, count):
 def _corollary(rng, count):
     a = unit(rng.normal(size=(count, 3))) * 10.0 ** rng.uniform(-8, 0, size=(count, 1))
     b = -a
-    motion = _attack_motion(a, b, "l2")
+    motion = attack_motion(a, b, "l2")
     printed = Trial(motion, 1e3 * norm(a - b), pair(a, b))
     return printed, Trial(motion, EPS / norm(a) * norm(a - b), pair(a, b))
 
@@ -110,7 +112,7 @@ def _corollary(rng, count):
 @claim("Theorem 1", "Theorem 1", "L_eps is (C_thth + eps C_thx / th_min)-smooth (L2)")
 def _theorem1(rng, count):
     a, b = _pairs(rng, count, 0.4, 3.0)
-    change = _rows(theory.linear_gradient, a, "l2") - _rows(theory.linear_gradient, b, "l2")
+    change = rows(theory.linear_gradient, a, "l2") - rows(theory.linear_gradient, b, "l2")
     bound = float(theory.theorem1_bound(X, eps=EPS, theta_min=0.4, theta_max=3.0))
     return Trial(norm(change), bound * norm(a - b), pair(a, b)), None
 
@@ -123,7 +125,7 @@ def _theorem1(rng, count):
 def _lemma3_same(rng, count):
     a = rng.normal(size=(count, 3))
     b = np.sign(a) * np.abs(rng.normal(size=(count, 3)))
-    return Trial(_attack_motion(a, b, "linf"), np.zeros(count), pair(a, b)), None
+    return Trial(attack_motion(a, b, "linf"), np.zeros(count), pair(a, b)), None
 
 
 @claim(
@@ -137,7 +139,7 @@ def _lemma3(rng, count):
     flips = np.sum(np.sign(a) != np.sign(b), axis=1)
     keep = flips > 0
     a, b, flips = a[keep], b[keep], flips[keep]
-    motion = _attack_motion(a, b, "linf")
+    motion = attack_motion(a, b, "linf")
     # The measured distance of the motion from what is claimed, against rounding.
     rounding = np.full(len(a), 1e-14)
     printed = Trial(np.abs(motion - 2 * EPS), rounding, pair(a, b))
@@ -155,14 +157,14 @@ def _away(rng, count):
     b = np.sign(rng.normal(size=(count, 3))) * (tau + rng.exponential(size=(count, 3)))
     a[: count // 2] = tau * np.sign(a[: count // 2])
     b[: count // 2] = tau * np.sign(b[: count // 2])
-    return Trial(_attack_motion(a, b, "linf"), EPS / tau * norm(a - b), pair(a, b)), None
+    return Trial(attack_motion(a, b, "linf"), EPS / tau * norm(a - b), pair(a, b)), None
 
 
 @claim("Theorem 2", "Theorem 2", "L_eps is C_thth-smooth on an orthant (Linf)")
 def _theorem2(rng, count):
     a = 2 * rng.normal(size=(count, 3))
     b = np.sign(a) * np.abs(2 * rng.normal(size=(count, 3)))
-    change = _rows(theory.linear_gradient, a, "linf") - _rows(theory.linear_gradient, b, "linf")
+    change = rows(theory.linear_gradient, a, "linf") - rows(theory.linear_gradient, b, "linf")
     bound = float(theory.theorem2_bound(X, eps=EPS))
     return Trial(norm(change), bound * norm(a - b), pair(a, b)), None
 

@@ -5,20 +5,18 @@ import html
 import io
 from collections.abc import Sequence
 
-import matplotlib
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
-import numpy as np  # noqa: E402
-
-from jaxadv import theory  # noqa: E402
+from jaxadv import theory
 
 from .. import (
-    style,  # noqa: E402
-    surfaces,  # noqa: E402
+    style,
+    surfaces,
 )
-from .registry import CORRECTED, HOLDS, Result  # noqa: E402
+from .lemmas import bordered_constants
+from .registry import CORRECTED, HOLDS, Result
 
 _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }
@@ -36,7 +34,6 @@ figure { margin: 1.5em 0; } figcaption { color: #333; }
 def _png(figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -47,7 +44,8 @@ def _tightness(results: Sequence[Result]):
         return None
     values = np.clip(ratios, 1e-12, None)
     order = np.argsort(values)
-    figure, axes = plt.subplots(figsize=(8, 0.21 * len(shown) + 1), layout="constrained")
+    figure = Figure(figsize=(8, 0.21 * len(shown) + 1), layout="constrained")
+    axes = figure.subplots()
     colors = [style.BLUE if shown[i].verdict == HOLDS else style.GREEN for i in order]
     axes.scatter(values[order], range(len(shown)), c=colors, s=18, zorder=2)
     axes.axvline(1, color="0.4", linewidth=0.8)
@@ -65,7 +63,8 @@ def _tightness(results: Sequence[Result]):
 def _across_an_axis():
     """The linear model across theta_2 = 0: where L2 is smooth and Linf is not."""
     line = np.linspace(-1, 1, 100)  # 0 is between two points
-    figure, panels = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    panels = figure.subplots(1, 2)
     thetas = np.stack([np.full_like(line, 0.8), line], 1)
     for kind, p in (("l2", 2.0), ("linf", np.inf)):
         values, slopes = [], []
@@ -87,10 +86,9 @@ def _across_an_axis():
 
 def _constants():
     """The c of Lemma 5 against the curvature that decides."""
-    from .lemmas import _constants
-
-    curvature, sigma, _ = _constants(0, 600)
-    figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+    curvature, sigma, _ = bordered_constants(0, 600)
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    axes = figure.subplots()
     axes.scatter(curvature, sigma, s=6, color=style.BLUE)
     ends = np.array([1e-2, 1, curvature.max()])
     axes.plot(ends, np.minimum(1, ends), color=style.ORANGE, label=r"$\min(1, c_T)$")
@@ -107,7 +105,8 @@ def _smoothing():
     axis = np.linspace(-2, 2, 41)
     loss = surfaces.toy_loss("swish", "linf")
     column = 35  # theta_1 = 1.5
-    figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    axes = figure.subplots()
     axes.plot(axis, surfaces.on_grid(loss, axis)[column], color="0.2", label=r"$L_\epsilon$")
     for gamma, color in ((10.0, style.BLUE), (1.0, style.ORANGE)):
         smooth = theory.local_entropy_grid(loss, [axis, axis], gamma=gamma, num_nodes=6).smoothed
@@ -128,7 +127,7 @@ def to_html(results: Sequence[Result], settings: dict, register: dict) -> str:
     Returns:
         An HTML document with its pictures as data URIs.
     """
-    with plt.rc_context(style.STYLE):
+    with rc_context(style.STYLE):
         drawn = [_tightness(results), _across_an_axis(), _constants(), _smoothing()]
         pictures = [(_png(p[0]), p[1]) for p in drawn if p is not None]
     text = html.escape

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jaxadv import theory
 
 from .. import style, surfaces
-from ..style import plt
 
 EPS = 0.5
 CENTER = np.zeros(2)
@@ -64,7 +65,7 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
         for norm in NORMS:
             data[f"{name}_{norm}"] = np.array([attack(theta, norm) for theta in thetas])
     checks = _checks(data)
-    with plt.rc_context(style.STYLE):
+    with rc_context(style.STYLE):
         figure = _draw(data)
     return style.write(figure, output / "fig1", data, checks, {"eps": EPS})
 
@@ -133,7 +134,8 @@ def _attacks(axes, data, name: str) -> None:
 
 
 def _draw(data):
-    figure, panels = plt.subplots(1, 3, figsize=(10.2, 3.75))
+    figure = Figure(figsize=(10.2, 3.75))
+    panels = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.9, bottom=0.17, wspace=0.05)
     linear = (lambda x, t: np.logaddexp(0, -(x @ t)), LINEAR)
     concave = lambda x, t: -np.einsum("...i,ij,...j->...", x - t, CURVATURE, x - t) / 2

@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from jaxadv import theory
 
 from .. import style, surfaces
-from ..style import plt
 
 NORMS: tuple[Any, ...] = (None, "l2", "linf")
 ATTACKED: tuple[Any, ...] = ("l2", "linf")
@@ -45,7 +46,7 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
         data[f"smoothed_{norm}_hessian"] = smoothed[norm].hessian
     data |= _slice(gamma)
     checks = _checks(axis, data, smoothed, mode, gamma)
-    with plt.rc_context(style.STYLE):
+    with rc_context(style.STYLE):
         figure = _draw(axis, data, mode, gamma)
     settings = {"mode": mode, "gamma": gamma, "points": points, "eps": theory.TOY_EPS}
     return style.write(figure, output / "fig2", data, checks, settings)
@@ -190,7 +191,7 @@ def _plateau(axes, norm: Any, floor) -> None:
 
 
 def _draw(axis, data, mode, gamma):
-    figure = plt.figure(figsize=(10.2, 10.2))
+    figure = Figure(figsize=(10.2, 10.2))
     grid = figure.add_gridspec(
         3, 3, left=0.01, right=0.975, top=0.965, bottom=0.06, wspace=0.06, hspace=0.14
     )

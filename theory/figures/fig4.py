@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from jaxadv import theory
 
 from .. import style, surfaces
-from ..style import plt
 
 NORMS = (None, "l2", "linf")
 MINIMA = {"l2": ((1.0847279, 0.0456441), 0.6465367818), "linf": ((1.0915989, 0.0), 0.6470117217)}
@@ -57,7 +58,7 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
     for norm, (place, value) in minima.items():
         data[f"argmin_{norm}"], data[f"min_{norm}"] = place, np.array(value)
     checks = _checks(axis, data, minima)
-    with plt.rc_context(style.STYLE):
+    with rc_context(style.STYLE):
         figure = _draw(axis, data, minima, mode)
     settings = {"mode": mode, "points": points, "eps": theory.TOY_EPS, "seed": 0, "samples": 100}
     return style.write(figure, output / "fig4", data, checks, settings)
@@ -98,7 +99,7 @@ def _checks(axis, data, minima) -> list[style.Check]:
 
 
 def _draw(axis, data, minima, mode):
-    figure = plt.figure(figsize=(10.2, 3.5))
+    figure = Figure(figsize=(10.2, 3.5))
     grid = figure.add_gridspec(1, 3, left=0.0, right=0.965, top=0.93, bottom=0.02, wspace=0.04)
     limits = (0.0, max(data[norm or "clean"].max() for norm in NORMS))
     for column, norm in enumerate(NORMS):

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from jaxadv import theory
 
 from .. import style, surfaces
-from ..style import plt
 from . import fig4
 
 GAMMAS = (0.1, 1.0, 10.0)  # of the contour maps
@@ -40,7 +41,7 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
             data[f"smoothed_{norm}_{scope:g}"] = entropy.smoothed
     minima = {norm: fig4.minimiser(norm)[0] for norm in ("l2", "linf")}
     checks = _checks(axis, data, entropies)
-    with plt.rc_context(style.STYLE):
+    with rc_context(style.STYLE):
         figure = _draw(axis, data, entropies, minima, gamma)
     settings = {"gamma": gamma, "gammas": list(GAMMAS), "points": points, "eps": theory.TOY_EPS}
     return style.write(figure, output / "fig5", data, checks, settings)
@@ -73,7 +74,7 @@ def _checks(axis, data, entropies) -> list[style.Check]:
 
 
 def _draw(axis, data, entropies, minima, gamma):
-    figure = plt.figure(figsize=(10.2, 6.8))
+    figure = Figure(figsize=(10.2, 6.8))
     top = figure.add_gridspec(1, 2, left=0.06, right=0.92, top=0.955, bottom=0.46, wspace=0.0)
     values = [entropies[norm, gamma].smoothed for norm in ("l2", "linf")]
     limits = (min(v.min() for v in values), max(v.max() for v in values))

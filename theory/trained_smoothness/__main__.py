@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from experiments import environment
 from experiments._options import Parser
 
 from .. import style
@@ -43,8 +47,6 @@ def measure(*, num_epochs: int, num_seeds: int, num_images: int, say=print) -> d
     Returns:
         What the figure is drawn from.
     """
-    from experiments import environment
-
     runs = []
     for norm in NORMS:
         probe = None
@@ -141,12 +143,11 @@ PANELS = (
 )
 
 
-def draw(data: dict[str, Any]):
+def draw(data: dict[str, Any]) -> Figure:
     """The figure: a row a norm, a column a quantity; lines are means over seeds, bands extremes."""
-    from matplotlib.lines import Line2D
-
-    with style.plt.rc_context(style.STYLE):
-        figure, panels = style.plt.subplots(2, 4, figsize=(11.0, 5.2), sharex=True, sharey="col")
+    with rc_context(style.STYLE):
+        figure = Figure(figsize=(11.0, 5.2))
+        panels = figure.subplots(2, 4, sharex=True, sharey="col")
         figure.subplots_adjust(
             left=0.075, right=0.99, top=0.93, bottom=0.19, wspace=0.24, hspace=0.1
         )
@@ -224,7 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figure = draw(data)
     for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):
         figure.savefig(file.with_suffix(suffix), metadata=metadata, dpi=style.STYLE["savefig.dpi"])
-    style.plt.close(figure)
     print(", ".join(str(file.with_suffix(suffix)) for suffix in (".png", ".pdf", ".json")))
     return 0
 
