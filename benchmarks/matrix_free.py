@@ -9,6 +9,7 @@ example, which compiles, apart), and the same for multi-layer perceptrons small 
 `jaxadv.theory.attack_jacobian`, in float64, where the two norms are compared.
 """
 
+import functools
 import json
 import pathlib
 import time
@@ -55,7 +56,8 @@ def network(options, width: int) -> dict:
     rows = []
     for _ in range(1 + options.samples):
         x = jnp.asarray(rng.uniform(size=(size, size, 3)), jnp.float32)
-        loss = jax.tree_util.Partial(example_loss, jnp.asarray(rng.integers(10), jnp.int32))
+        label = jnp.asarray(rng.integers(10), jnp.int32)
+        loss = functools.partial(example_loss, label)
         started = time.perf_counter()
         x_adv = theory.climb_attack(loss, params, x, x, norm="l2", eps=options.eps)
         attacked = time.perf_counter()

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
 from experiments import build, settings
 from jaxadv import theory, training
@@ -125,17 +124,18 @@ class Probe:
 
         def attack(params):
             def find(given):
+                label, x = given
+                loss = lambda x, params: one(label, x, params)
                 return theory.optimal_attack(
-                    jax.random.key(0), Partial(one, given[0]), params, given[1],
-                    num_restarts=NUM_RESTARTS, **options,
-                )  # fmt: skip
+                    jax.random.key(0), loss, params, x, num_restarts=NUM_RESTARTS, **options
+                )
 
             return jax.lax.map(find, (labels, jnp.asarray(self.images)))
 
         def jacobian(params, x_adv):
             def differentiate(given):
                 label, x, point = given
-                loss = Partial(one, label)
+                loss = lambda x, params: one(label, x, params)
                 found = theory.attack_jacobian(loss, params, x, x_adv=point, **options)
                 leaves = jax.tree.leaves(found.jacobian)
                 flat = jnp.concatenate([leaf.reshape(x.size, -1) for leaf in leaves], axis=1)

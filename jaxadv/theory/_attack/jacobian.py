@@ -228,8 +228,7 @@ def attack_jacobian(
     Where the second-order condition, strict complementarity or twice differentiability fails the
     kind is "degenerate", where x' is no KKT point "unconverged", and D is NaN: a number there would
     be the derivative of nothing. Works under ``jax.jit`` and ``jax.vmap`` within
-    ``jax.enable_x64(True)``; calls with the same ``loss`` object share one compilation, see
-    `optimal_attack`.
+    ``jax.enable_x64(True)``; compilations are shared as those of `optimal_attack`.
 
     Args:
         loss: function of (x, theta) to a scalar, one example, twice differentiable near x'.

@@ -2,8 +2,8 @@ r"""`attack_jacobian` for networks: everything through products, in the dtype of
 
 The quantities of `attack_jacobian` for a model of any size and any parameter pytree, from products
 with H, B, B^T, A and conjugate gradients; norms by Lanczos with error estimates. A PreActResNet-18
-of width 16 on a 32x32x3 image takes seconds in float32 once it is compiled; to share the
-compilation between examples with different labels make the loss a ``jax.tree_util.Partial``.
+of width 16 on a 32x32x3 image takes seconds in float32 once it is compiled; losses that differ only
+in the arrays they close over (weights, labels) share the compilation.
 
 References:
     SPEC C.6, I.1, I.2, I.7.

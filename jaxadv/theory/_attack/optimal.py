@@ -318,9 +318,9 @@ def optimal_attack(
     maximum with certificates; that it is the global one rests on the number of starts (or on
     concavity, then ``certificates.gap`` bounds the error).
 
-    Works under ``jax.jit`` and ``jax.vmap`` within ``jax.enable_x64(True)``. Calls with the same
-    ``loss`` object share one compilation; to share it between examples with different labels make
-    it a ``jax.tree_util.Partial(f, label)`` with ``f(label, x, theta)``.
+    Works under ``jax.jit`` and ``jax.vmap`` within ``jax.enable_x64(True)``. The loss is traced at
+    every call; losses that differ only in the arrays they close over (weights, labels) share one
+    compilation.
 
     Args:
         key: typed PRNG key of the random starts.

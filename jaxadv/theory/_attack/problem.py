@@ -40,7 +40,7 @@ def make_problem(
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
                 f"theta has a leaf of dtype {jnp.result_type(leaf)}; keep what is not a real "
-                "parameter out of theta (close over it, or jax.tree_util.Partial)"
+                "parameter out of theta, and let the loss close over it"
             )
     if not jax.tree.leaves(theta):
         raise ValueError("theta has no leaves; pass the parameters as a pytree of arrays")

@@ -1,5 +1,6 @@
 """Products with the attack Jacobian against dense matrices, and networks in float32 (SPEC C.6)."""
 
+import functools
 import time
 
 import jax
@@ -7,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
 from jaxadv import models, theory
 from jaxadv.theory import _krylov
@@ -223,7 +223,7 @@ def test_preact_resnet_in_float32_takes_seconds(activation):
 
     seconds = []
     for i in range(2):
-        one = Partial(loss, jnp.asarray(i))
+        one = functools.partial(loss, jnp.asarray(i))
         options = dict(norm="l2", eps=0.5, bounds=(0.0, 1.0))
         x = images[i]
         start = time.perf_counter()
