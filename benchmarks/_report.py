@@ -5,7 +5,7 @@ import re
 
 import jax
 
-from experiments import environment
+from experiments.run import environment
 
 
 def use_devices(number: int) -> jax.sharding.NamedSharding | None:

@@ -35,13 +35,17 @@ def main() -> None:
     """Imports, reads, builds and takes two steps."""
     method, scale, dataset = sys.argv[1:4]
     clock = Clock()
-    from experiments import cli, environment
+    from experiments import settings
+    from experiments.cli import process
+    from experiments.run import environment
 
     environment.configure()
-    cli.split_cpu(dataset)
+    process.split_cpu(dataset)
     import jax
 
-    from experiments import build
+    from experiments.run import build
+    from experiments.run.devices import data_sharding, everywhere
+    from experiments.run.task import Stream, key_for, load_task
     from jaxadv import training
 
     jax.config.update("jax_log_compiles", True)
@@ -50,16 +54,16 @@ def main() -> None:
     logger.propagate = False
     jax.devices()
     clock.mark("import")
-    config = cli.load_config(method, scale, dataset)
-    task = build.load_task(config)
+    config = settings.load_config(method, scale, dataset)
+    task = load_task(config)
     clock.mark("data")
-    sharding = build.data_sharding(config.batch_size)
-    run, place = build.build(config, task, sharding), build.everywhere(sharding)
+    sharding = data_sharding(config.batch_size)
+    run, place = build.build(config, task, sharding), everywhere(sharding)
     data = jax.device_put(training.DeviceData(*map(jax.numpy.asarray, task.train)), place)
     state = jax.device_put(run.make_state(), place)
     clock.mark("build")
     for name in ("first step", "next step"):
-        state, _, _ = run.advance(state, data, build.train_key(config), int(state.step), 1)
+        state, _, _ = run.advance(state, data, key_for(config, Stream.TRAIN), int(state.step), 1)
         jax.block_until_ready(state)
         clock.mark(name)
     print(json.dumps({"seconds": clock.marks, **counter.counts}))

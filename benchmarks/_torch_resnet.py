@@ -59,7 +59,7 @@ def constants(module, device: str = "cpu"):
 
 
 def eval_fn(subject):
-    """The PyTorch function of NCHW images of a model of :mod:`experiments.subjects`."""
+    """The PyTorch function of NCHW images of a model of :mod:`experiments.evaluation.subjects`."""
     variables = {"params": subject.params, "batch_stats": subject.batch_stats}
     tensors, (mean, std) = weights(subject.module, variables), constants(subject.module)
     return lambda images: forward(tensors, images, mean, std)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import subjects
-from experiments._options import Parser
+from experiments.cli.options import Parser
+from experiments.evaluation import subjects
 
 from . import _torch_resnet
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 import jaxadv
-from experiments._options import Parser
+from experiments.cli.options import Parser
 from jaxadv import models
 
 SHAPES = [  # batch, image size, channels in, channels out, kernel, stride

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 from jaxadv import models, objectives, optim, training
 
 from ._report import provenance

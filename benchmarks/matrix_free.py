@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 from jaxadv import losses, models, theory
 
 from ._report import provenance

@@ -19,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 
 from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
 from ._report import provenance

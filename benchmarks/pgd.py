@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._report import provenance, use_devices

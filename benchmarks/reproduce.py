@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 
 from ._report import provenance
 from ._timing import alternate, ratio, summary
@@ -38,15 +38,17 @@ class Variant:
     def __init__(self, config, task, *, gradients="auto", sharding=None):
         import jax
 
-        from experiments import build
+        from experiments.run import build
+        from experiments.run.devices import everywhere
+        from experiments.run.task import Stream, key_for
         from jaxadv import training
 
         make = build.build_model
         chosen = lambda *arguments: make(*arguments).clone(gradients=gradients)
         with mock.patch.object(build, "build_model", chosen):
             self.run = build.build(config, task, sharding)
-        place = build.everywhere(sharding)
-        self.key = build.train_key(config)
+        place = everywhere(sharding)
+        self.key = key_for(config, Stream.TRAIN)
         data = training.DeviceData(*map(jax.numpy.asarray, task.train))
         self.data = jax.device_put(data, place)
         self.start = jax.device_put(self.run.make_state(), place)
@@ -68,11 +70,13 @@ def variants(method: str, dataset: str, minibatches: int | None) -> dict:
     """Calls by name; the first is what the entry point does."""
     import jax
 
-    from experiments import build, cli
+    from experiments import settings
+    from experiments.run.devices import data_sharding
+    from experiments.run.task import load_task
 
-    config = cli.load_config(method, "laptop", dataset)
-    task = build.load_task(config)
-    sharding = build.data_sharding(config.batch_size) if jax.device_count() > 1 else None
+    config = settings.load_config(method, "laptop", dataset)
+    task = load_task(config)
+    sharding = data_sharding(config.batch_size) if jax.device_count() > 1 else None
     shipped = Variant(config, task, sharding=sharding)
     total = minibatches or shipped.run.batches_per_epoch
     # A compiled call of EntropySGD is an outer step: only the end of a run is cut shorter.
@@ -101,11 +105,12 @@ def _apart(a, b) -> float:
 
 def main(arguments=None) -> dict:
     """Runs all and returns what it writes."""
-    from experiments import cli, environment
+    from experiments.cli import process
+    from experiments.run import environment
 
     options = parse(arguments)
     environment.configure()
-    cli.split_cpu(options.dataset)
+    process.split_cpu(options.dataset)
     report = {**provenance(options), "methods": {}}
     for method in options.methods.split(","):
         calls = variants(method, options.dataset, options.minibatches)

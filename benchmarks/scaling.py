@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 from jaxadv import models
 from jaxadv.attacks import autoattack, pgd
 
@@ -170,16 +170,18 @@ def time_sweeps(options) -> dict:
 def child(options) -> None:
     """One process whose memory is measured."""
     if options.child == "train":
-        from experiments import build, cli
+        from experiments import settings
+        from experiments.run import build
+        from experiments.run.task import Stream, key_for, load_task
 
-        config = cli.load_config("at", "laptop", "cifar10")
-        task = build.load_task(config)
+        config = settings.load_config("at", "laptop", "cifar10")
+        task = load_task(config)
         run = build.build(config, task)
         from jaxadv import training
 
         data, state = training.DeviceData(*map(jnp.asarray, task.train)), run.make_state()
         for _ in range(2):
-            state, *_ = run.advance(state, data, build.train_key(config), int(state.step), 2)
+            state, *_ = run.advance(state, data, key_for(config, Stream.TRAIN), int(state.step), 2)
         jax.block_until_ready(state)
     else:
         model, _ = _network(4)

@@ -6,7 +6,7 @@ r"""Time to the first minibatch of an entry point, with a cold and a warm compil
 A fresh process each: it imports, reads the data, builds, and takes its first two steps, once with
 an empty cache folder and again with what that left. Printed are the seconds of each part and how
 many programs were compiled on the way, not found in the cache. (That a whole run compiles no more
-than that is tested in tests/experiments/test_train.py.)
+than that is tested in tests/experiments/run/test_train.py.)
 """
 
 import json
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 
 from ._report import provenance
 

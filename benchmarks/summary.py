@@ -11,7 +11,7 @@ import json
 import pathlib
 import sys
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

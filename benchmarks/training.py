@@ -16,7 +16,7 @@ import pathlib
 
 import numpy as np
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 
 from ._report import provenance, use_devices
 from ._timing import alternate, ratio, summary

@@ -1,6 +1,7 @@
 """Experiments: everything that touches the outside - data, configs, runs, tables, figures."""
 
-from . import _help, signals
+from .cli.help.show import show
+from .run import signals
 
 signals.quiet_while_importing("experiments")
-_help.show()
+show()

@@ -5,7 +5,7 @@
 ``--help`` lists the methods, the scales and every field.
 """
 
-from .cli import main
+from .cli.train import main
 
 if __name__ == "__main__":
     main("cifar100")

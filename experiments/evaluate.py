@@ -10,244 +10,17 @@ beside its report: the same command goes on where it was stopped.
 """
 
 import argparse
-from pathlib import Path
-from typing import Any
 
-from jaxadv import training
 from jaxadv._checks import (
     NORMS,
-    check_choice,
-    check_count,
-    check_eps,
-    check_norm,
-    check_step,
 )
-from jaxadv._keys import as_key
 
-from . import build, cli, data, environment, evaluation, robustness, subjects
-from ._options import Parser, check_writable, folder, fraction, numbers, seed
-from .runs import RunDirectory, write_json
-from .subjects import Subject
-
-ATTACKS = ("pgd", "autoattack")
-VERSIONS = ("standard", "plus")
-_PGD_OPTIONS = ("step_size", "num_steps", "num_restarts")
-
-
-def evaluate(
-    workdir: Path | str | None = None,
-    *,
-    torch: Path | str | None = None,
-    arch: str | None = None,
-    dataset: str | None = None,
-    normalization: str | None = None,
-    entry: str | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    checkpoint: str = "selected",
-    images: str = "test",
-    number: int | None = None,
-    attack: str = "pgd",
-    version: str = "standard",
-    norm: str | None = None,
-    eps: float | None = None,
-    step_size: float | None = None,
-    num_steps: int | None = None,
-    num_restarts: int | None = None,
-    batch_size: int | None = None,
-    seed: int | None = None,
-    data_dir: Any = None,
-    verbose: bool = True,
-    save: bool | Path = False,
-) -> dict:
-    """Evaluates one checkpoint with PGD or AutoAttack.
-
-    Args:
-        workdir: run directory, or None with ``torch``.
-        torch: file of PyTorch weights instead; needs ``arch`` and ``dataset``.
-        arch: "preact_resnet18" or "wrn34_10".
-        dataset: name of the data set.
-        normalization: what the PyTorch network expects of its images, a name; "none" for images in
-            [0, 1] as they are.
-        entry: of the PyTorch file that holds the weights, where it has several.
-        mean: per channel, instead of ``normalization``.
-        std: likewise.
-        checkpoint: "selected" or "last".
-        images: "test", "selection" or "train".
-        number: the first images only.
-        attack: "pgd" or "autoattack".
-        version: of AutoAttack: "standard" or "plus".
-        norm: norm of the ball; default that of the run, like all that follows.
-        eps: radius, images in [0, 1].
-        step_size: step of PGD.
-        num_steps: its steps.
-        num_restarts: its restarts; a restart counts if its largest loss does.
-        batch_size: images a compiled call; does not change the result.
-        seed: seed of the attack's random numbers.
-        data_dir: where data sets are looked for.
-        verbose: whether to show progress.
-        save: whether to write the report, and AutoAttack's progress, images and picture, into the
-            run directory (``runs/torch/NAME`` for a PyTorch file); or the path of the report.
-
-    Returns:
-        A JSON-able report; with ``save`` the paths of what was written under "files".
-
-    Raises:
-        FileNotFoundError: if ``workdir`` is no run directory.
-        ValueError: if an option makes no sense or the checkpoint does not fit.
-    """
-    check_choice("attack", attack, ATTACKS)
-    check_choice("version", version, VERSIONS)
-    own = {"step_size": step_size, "num_steps": num_steps, "num_restarts": num_restarts}
-    given = [name for name in _PGD_OPTIONS if own[name] is not None]
-    if attack == "autoattack" and given:
-        name = given[0]
-        raise ValueError(
-            f"{name}={own[name]} applies only to attack='pgd'; AutoAttack sets its own {name}"
-        )
-    if isinstance(save, Path):
-        save = save.expanduser()
-        check_writable(save)
-    network = {
-        "arch": arch, "dataset": dataset, "normalization": normalization, "entry": entry,
-        "mean": mean, "std": std,
-    }  # fmt: skip
-    key = None if seed is None else as_key(seed, name="seed")
-    if number is not None:
-        check_count("number", number, 1)
-    subject = _subject(workdir, torch, network, checkpoint, images, data_dir)
-    if number is not None:
-        subject = subject.first(number)
-        number = len(subject.labels)  # what file names say is how many there really were
-    if key is not None:
-        subject = subject._replace(key=key)
-    if save and not isinstance(save, Path):
-        check_writable(subject.folder / "report.json")
-    threat = _threat(subject, norm, eps, step_size if attack == "pgd" else 0.0)
-    if batch_size is not None:
-        check_count("batch_size", batch_size, 1)
-    if attack == "pgd":
-        options = {n: subject.pgd[n] if own[n] is None else own[n] for n in _PGD_OPTIONS}
-        found, details, result = _pgd(subject, threat | options, batch_size, verbose), options, None
-        name = f"evaluation-{checkpoint}-{images}"
-        name += "" if number is None else f"-first{number}"
-    else:
-        details = {"version": version}
-        name = _autoattack_name(subject, threat, version, seed, number, checkpoint, images)
-        path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
-        store = path.with_suffix(".progress") if save else None
-        found, result = robustness.run_autoattack(
-            subject, **threat, version=version, batch_size=batch_size, store=store, verbose=verbose
-        )
-    report = {
-        **subject.record,
-        "attack": {"name": attack, **threat, **details},
-        **found,
-        "environment": environment.describe(),
-    }
-    if save:
-        path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        report["files"] = [str(path)]
-        if result is not None:
-            report["files"] += [str(file) for file in robustness.save(result, subject, path)]
-        write_json(path, report)
-        page = _renew_page(workdir, path, checkpoint, data_dir)
-        report["files"] += [] if page is None else [str(page)]
-    return report
-
-
-def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
-    """The run's HTML report anew where what was written is a part of it."""
-    if workdir is None:
-        return None
-    directory = RunDirectory(workdir)
-    is_part = path.resolve() == directory.autoattack_file(checkpoint)
-    if not is_part or not directory.report_file.is_file():
-        return None
-    from .train import write_page
-
-    return write_page(directory, print, data_dir=data_dir)
-
-
-def _subject(workdir, torch, network: dict, checkpoint, images, data_dir) -> Subject:
-    if (workdir is None) == (torch is None):
-        raise ValueError("give either a run (--workdir=DIR) or a file of weights (--torch=FILE)")
-    if torch is None:
-        for name, value in network.items():
-            if value is not None:
-                raise ValueError(
-                    f"--{name} can only be given with --torch; a run directory already records it"
-                )
-        return subjects.from_run(workdir, checkpoint, images, data_dir)
-    network = dict(network)
-    arch, dataset = network.pop("arch"), network.pop("dataset")
-    if arch is None or dataset is None:
-        raise ValueError(
-            f"torch={str(torch)!r} needs --arch ({', '.join(subjects.ARCHITECTURES)}) and "
-            f"--dataset ({', '.join(data.NAMES)})"
-        )
-    if checkpoint != "selected" or images != "test":
-        raise ValueError("--checkpoint and --images are for runs; a PyTorch file has neither")
-    return subjects.from_torch(torch, arch, dataset, **network, data_dir=data_dir)
-
-
-def _threat(subject: Subject, norm, eps, step_size) -> dict[str, Any]:
-    chosen: Any = subject.norm if norm is None else norm
-    check_norm(chosen)
-    if (chosen != subject.norm and None in (eps, step_size)) or (eps is None is subject.eps):
-        step = "" if step_size is not None else " and --step-size"
-        raise ValueError(
-            f"norm={chosen!r} is not the run's own ({subject.norm!r}), whose eps and step_size "
-            f"mean nothing for it; give --eps{step} too"
-        )
-    radius: Any = subject.eps if eps is None else eps
-    check_eps(radius, chosen, subject.images[0].size)
-    return {"norm": chosen, "eps": radius}
-
-
-def _pgd(subject: Subject, attack: dict, batch_size: int | None, verbose: bool) -> dict:
-    check_count("num_steps", attack["num_steps"], 0)
-    check_count("num_restarts", attack["num_restarts"], 1)
-    check_step(attack["step_size"])
-    predictions = evaluation.predict_all(
-        training.make_predict(build.make_apply(subject.module), **attack),
-        subject.params,
-        subject.batch_stats,
-        subject.key,
-        subject.images,
-        subject.labels,
-        batch_size=subject.batch_size if batch_size is None else batch_size,
-        description="evaluating" if verbose else None,
-    )
-    return evaluation.summarize(predictions, subject.labels, subject.class_names)
-
-
-def _autoattack_name(subject, threat, version, seed, number, checkpoint, images) -> str:
-    """The usual evaluation has the short name that run directories look for."""
-    name = f"autoattack-{checkpoint}-{images}"
-    if threat != {"norm": subject.norm, "eps": subject.eps}:
-        name += f"-{threat['norm']}-{threat['eps']:.5g}"
-    name += "" if version == "standard" else f"-{version}"
-    name += "" if seed is None else f"-seed{seed}"
-    return name + ("" if number is None else f"-first{number}")
-
-
-def describe(report: dict) -> str:
-    """The report as a table."""
-    attack = report["attack"]
-    name, settings = "AutoAttack", attack.get("version", "")
-    if attack["name"] == "pgd":
-        name = f"PGD-{attack['num_steps']}"
-        restarts = f", {attack['num_restarts']} restarts" if attack["num_restarts"] > 1 else ""
-        settings = f"step {attack['step_size']:.5g}{restarts}"
-    whose = f"{report['method']}, scale {report['scale']}" if "method" in report else report["arch"]
-    return (
-        f"Accuracy in % on {report['images']} {report['evaluated_on']} images of "
-        f"{report['dataset']}, {whose}\n"
-        f"{name}: {attack['norm']}, eps {attack['eps']:.5g}, {settings}, {report['precision']}\n"
-        + evaluation.format_table({f"{report['checkpoint']} checkpoint": report}, name)
-    )
+from . import data
+from .cli import process
+from .cli.options import Parser, folder, fraction, numbers, seed
+from .evaluation import subjects
+from .evaluation.evaluate import ATTACKS, VERSIONS, describe, evaluate
+from .run.directory import RunDirectory
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -317,7 +90,7 @@ def main() -> None:
         print(describe(report))
         print(f"written to {', '.join(report['files'])}")
 
-    cli.execute(run)
+    process.execute(run)
 
 
 if __name__ == "__main__":

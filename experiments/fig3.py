@@ -8,9 +8,9 @@ The paper expects EntropySGD above SGD on test images at equal epochs and equal 
 accuracy below that of AT at the end, and AWP's underfitting relieved.
 """
 
-from ._curves import Figure, Line
-from ._curves import main as draw
-from .table1 import METHODS
+from .paper.curves import Figure, Line
+from .paper.curves import main as draw
+from .paper.table1 import METHODS
 
 FIGURE = Figure(3, tuple(Line(method) for method in METHODS))
 

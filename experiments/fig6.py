@@ -6,9 +6,9 @@
 The paper expects AWP with EntropySGD above AWP with SGD at the same gamma_A.
 """
 
-from ._curves import Figure, Line
-from ._curves import main as draw
 from .fig3 import FIGURE as FIGURE3
+from .paper.curves import Figure, Line
+from .paper.curves import main as draw
 
 FIGURE = Figure(6, (*FIGURE3.lines, Line("awp", gamma_of="entropy_sgd")))
 

@@ -8,7 +8,7 @@ Directions are random and normalised filter by filter, attacks are made anew at 
 paper's message: EntropySGD is not flatter, but its training loss is lower.
 """
 
-from ._landscape_figure import main
+from .paper.landscape_figure import main
 
 if __name__ == "__main__":
     main()

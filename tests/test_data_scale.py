@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_cases import ATTACK, KEY, START, apply_linear
 
 from jaxadv import objectives, training
+from tests.helpers.training_cases import ATTACK, KEY, START, apply_linear
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (16, 3, 3, 1)).astype(np.uint8)
 PIXELS.flat[:3] = 0, 127, 255

@@ -4,10 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import trades_numpy
-from training_cases import ATTACK, KEY, START, apply_bn, apply_linear, close, equal, init_bn
 
 from jaxadv import attacks, losses, objectives, optim
+from tests.helpers.training_cases import (
+    ATTACK,
+    KEY,
+    START,
+    apply_bn,
+    apply_linear,
+    close,
+    equal,
+    init_bn,
+)
+from tests.references import trades as reference
 
 
 def test_objective_is_cross_entropy_at_pgd_images():
@@ -148,7 +157,7 @@ def trades_case(options, x):
 @pytest.mark.parametrize("x", [INSIDE, AT_THE_EDGE], ids=["inside", "at the edge"])
 def test_the_attack_of_trades_is_that_of_the_reference(x64, preset, x):
     found, arguments = trades_case(PRESETS[preset], x)
-    expected = trades_numpy.attack(*arguments, **PRESETS[preset])
+    expected = reference.attack(*arguments, **PRESETS[preset])
     # The L2 step of jaxadv divides by the norm plus 1e-10.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7 if preset == "l2" else 1e-12)
     size = np.linalg.norm(found - x, axis=1, ord=2 if preset == "l2" else np.inf)
@@ -172,11 +181,11 @@ def test_the_loss_of_trades_its_gradient_and_statistics(x64, beta):
     (value, aux), grads = jax.value_and_grad(objective.loss, has_aux=True)(
         jax.tree.map(jnp.asarray, params), stats, as_images(INSIDE), as_images(x_adv), LABELS
     )
-    evaluate = lambda p: trades_numpy.loss(p, stats["BatchNorm_0"], INSIDE, x_adv, LABELS, beta)
+    evaluate = lambda p: reference.loss(p, stats["BatchNorm_0"], INSIDE, x_adv, LABELS, beta)
     expected, moved = evaluate(params)
     assert float(value) == pytest.approx(expected, rel=1e-10)
     close(aux.batch_stats["BatchNorm_0"], moved, rtol=1e-10)
-    z_adv, _ = trades_numpy.train_mode(params, x_adv, stats["BatchNorm_0"])
+    z_adv, _ = reference.train_mode(params, x_adv, stats["BatchNorm_0"])
     np.testing.assert_allclose(aux.logits, z_adv, rtol=1e-9)
     for layer, leaves in params.items():
         for name, leaf in leaves.items():

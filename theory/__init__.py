@@ -1,6 +1,7 @@
 """Figures, claims and notebooks on the theory; run from the repository root, not installed."""
 
-from experiments import _help, signals
+from experiments.cli.help.show import show
+from experiments.run import signals
 
 signals.quiet_while_importing("theory")
-_help.show()
+show()

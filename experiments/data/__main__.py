@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .._options import Parser
+from ..cli.options import Parser
 from ._archives import extract
 from ._dataset import DataError, DataMissingError, Dataset
 from ._digits import load_digits

@@ -4,11 +4,11 @@ import os
 
 import jax
 import pytest
-from tiny_runs import Finished, tiny, tiny_norm
 
-from experiments import train
-from experiments.runs import RunDirectory
+from experiments.run import train
+from experiments.run.directory import RunDirectory
 from jaxadv.models import MODELS
+from tests.helpers.tiny_runs import Finished, tiny, tiny_norm
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -60,9 +60,10 @@ def test_without_a_run_it_names_the_command(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_on_a_run(tmp_path, monkeypatch, capsys):
-    from experiments import cli, settings, train
+    from experiments import settings
+    from experiments.run import train
 
-    config = cli.load_config("at", "smoke", "digits")
+    config = settings.load_config("at", "smoke", "digits")
     config.unlock()
     small = dict(model="mlp", width=16, train_size=120, test_size=50, selection_size=40)
     for name, value in (small | dict(batch_size=24, num_epochs=2, lr_drops=(0.5,))).items():

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 
 from . import (
     constraints,

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments._options import Parser
+from experiments.cli.options import Parser
 
 from . import fig1, fig2, fig4, fig5
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import subjects
+from experiments.evaluation import subjects
 from jaxadv import attacks, theory
 
 workdir = Path(os.environ.get("WORKDIR", "runs/digits-laptop/at/seed0"))

@@ -21,8 +21,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments import environment
-from experiments._options import Parser
+from experiments.cli.options import Parser
+from experiments.run import environment
 
 from .. import style
 from .networks import OPTIMIZERS, Probe, train

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from experiments import build, settings
+from experiments import settings
+from experiments.run import build
+from experiments.run.task import Stream, key_for, load_task
 from jaxadv import theory, training
 
 MODEL = "mlp"  # of swish units: the statements need a loss with two derivatives (erratum E21)
@@ -75,13 +77,13 @@ def train(
     config.seed, config.num_epochs, config.model = seed, num_epochs, MODEL
     config.threat.norm = norm
     config = settings.resolve(config, "digits")
-    task = build.load_task(config)
+    task = load_task(config)
     run = build.build(config, task)
     data = jax.device_put(training.DeviceData(*map(jnp.asarray, task.train)))
     group = config.entropy.n_in
     last = num_epochs * run.batches_per_epoch // group - 1
     wanted = {round(fraction * last) * group for fraction in fractions}
-    state, key, step = run.make_state(), build.train_key(config), 0
+    state, key, step = run.make_state(), key_for(config, Stream.TRAIN), 0
     snapshots = []
     while step <= max(wanted):
         before = jax.device_get(state.params) if step in wanted else None

@@ -1,0 +1,192 @@
+"""The tables of README.md from the committed results.
+
+    python -m benchmarks.readme_tables            # writes them
+    python -m benchmarks.readme_tables --check    # fails where the file and the results differ
+
+What stands between ``<!-- table 1 -->`` and ``<!-- end of table 1 -->`` comes from the files
+``benchmarks/results/*/table1.json``, which ``python -m experiments.table1 --output=...`` writes,
+likewise for the other tables. A cell that was not run is empty; the paper's own numbers are in
+italics.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.cli import process
+from experiments.cli.options import Parser
+from experiments.paper import table1, table2, table3
+from experiments.paper.runs import Table
+from experiments.run.checkpoints import write_atomically
+
+ROOT = Path(__file__).parents[1]
+TABLES = {table.number: table for table in (table1.TABLE, table2.TABLE, table3.TABLE)}
+
+# Lines of a row of the JSON: names in its cells, and how they are called after the first.
+_LINES = {
+    "robust": "{attack}",
+    "autoattack": "AutoAttack",
+    "robust_last": "{attack}, last checkpoint",
+    "clean": "clean accuracy",
+}
+
+
+def render(table: Table, results: Mapping[str, dict]) -> str:
+    """One table as Markdown.
+
+    Args:
+        table: which.
+        results: its results as :func:`experiments.paper.tables.collect` returns them, by the link
+            under which a reader finds them.
+
+    Example:
+        >>> print(render(table1.TABLE, {}).splitlines()[-1].split(" | ")[0])
+        | *the paper's: CIFAR10, PreActResNet-18, AutoAttack*
+    """
+    methods = table.methods
+    lines = [_line("robust accuracy, %", methods.values()), "|---|" + "---|" * len(methods)]
+    for result in results.values():
+        for row in result["rows"]:
+            lines += _rows(row, result["scale"], tuple(methods))
+    paper = table.rows[0]
+    cells = (f"*{mean} ± {std}*" for mean, std in (paper.paper[method] for method in methods))
+    lines.append(_line(f"*the paper's: {paper.title}*", cells))
+    if results:
+        lines += ["", *_sources(results)]
+    return "\n".join(lines)
+
+
+def _rows(row: dict, scale: str, methods: Sequence[str]) -> list[str]:
+    runs = [run for cell in row["cells"].values() for run in cell["runs"]]
+    if not runs:
+        return []
+    attack = ", ".join(sorted({run["attack"] for run in runs}))
+    lines = []
+    for name, title in _LINES.items():
+        found = [row["cells"].get(method, {}).get(name) for method in methods]
+        if not any(found):
+            continue
+        counts = {summary["n"] for summary in found if summary}
+        shown = f" (n={counts.pop()})" if len(counts) == 1 else ""
+        title = title.format(attack=attack)
+        setting = row["dataset"] if lines else _setting(row, runs, scale)
+        cells = (_cell(summary, not shown) for summary in found)
+        lines.append(_line(f"{setting}, {title}{shown}", cells))
+    return lines
+
+
+def _setting(row: dict, runs: Sequence[dict], scale: str) -> str:
+    """Data set, network, threat and size of the runs; an older file does not say all of it."""
+    every = lambda name: sorted({run[name] for run in runs if run.get(name) is not None})
+    words = [row["dataset"], " or ".join(every("model"))]
+    if every("width"):
+        words[-1] += " of width " + " or ".join(map(str, every("width")))
+    if scale != "paper":
+        words += [f"{n:,} training images" for n in every("train_images")]
+        words += [f"{n} epochs" for n in every("epochs")]
+    return ", ".join([*words, *map(_threat, every("threat"))])
+
+
+def _threat(text: str) -> str:
+    """``linf, eps 0.031373`` as ``linf 8/255``."""
+    norm, eps = re.fullmatch(r"(\w+), eps (.+)", text).groups()  # pyright: ignore
+    pixels = float(eps) * 255
+    is_fraction = len(eps) > 5 and abs(pixels - round(pixels)) < 1e-3 * pixels  # and not 0.2
+    return f"{norm} {round(pixels)}/255" if is_fraction else f"{norm} {eps}"
+
+
+def _cell(summary: dict | None, with_count: bool) -> str:
+    if summary is None:
+        return ""
+    spread = "" if summary["std"] is None else f" ± {summary['std']:.1f}"
+    return f"{summary['mean']:.1f}{spread}" + (f" (n={summary['n']})" if with_count else "")
+
+
+def _line(title: str, cells) -> str:
+    return f"| {title} | " + " | ".join(cells) + " |"
+
+
+def _sources(results: Mapping[str, dict]) -> list[str]:
+    lines = []
+    for link, result in results.items():
+        cells = [cell for row in result["rows"] for cell in row["cells"].values()]
+        runs = [run for cell in cells for run in cell["runs"]]
+        every = lambda name, runs=runs: ", ".join(sorted({str(run[name]) for run in runs}))
+        if runs:
+            lines.append(
+                f"* [{link}]({link}): commit {every('commit')}; {every('device')}; "
+                f"{every('precision')}; {every('test_images')} test images, checkpoint selected "
+                f"on {every('selection')} images."
+            )
+    return lines
+
+
+def load(number: int, results: Path) -> dict[str, dict]:
+    """The results of a table, digits first, by their path from the root of the repository."""
+    found = {}
+    for path in sorted(results.glob(f"*/table{number}.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["table"] != number:
+            raise ValueError(f"{path} holds Table {result['table']}")
+        link = f"benchmarks/results/{path.relative_to(results).as_posix()}"
+        found[link] = result
+    is_other = lambda item: item[1]["rows"][0]["dataset"] != "digits"
+    return dict(sorted(found.items(), key=is_other))
+
+
+def fill(text: str, results: Path) -> str:
+    """The text of README.md with every table between its markers made anew.
+
+    Raises:
+        ValueError: if the markers of a table are missing.
+    """
+    for number, table in TABLES.items():
+        start, end = f"<!-- table {number} -->", f"<!-- end of table {number} -->"
+        if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+            raise ValueError(f"one {start} and after it one {end} are expected in the file")
+        head, tail = text.index(start) + len(start), text.index(end)
+        body = render(table, load(number, results))
+        text = f"{text[:head]}\n{body}\n{text[tail:]}"
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m benchmarks.readme_tables",
+        description="Writes the tables of README.md from the committed results.",
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default README.md")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "benchmarks" / "results",
+        help="default benchmarks/results",
+    )
+    return parser
+
+
+def main() -> None:
+    """The command line."""
+    process.execute(lambda: _main(_parser().parse_args()))
+
+
+def _main(options: argparse.Namespace) -> None:
+    before = options.readme.read_text(encoding="utf-8")
+    after = fill(before, options.results)
+    if options.check and after != before:
+        raise ValueError(
+            f"the tables of {options.readme} differ from {options.results}; run "
+            "python -m benchmarks.readme_tables"
+        )
+    if after == before:
+        print(f"{options.readme} is up to date")
+        return
+    write_atomically(options.readme, after.encode())
+    print(f"written: {options.readme}")
+
+
+if __name__ == "__main__":
+    main()

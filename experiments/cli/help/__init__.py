@@ -1,0 +1,1 @@
+"""``--help`` at once, and its texts."""

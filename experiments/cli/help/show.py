@@ -1,0 +1,25 @@
+"""``--help`` of the entry points at once, without loading JAX.
+
+The texts lie in ``experiments/cli/help/texts``, one file a program, as its own parser prints them;
+``python -m experiments.cli.help.write`` writes them anew, and a test compares them.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "texts"
+FLAGS = ("-h", "--help", "-help", "--helpfull")
+OWN = "JAXADV_OWN_HELP"  # set while the texts are made: the program prints its own
+
+
+def show() -> None:
+    """Prints the help of the program that Python was started with, if that was asked for."""
+    words = sys.orig_argv
+    if "-m" not in words or OWN in os.environ:
+        return
+    program, *arguments = words[words.index("-m") + 1 :]
+    file = FOLDER / f"{program.removesuffix('.__main__')}.txt"
+    if any(word in FLAGS for word in arguments) and file.is_file():
+        sys.stdout.write(file.read_text(encoding="utf-8"))
+        raise SystemExit(0)

@@ -1,0 +1,42 @@
+"""Writes the texts of ``--help`` anew, as the programs themselves print them.
+
+python -m experiments.cli.help.write
+"""
+
+import os
+import subprocess
+import sys
+
+from .show import FOLDER, OWN
+
+_ROOT = FOLDER.parents[3]
+_PACKAGES = ("experiments", "theory", "benchmarks")
+
+
+def programs() -> list[str]:
+    """The entry points that have a help text."""
+    found = []
+    for package in _PACKAGES:
+        for path in sorted((_ROOT / package).glob("*.py")):
+            is_program = '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+            if is_program and not path.stem.startswith("_"):
+                found.append(f"{package}.{path.stem}")
+        rooms = sorted((_ROOT / package).glob("*/__main__.py"))
+        found += [f"{package}.{path.parent.name}" for path in rooms]
+    return found
+
+
+def own_text(program: str) -> str:
+    """What the program itself prints."""
+    environment = os.environ | {OWN: "1", "COLUMNS": "100"}
+    command = [sys.executable, "-m", program, "--help"]
+    done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{program} --help fails: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in programs():
+        (FOLDER / f"{name}.txt").write_text(own_text(name), encoding="utf-8")

@@ -1,0 +1,34 @@
+"""What every program does round its work: devices, signals, and errors in one line."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from ..run import environment, signals
+
+
+def split_cpu(dataset: str) -> None:
+    """One CPU device a core for the training of data sets of larger images."""
+    if dataset != "digits":
+        environment.split_cpu()
+
+
+def execute(action: Callable[[], object]) -> None:
+    """Calls ``action``; expected failures end in their message and a status, not in a traceback."""
+    environment.configure()
+    try:
+        with signals.installed():
+            action()
+    except KeyboardInterrupt as error:
+        signals.leave(error)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("JAXADV_TRACEBACK"):
+            raise
+        fail(error)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Prints the message of an error and exits with status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None

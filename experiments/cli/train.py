@@ -1,0 +1,231 @@
+"""The command line that all training entry points share.
+
+``--config=configs/at.py:laptop`` is found from the current directory first, then from
+``experiments/``; any field is overridden by ``--config.field=value``, radii also as fractions:
+``--config.threat.eps=8/255``. Mistakes end in one line that
+names the nearest thing that exists, and exit status 2.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from .. import data, settings
+from ..run.train import train_and_evaluate
+from ..settings import Config, files
+from . import process
+
+_FIELD_FLAG = re.compile(r"^--?(?:no)?config\.([^=]+)")
+
+
+class Arguments(NamedTuple):
+    """What the command line asked for.
+
+    Attributes:
+        config: resolved configuration.
+        workdir: run directory.
+        data_dir: where data sets are looked for, None for the default.
+        download: whether a missing data set may be fetched.
+    """
+
+    config: Config
+    workdir: Path
+    data_dir: Path | None
+    download: bool = True
+
+
+def parse(argv: Sequence[str], dataset: str) -> Arguments:
+    """Reads the command line of an entry point.
+
+    Args:
+        argv: command line, program name first.
+        dataset: name of the data set of the entry point.
+
+    Returns:
+        The resolved arguments.
+
+    Raises:
+        ValueError, FileNotFoundError: on mistakes, with a one-line message.
+    """
+    argv = _with_fractions_computed(files.resolve_argv(_joined(argv), [files.ROOT]))
+    _check_fields(argv)
+    location, argv = _split_config(argv)
+    path, _, scale = location.partition(".py:")
+    config = files.load_file(Path(path if path.endswith(".py") else path + ".py"), scale)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict(
+        "config", config, lock_config=True, flag_values=values, sys_argv=argv
+    )
+    flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "folder of the data sets", flag_values=values)
+    flags.DEFINE_boolean("download", True, "fetch a missing data set", flag_values=values)
+    try:
+        rest = values(argv)
+        config = values["config"].value
+    except (flags.Error, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(files.first_line(error)) from error
+    if len(rest) > 1:
+        raise ValueError(f"unexpected argument {rest[1]!r}; fields are --config.field=value")
+    config = settings.resolve(config, dataset)
+    workdir = (
+        Path(values["workdir"].value or settings.default_workdir(config)).expanduser().resolve()
+    )
+    data_dir = values["data_dir"].value
+    data_dir = None if data_dir is None else Path(data_dir).expanduser()
+    return Arguments(config, workdir, data_dir, bool(values["download"].value))
+
+
+def main(dataset: str, run: Callable = train_and_evaluate) -> None:
+    """Runs an entry point: trains as the command line says; exit status 2 on a mistake."""
+    argv = sys.argv
+    if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in argv[1:]):
+        print(help_text(dataset))
+        return
+    try:
+        arguments = parse(argv, dataset)
+    except (ValueError, FileNotFoundError) as error:
+        process.fail(error)
+    process.split_cpu(dataset)
+
+    def action():
+        data.ensure(dataset, arguments.data_dir, download=arguments.download)
+        run(arguments.config, arguments.workdir, data_dir=arguments.data_dir)
+
+    process.execute(action)
+
+
+def help_text(dataset: str) -> str:
+    """What ``--help`` prints: usage, config files, and every field with its default."""
+    configs = sorted(p for p in (files.ROOT / "configs").glob("*.py") if not p.name.startswith("_"))
+    lines = [
+        f"python -m experiments.{dataset} [--config=configs/METHOD.py[:SCALE]] [--workdir=DIR]",
+        "    [--data_dir=DIR] [--download=false] [--config.FIELD=VALUE ...]",
+        "",
+        f"Trains and evaluates a robust classifier on {dataset}. A run that was stopped goes on",
+        "where it was when the same command is given again.",
+        "",
+        f"METHOD (default {Path(files.DEFAULT_CONFIG).stem}):",
+    ]
+    for path in configs:
+        lines.append(f"    {path.stem:<24}{files.summary(path)}")
+    lines += [
+        "",
+        "SCALE: paper (default), laptop (minutes to an hour on a CPU), smoke (seconds).",
+        "workdir: default runs/DATASET-SCALE/METHOD/seedN.",
+        "data_dir: default the environment variable JAXADV_DATA, else data.",
+        "download: whether a data set that is not there is fetched and verified; default true.",
+        "VALUE: a number, a fraction such as 8/255, true or false, a name, or (0.5,0.75).",
+        "",
+        f"FIELD and its default on {dataset} at scale paper:",
+    ]
+    config = settings.resolve(settings.base(), dataset)
+    lines += [f"    {name:<30}{value}" for name, value in settings.flatten(config)]
+    return "\n".join(lines)
+
+
+def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The last ``--config`` (or the default one), and the command line without any."""
+    location, rest, arguments = str(files.ROOT / files.DEFAULT_CONFIG), [], iter(argv)
+    for argument in arguments:
+        if files.PATH_FLAG.match(argument):
+            location = argument.split("=", 1)[1] if "=" in argument else next(arguments)
+        else:
+            rest.append(argument)
+    return location, rest
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """One spelling for all flags: underscores in names, and ``--flag value`` as ``--flag=value``.
+
+    A boolean field takes the next word only if that is a boolean.
+    """
+    known = dict(settings.flatten(settings.base()))
+    words, result = list(argv[1:]), [argv[0]]
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        field = _FIELD_FLAG.match(name)
+        takes_value = name in ("--config", "-config", "--workdir", "--data_dir") or (
+            field is not None and field[1] in known and not name.lstrip("-").startswith("no")
+        )
+        if not equals and takes_value and words and _is_value(field, words[0]):
+            equals, value = "=", words.pop(0)
+        result.append(name + equals + value)
+    return result
+
+
+def _is_value(field, word: str) -> bool:
+    if field is not None and _field_type(field[1]) is bool:
+        return word.lower() in ("true", "false", "1", "0")
+    return not word.startswith("--")
+
+
+def _with_fractions_computed(argv: Sequence[str]) -> list[str]:
+    """``--config.threat.eps=8/255`` with the quotient in its place: radii are written like this."""
+    known = dict(settings.flatten(settings.base()))
+
+    def computed(argument):
+        match = re.fullmatch(r"--?config\.([^=]+)=([0-9.]+)/([0-9.]+)", argument)
+        if match is None or match[1] not in known or _field_type(match[1]) is not float:
+            return argument
+        try:
+            return f"--config.{match[1]}={float(match[2]) / float(match[3])!r}"
+        except (ValueError, ZeroDivisionError):
+            return argument  # refused as no number by the check of types
+
+    return [computed(argument) for argument in argv]
+
+
+def _check_fields(argv: Sequence[str]) -> None:
+    """Names the nearest field before absl says only that a flag is unknown."""
+    known = dict(settings.flatten(settings.base()))
+    for argument in argv[1:]:
+        match = _FIELD_FLAG.match(argument)
+        if match and match[1] not in known:
+            near = files.nearest(match[1], known, "--config.") or _nearest_leaf(match[1], known)
+            raise ValueError(f"unknown field config.{match[1]}{near}")
+        if match and "=" in argument:
+            _check_type(match[1], argument.split("=", 1)[1], known[match[1]])
+        flag = re.match(r"^--?(\w+)", argument)
+        if (
+            flag
+            and not match
+            and flag[1] not in ("config", "workdir", "data_dir", "download", "nodownload")
+        ):
+            flag_names = ("config", "workdir", "data_dir", "download", "nodownload")
+            near = files.nearest(flag[1], flag_names, "--") or _nearest_leaf(flag[1], known)
+            raise ValueError(f"unknown flag {argument.split('=')[0]}{near}")
+
+
+def _check_type(name: str, text: str, default: object) -> None:
+    kind = _field_type(name)
+    try:
+        if kind in (int, float):
+            kind(text)
+        elif kind is bool and text.lower() not in ("true", "false", "1", "0", "t", "f"):
+            raise ValueError
+    except ValueError:
+        expected = {int: "an integer", float: "a number", bool: "true or false"}[kind]
+        raise ValueError(f"config.{name}={text!r} is not {expected}") from None
+
+
+def _field_type(name: str) -> type:
+    *path, leaf = name.split(".")
+    section = settings.base()
+    for part in path:
+        section = section[part]
+    return section.get_type(leaf)
+
+
+def _nearest_leaf(name: str, known) -> str:
+    leaves = {full.split(".")[-1]: full for full in known}
+    near = difflib.get_close_matches(name.split(".")[-1], list(leaves), n=1, cutoff=0.5)
+    return f"; did you mean --config.{leaves[near[0]]}?" if near else ""

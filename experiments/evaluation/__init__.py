@@ -1,0 +1,1 @@
+"""A checkpoint or published weights, judged by PGD or AutoAttack."""

@@ -1,0 +1,80 @@
+"""AutoAttack on a subject: report, adversarial images, picture."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxadv import training
+from jaxadv.attacks import AutoAttackResult, autoattack
+
+from ..run import accuracy
+from .subjects import Subject
+
+
+def run_autoattack(
+    subject: Subject,
+    *,
+    norm: Any,
+    eps: float,
+    version: str = "standard",
+    batch_size: int | None = None,
+    store: Path | None = None,
+    verbose: bool = True,
+) -> tuple[dict, AutoAttackResult]:
+    """AutoAttack on the images of a subject.
+
+    Args:
+        subject: model and images.
+        norm: norm of the ball.
+        eps: radius, images in [0, 1].
+        version: "standard", "plus" or "rand".
+        batch_size: images in flight; no effect on the result.
+        store: folder that keeps the progress, or None.
+        verbose: whether to show progress and the result's summary.
+
+    Returns:
+        The part of a report that :func:`experiments.run.accuracy.summarize` makes, with
+        "accuracy" (in percent, after each attack), "broken_by", "evaluations", "seconds" and
+        "checks" beside; and the result itself.
+    """
+    images = np.asarray(training.to_float(jnp.asarray(subject.images)))
+    labels = np.asarray(subject.labels)
+    result = autoattack(
+        subject.key,
+        subject.logits_fn(),
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        norm=norm,
+        eps=eps,
+        version=version,
+        batch_size=batch_size,
+        store=store,
+        progress=verbose,
+    )
+    clean = np.where(result.broken_by == "clean", -1, labels)
+    robust = np.where(result.robust, labels, -1)
+    report = accuracy.summarize(
+        training.Predictions(clean, robust), labels, subject.class_names
+    ) | {
+        "accuracy": {name: 100 * value for name, value in result.accuracy.items()},
+        "broken_by": {name: int((result.broken_by == name).sum()) for name in result.accuracy},
+        "evaluations": {name: cost._asdict() for name, cost in result.evaluations.items()},
+        "seconds": result.seconds,
+        "checks": [check._asdict() for check in result.checks],
+        "warnings": [check.message for check in result.checks if not check.passed],
+    }
+    return report, result
+
+
+def save(result: AutoAttackResult, subject: Subject, path: Path) -> list[Path]:
+    """Writes the adversarial images beside ``path`` (.npz) and a picture of some (.png)."""
+    written = [path.with_suffix(".npz")]
+    result.save(written[0])
+    drawable = (~result.robust & (result.broken_by != "clean")).any()
+    if drawable and result.images.shape[3] in (1, 3):
+        written.append(path.with_suffix(".png"))
+        clean = np.asarray(training.to_float(jnp.asarray(subject.images)))
+        result.figure(clean, written[-1])
+    return written

@@ -1,0 +1,135 @@
+"""The runs behind a cell of a table: where they live, and how the missing ones are made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import settings
+from ..evaluation.evaluate import evaluate
+from ..run.directory import RunDirectory
+from ..run.train import train_and_evaluate
+
+PaperValues = Mapping[str, tuple[float, float]]  # by method: mean and standard deviation, in %
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        title: how the paper calls it, or our own words.
+        dataset: name of the data set.
+        model: architecture if it is not the one of the config files, else None.
+        attack: the paper's final attack, "AutoAttack" or "PGD-20".
+        paper: the paper's values, {} if it has none.
+    """
+
+    title: str
+    dataset: str
+    model: str | None = None
+    attack: str = "PGD-20"
+    paper: PaperValues = {}
+
+
+class Table(NamedTuple):
+    """A table of the paper.
+
+    Attributes:
+        number: of the table.
+        methods: its columns: stems of config files and the names that the paper gives them.
+        rows: its rows.
+    """
+
+    number: int
+    methods: Mapping[str, str]
+    rows: tuple[Row, ...]
+
+
+class Cell(NamedTuple):
+    """One run that a table needs."""
+
+    row: Row
+    scale: str
+    method: str
+    seed: int
+
+    def config(self) -> settings.Config:
+        """The resolved configuration of the run."""
+        model = {} if self.row.model is None else {"model": self.row.model}
+        return settings.load_config(
+            self.method, self.scale, self.row.dataset, seed=self.seed, **model
+        )
+
+    def workdir(self) -> Path:
+        """Where the run lives: the entry point's own choice, apart for another architecture."""
+        usual = settings.default_workdir(self.config())
+        if self.row.model is None:
+            return usual
+        folder = f"{self.row.dataset}-{self.scale}-{self.row.model}"
+        return usual.parents[2] / folder / usual.relative_to(usual.parents[1])
+
+    def command(self) -> str:
+        """The command that trains the run."""
+        suffix = "" if self.scale == "paper" else f":{self.scale}"
+        words = [
+            f"python -m experiments.{self.row.dataset} --config=configs/{self.method}.py{suffix}"
+        ]
+        if self.row.model is not None:
+            words += [f"--config.model={self.row.model}", f"--workdir={self.workdir()}"]
+        return " ".join([*words, f"--config.seed={self.seed}"])
+
+    def describe(self, methods: Mapping[str, str]) -> str:
+        """The run in words."""
+        model = "" if self.row.model is None else f", {self.row.model}"
+        return f"{methods[self.method]} on {self.row.dataset}{model}, seed {self.seed}"
+
+    def report(self) -> dict | None:
+        """The report of the run, None if it is not finished.
+
+        Raises:
+            ValueError: if the run in the cell's folder has other fields than the config file says.
+        """
+        directory = RunDirectory(self.workdir())
+        report = directory.report()
+        if report is not None:
+            directory.check_same(self.config())
+        return report
+
+
+def rows_at(table: Table, scale: str, dataset: str | None) -> tuple[Row, ...]:
+    """The rows at a scale: the paper's own at its scale, else one of one data set."""
+    if scale == "paper":
+        rows = tuple(row for row in table.rows if dataset in (None, row.dataset))
+        if rows:
+            return rows
+    name = dataset or "digits"
+    return (Row(f"{name}, {scale}", name),)
+
+
+def train_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None) -> None:
+    """Trains every cell whose run is not finished; unfinished runs go on where they were."""
+    missing = [cell for cell in cells if cell.report() is None]
+    if len(missing) < len(cells):
+        print(f"{len(cells) - len(missing)} of {len(cells)} runs exist already")
+    for number, cell in enumerate(missing, 1):
+        print(f"\n[{number}/{len(missing)}] {cell.describe(methods)}")
+        train_and_evaluate(cell.config(), cell.workdir(), data_dir=data_dir)
+
+
+def judge_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None) -> None:
+    """AutoAttack on the selected checkpoint of every finished run that has not had it yet."""
+    reports = [(cell, cell.report()) for cell in cells]
+    missing = [cell for cell, report in reports if report and not is_judged(report)]
+    for number, cell in enumerate(missing, 1):
+        print(f"[{number}/{len(missing)}] AutoAttack: {cell.describe(methods)}", end="", flush=True)
+        found = evaluate(
+            cell.workdir(), attack="autoattack", data_dir=data_dir, verbose=False, save=True
+        )
+        seconds = sum(found["seconds"].values())
+        print(f": {found['robust']:.2f} % of {found['images']} images, {seconds:.0f} s")
+        for warning in found["warnings"]:
+            print(f"    warning: {warning}")
+
+
+def is_judged(report: dict) -> bool:
+    """Whether AutoAttack has seen the selected checkpoint."""
+    return "selected" in report.get("autoattack", {})

@@ -1,0 +1,1 @@
+"""Curves, their style, and the HTML page of a run."""

@@ -1,0 +1,177 @@
+"""Pieces of a self-contained HTML page: tables, confusions, images; everything is escaped."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .images import Example
+
+# Nothing is fetched, whatever stands in the page.
+_HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; margin-bottom: .2rem; }}
+h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ddd; }}
+p.note, caption, figcaption {{ color: #555; font-size: .85rem; text-align: left; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+caption {{ padding: .3rem 0; }}
+th, td {{ padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #eee; }}
+th:first-child, td:first-child {{ text-align: left; }}
+table.facts td {{ text-align: left; word-break: break-word; }}
+table.confusion td, table.confusion th {{ padding: .1rem; min-width: 2.1rem; text-align: center;
+  border: 1px solid #fff; font-size: .8rem; }}
+table.confusion td.diagonal {{ font-weight: bold; }}
+.side {{ display: flex; flex-wrap: wrap; gap: 1rem 2rem; }}
+.examples {{ display: flex; flex-wrap: wrap; gap: .8rem; }}
+.examples figure {{ margin: 0; border: 1px solid #ddd; padding: .5rem; }}
+.examples img {{ width: 80px; height: 80px; image-rendering: pixelated; }}
+.examples img + img {{ margin-left: 5px; }}
+.right {{ color: #00664a; }}
+.wrong {{ color: #a23b00; }}
+img.wide {{ max-width: 100%; height: auto; }}
+img.map {{ width: 28rem; max-width: 100%; image-rendering: pixelated; }}
+details {{ margin: .5rem 0; }}
+code {{ word-break: break-word; }}
+</style>
+</head>
+<body>
+"""
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A whole page; ``parts`` are HTML."""
+    return _HEAD.format(title=escape(title)) + "\n".join(parts) + "\n</body>\n</html>\n"
+
+
+def escape(value: object) -> str:
+    """Any value as text of a page."""
+    return html.escape(str(value), quote=True)
+
+
+def percent(value: float | None) -> str:
+    """An accuracy, or nothing where there is none."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """A table with a heading row."""
+    titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(_row(row) for row in rows)
+    caption = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{caption}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def facts(pairs: Iterable[tuple[object, object]]) -> str:
+    """Names and values."""
+    return f'<table class="facts"><tbody>{"".join(_row(pair) for pair in pairs)}</tbody></table>'
+
+
+def _row(cells: Sequence[object]) -> str:
+    first, *rest = cells
+    cells_after = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+    return f'<tr><th scope="row">{escape(first)}</th>{cells_after}</tr>'
+
+
+def details(summary: str, content: str) -> str:
+    """A part that opens on demand."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def image(png: bytes, alternative: str, kind: str = "wide") -> str:
+    """A picture inside the page."""
+    data = base64.b64encode(png).decode()
+    return f'<img class="{kind}" alt="{escape(alternative)}" src="data:image/png;base64,{data}">'
+
+
+def confusion(counts: np.ndarray, names: Sequence[str], caption: str) -> str:
+    """Percentages of each true class: a table, for many classes a picture and the worst pairs."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = 100 * counts / np.maximum(totals, 1)
+    if len(names) > 20:
+        return _confusion_map(counts, shares, names, caption)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    rows = []
+    for true, name in enumerate(names):
+        cells = []
+        for predicted in range(len(names)):
+            share, count = shares[true, predicted], counts[true, predicted]
+            ink = "#fff" if share > 55 else "#1a1a1a"
+            color = "0,114,178" if predicted == true else "213,94,0"
+            style = f"background:rgba({color},{share / 100:.3f});color:{ink}"
+            kind = ' class="diagonal"' if predicted == true else ""
+            text = f"{share:.0f}" if count else ""
+            label = escape(f"{count} of {totals[true, 0]}")
+            cells.append(f'<td{kind} style="{style}" title="{label}">{text}</td>')
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    return (
+        f'<table class="confusion"><caption>{escape(caption)}</caption>'
+        f'<thead><tr><th scope="col">true</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _confusion_map(counts, shares, names, caption) -> str:
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:10]
+    pairs = [np.unravel_index(place, wrong.shape) for place in order]
+    worst = [(names[i], names[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
+    picture = image(_encoded(shares, cmap="Blues", vmin=0, vmax=100), caption, "map")
+    return (
+        f"<figure>{picture}<figcaption>{escape(caption)}</figcaption>"
+        f"{table(('true', 'predicted', 'images'), worst, 'Most frequent confusions')}</figure>"
+    )
+
+
+def examples(found: Sequence[Example], names: Sequence[str]) -> str:
+    """Clean image, perturbation and adversarial image with their labels, side by side."""
+    largest = max(float(np.abs(e.adversarial - e.image).max()) for e in found) or 1.0
+    cards = []
+    for e in found:
+        change = 0.5 + (e.adversarial - e.image) / (2 * largest)
+        pictures = "".join(
+            image(png(array), f"{what} of test image {e.index}", "")
+            for what, array in (
+                ("clean image", e.image),
+                ("perturbation", change),
+                ("adversarial image", e.adversarial),
+            )
+        )
+        kinds = ["right" if guess == e.label else "wrong" for guess in (e.clean, e.robust)]
+        said = " &rarr; ".join(
+            f'<span class="{kind}">{escape(names[guess])}</span>'
+            for kind, guess in zip(kinds, (e.clean, e.robust), strict=True)
+        )
+        text = f"{escape(names[e.label])} (test image {e.index}), predicted {said}"
+        cards.append(f"<figure>{pictures}<figcaption>{text}</figcaption></figure>")
+    return (
+        f'<div class="examples">{"".join(cards)}</div>'
+        '<p class="note">The first test image of each of the first classes: clean, perturbation, '
+        f"adversarial. In the perturbation grey is no change, white is +{largest:.4g} and black "
+        f"is -{largest:.4g}, in units of the images in [0, 1].</p>"
+    )
+
+
+def png(array: np.ndarray) -> bytes:
+    """An image in [0, 1] of shape (H, W, 1) or (H, W, 3) as PNG, a pixel an entry."""
+    values = np.rint(255 * np.clip(np.asarray(array, np.float64), 0, 1)).astype(np.uint8)
+    return _encoded(np.broadcast_to(values, (*values.shape[:2], 3)))
+
+
+def _encoded(values: np.ndarray, **colors) -> bytes:
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(buffer, np.ascontiguousarray(values), format="png", **colors)
+    return buffer.getvalue()

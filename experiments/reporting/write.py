@@ -1,0 +1,236 @@
+"""A run as one HTML page: results, curves, confusions, adversarial examples, configuration.
+
+The page holds everything that it shows and fetches nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import settings
+from ..data import DataError, DataMissingError
+from ..run import checkpoints
+from ..run.checkpoints import write_atomically
+from ..run.directory import RunDirectory
+from ..run.predictions import load_predictions, save_predictions
+from ..run.task import Task, load_task
+from ..settings import Config, label
+from . import html as page
+from . import images
+from .curves import run_curves
+from .words import duration
+
+FILE = "report.html"
+
+
+def write(workdir: Path | str, *, task: Task | None = None, data_dir: Any = None) -> Path:
+    """Writes the report of a run, finished or not, into its directory.
+
+    Args:
+        workdir: run directory.
+        task: its data, where they are loaded already.
+        data_dir: where data sets are looked for otherwise.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: if ``workdir`` is no run directory.
+        ValueError: if something in it is damaged.
+        OSError: if the page can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> from experiments import settings
+        >>> from experiments.run.train import train_and_evaluate
+        >>> config, workdir = settings.load_config("at", "smoke", "digits"), tempfile.mkdtemp()
+        >>> _ = train_and_evaluate(config, workdir, verbose=False)
+        >>> write(workdir).name
+        'report.html'
+    """
+    directory = RunDirectory(workdir)
+    config, report = directory.config(), directory.report()
+    try:
+        parts = _parts(directory, config, report, task, data_dir)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{directory.path}: config.json, metrics.jsonl or report.json is damaged "
+            f"({type(error).__name__}: {str(error)[:80]}); restore them from a copy"
+        ) from error
+    path = directory.path / FILE
+    text = page.page(f"{label(config)} on {config.dataset}, seed {config.seed}", parts)
+    write_atomically(path, text.encode())
+    return path
+
+
+def write_page(
+    directory: RunDirectory,
+    say: Callable[[str], object],
+    *,
+    task: Task | None = None,
+    data_dir: Any = None,
+) -> Path | None:
+    """Writes the HTML report of a run, or says why it can't: the results are there all the same.
+
+    Args:
+        directory: of the run.
+        say: takes the message.
+        task: its data, where they are loaded already.
+        data_dir: where data sets are looked for otherwise.
+
+    Returns:
+        The path of the page, None if it could not be written.
+    """
+    try:
+        return write(directory.path, task=task, data_dir=data_dir)
+    except Exception as error:
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        say(
+            f"the results are saved, but the HTML report could not be written ({what}); try "
+            f"python -m experiments.report --workdir={directory.path}"
+        )
+        return None
+
+
+def _parts(directory, config, report, task, data_dir) -> list[str]:
+    parts = [_heading(config, directory, report)]
+    if report is not None:
+        parts.append(_results(report))
+    parts.append(_curves(config, directory))
+    if report is not None:
+        parts.append(_classes(report))
+        parts += _images(directory, config, report, task, data_dir)
+        parts.append(_autoattack(report))
+    return [*parts, _facts(config, directory, report)]
+
+
+def _heading(config: Config, directory: RunDirectory, report: dict | None) -> str:
+    done = len(directory.metrics())
+    state = "finished" if report else f"not finished: {done} of {config.num_epochs} epochs"
+    threat = f"{config.threat.norm}, eps {config.eval.eps:.5g}"
+    return (
+        f"<h1>{page.escape(label(config))} on {page.escape(config.dataset)}</h1>"
+        f"<p>{page.escape(config.model)}, scale {page.escape(config.scale)}, seed "
+        f"{page.escape(config.seed)}, {page.escape(threat)}, {page.escape(config.precision)}; "
+        f"{page.escape(state)}.</p>"
+    )
+
+
+def _results(report: dict) -> str:
+    strong = report.get("autoattack", {})
+    columns = {"clean": "clean", "robust": report["attack"]}
+    head = ["accuracy, %", "epoch", *columns.values(), "AutoAttack", "images"]
+    rows = []
+    for name in ("selected", "last"):
+        found = report["test"][name]
+        judged = strong.get(name, {})
+        cells = [page.percent(found[column]) for column in columns]
+        images_judged = judged.get("images", found["images"])
+        note = "" if images_judged == found["images"] else f" ({images_judged} images)"
+        rows.append(
+            [
+                f"{name} checkpoint",
+                report[f"{name}_epoch"],
+                *cells,
+                page.percent(judged.get("robust")) + note if judged else "not run",
+                found["images"],
+            ]
+        )
+    return (
+        f"<h2>Test images</h2>{page.table(head, rows)}"
+        f'<p class="note">{page.escape(report["threat"])}; checkpoint selected on '
+        f"{page.escape(report['selection'])} images; {report['minibatch_gradients']:,} minibatch "
+        f"gradients in {page.escape(duration(report['train_seconds']))} of training; "
+        f"{report['num_parameters']:,} parameters.</p>"
+    )
+
+
+def _curves(config: Config, directory: RunDirectory) -> str:
+    rows = directory.metrics()
+    if not rows:
+        return "<h2>Curves</h2><p>No epoch has ended yet.</p>"
+    selected = None
+    if directory.selected.is_file():
+        selected = checkpoints.load_record(directory.selected)["epoch"]
+    picture = run_curves(rows, evaluated_on=config.selection, selected_epoch=selected)
+    return (
+        f"<h2>Curves</h2>{page.image(picture, 'accuracy and training loss against epochs')}"
+        f'<p class="note">Robust accuracy: PGD-{page.escape(config.eval.num_steps)} on '
+        f"{page.escape(config.selection)} images, the training attack "
+        f"({page.escape(config.threat.num_steps)} steps) on training images.</p>"
+    )
+
+
+def _classes(report: dict) -> str:
+    selected = report["test"]["selected"]["classes"]
+    strong = report.get("autoattack", {}).get("selected", {}).get("classes")
+    head = ["class", "images", "clean", report["attack"]] + (["AutoAttack"] if strong else [])
+    rows = []
+    for number, found in enumerate(selected):
+        row = [found["class"], found["images"], *map(page.percent, (found["clean"],
+               found["robust"]))]  # fmt: skip
+        rows.append(row + ([page.percent(strong[number]["robust"])] if strong else []))
+    content = page.table(head, rows, "accuracy in %, selected checkpoint, test images")
+    if len(rows) > 20:
+        content = page.details(f"{len(rows)} classes", content)
+    return f"<h2>Accuracy by class</h2>{content}"
+
+
+def _images(directory, config, report, task, data_dir) -> list[str]:
+    """Confusions and examples; without the data set what can be shown without it."""
+    names = [found["class"] for found in report["test"]["selected"]["classes"]]
+    kept = load_predictions(directory)
+    model, absent = None, ""
+    try:
+        task = task or load_task(config, data_dir)
+        model = images.load_model(directory, config, task)
+    except (DataMissingError, DataError) as error:
+        absent = f'<p class="note">Not shown, the data set is not there: {page.escape(error)}</p>'
+    if kept is None and model is not None:
+        kept = images.predict(model), model.task.test.labels
+        save_predictions(directory, *kept)
+    parts = ["<h2>Confusion by class</h2>"]
+    if kept is not None:
+        predictions, labels = kept
+        tables = [
+            page.confusion(
+                images.confusion(labels, np.asarray(predicted), len(names)),
+                names,
+                f"{title}: % of the true class (rows) predicted as (columns)",
+            )
+            for title, predicted in zip(("clean", report["attack"]), predictions, strict=True)
+        ]
+        parts.append(f'<div class="side">{"".join(tables)}</div>')
+    parts.append(absent if kept is None else "")
+    parts.append("<h2>Adversarial examples</h2>")
+    parts.append(absent if model is None else page.examples(images.examples(model), names))
+    return parts
+
+
+def _autoattack(report: dict) -> str:
+    parts = []
+    for name, found in report.get("autoattack", {}).items():
+        if "accuracy" not in found:
+            continue
+        rows = [(attack, page.percent(value)) for attack, value in found["accuracy"].items()]
+        caption = f"{name} checkpoint, {found['images']} images"
+        parts.append(page.table(("after", "robust accuracy, %"), rows, caption))
+        parts += [f"<p>{page.escape(text)}</p>" for text in found.get("warnings", [])]
+    return f"<h2>AutoAttack</h2>{''.join(parts)}" if parts else ""
+
+
+def _facts(config: Config, directory: RunDirectory, report: dict | None) -> str:
+    starts = directory.environment()
+    parts = ["<h2>Data, configuration, environment</h2>"]
+    if report is not None:
+        parts.append(page.facts(report["data"].items()))
+    parts.append(page.details("Resolved configuration", page.facts(settings.flatten(config))))
+    for number, start in enumerate(starts, 1):
+        pairs = [
+            (name, ", ".join(f"{n} {v}" for n, v in value.items()) if name == "packages" else value)
+            for name, value in start.items()
+        ]
+        parts.append(page.details(f"Start {number} of {len(starts)}", page.facts(pairs)))
+    return "".join(parts)

@@ -1,0 +1,168 @@
+"""From a resolved configuration to the data, the model and the compiled programs of a run."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxadv import models, objectives, training
+from jaxadv.augment import augmentation
+
+from .. import data
+from ..settings import Config
+from . import phases
+from .task import Stream, Task, key_for
+
+# What config.width means for each architecture.
+WIDTH_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "preact_resnet18": lambda width: {"width": width},  # channels of the first stage, 64
+    "wrn34_10": lambda width: {"widen_factor": width},  # 10
+    "small_convnet": lambda width: {"features": (width, 2 * width)},  # 16
+    "mlp": lambda width: {"hidden": (width, width)},  # 64
+}
+
+
+class Run(NamedTuple):
+    """Everything compiled or built once for a run.
+
+    Attributes:
+        apply_fn: the model in the form of :mod:`jaxadv.objectives`.
+        make_state: () -> the initial TrainState.
+        parts: the phases of the run, each with its optimizer.
+        advance: (state, data, key, step, num_steps) -> (state, metrics, number of minibatches
+            taken); see :func:`experiments.run.phases.advance`.
+        refresh: (state, data, key) -> batch_stats for evaluation after a phase of EntropySGD, or
+            None where training keeps them current.
+        predict: as made by :func:`jaxadv.training.make_predict`.
+        num_parameters: number of parameters.
+        batches_per_epoch: minibatches an epoch.
+    """
+
+    apply_fn: objectives.ApplyFn
+    make_state: Callable[[], training.TrainState]
+    parts: tuple[phases.Phase, ...]
+    advance: Callable
+    refresh: Callable | None
+    predict: Callable[..., training.Predictions]
+    num_parameters: int
+    batches_per_epoch: int
+
+    def phase_at(self, step: int) -> phases.Phase:
+        """The phase that takes the minibatch of that number."""
+        return self.parts[phases.phase_number(self.parts, step)]
+
+
+def build_model(config: Config, dataset: data.Dataset):
+    """The linen module of a configuration, normalisation inside."""
+    options: dict[str, Any] = {"mean": None, "std": None}
+    if config.normalize:
+        options = {"mean": dataset.mean, "std": dataset.std}
+    if config.width is not None:
+        options |= WIDTH_OPTIONS[config.model](config.width)
+    return models.build(
+        config.model,
+        num_classes=dataset.num_classes,
+        dtype=jnp.dtype(config.precision),
+        **options,
+    )
+
+
+def make_apply(module) -> objectives.ApplyFn:
+    """A linen module as ``(params, batch_stats, images, train) -> (logits, batch_stats)``."""
+
+    def apply_fn(params, batch_stats, images, train):
+        variables = {"params": params}
+        if not batch_stats:
+            return module.apply(variables, images, train=train), batch_stats
+        variables["batch_stats"] = batch_stats
+        if not train:
+            return module.apply(variables, images, train=False), batch_stats
+        logits, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, changed["batch_stats"]
+
+    return apply_fn
+
+
+def init_variables(module, key: jax.Array, image_shape: tuple[int, int, int]):
+    """Initial ``(params, batch_stats)`` of a linen module."""
+    variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))
+    return variables["params"], variables.get("batch_stats", {})
+
+
+def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = None) -> Run:
+    """Builds the model, the optimizer and the compiled programs of a run.
+
+    Args:
+        config: resolved configuration.
+        task: its data.
+        sharding: layout of minibatches over devices, None for one device.
+    """
+    module = build_model(config, task.dataset)
+    apply_fn = make_apply(module)
+    objective, gentle = _objectives(config, apply_fn)
+    program = training.Program(
+        apply_fn,
+        objective,
+        batch_size=config.batch_size,
+        augment=None if config.augment == "none" else augmentation(config.augment),
+        clean_pass=config.bn.clean_pass,
+        weight_perturbation=phases.weight_perturbation(
+            config, num_batches := -(-len(task.train.labels) // config.batch_size)
+        ),
+        sharding=sharding,
+    )
+    parts = phases.make_phases(config, program, num_batches, key_for(config, Stream.NOISE))
+
+    def make_state():
+        params, batch_stats = init_variables(
+            module, key_for(config, Stream.INIT), task.dataset.image_shape
+        )
+        return training.TrainState.create(params, batch_stats, phases.AllPhases(parts))
+
+    shapes = jax.eval_shape(make_state)
+    refresh = None
+    if config.bn.slow_weights == "refresh" and shapes.batch_stats:
+        if any(phase.is_entropy for phase in parts):
+            refresh = program.refresh_stats(config.bn.refresh_batches, gentle.perturb)
+    predict = training.make_predict(
+        apply_fn,
+        norm=config.threat.norm,
+        eps=config.eval.eps,
+        step_size=config.eval.step_size,
+        num_steps=config.eval.num_steps,
+        num_restarts=config.eval.num_restarts,
+    )
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    return Run(
+        apply_fn,
+        make_state,
+        parts,
+        lambda *arguments: phases.advance(parts, *arguments),
+        refresh,
+        predict,
+        num_parameters,
+        num_batches,
+    )
+
+
+def _objectives(config: Config, apply_fn: objectives.ApplyFn):
+    """The objective of a run, and one that attacks in eval mode."""
+    threat = config.threat
+    attack = dict(
+        norm=threat.norm, eps=threat.eps, step_size=threat.step_size, num_steps=threat.num_steps
+    )
+    if config.objective == "trades":
+        objective = objectives.trades(
+            apply_fn, beta=config.trades.beta, start_noise=config.trades.start_noise, **attack
+        )
+        return objective, objective
+    objective = objectives.adversarial_cross_entropy(
+        apply_fn,
+        **attack,
+        attack_bn=config.bn.attack,
+        attack_updates_stats=config.bn.attack_updates_stats,
+        weights_move=config.awp.enabled,
+    )
+    gentle = objectives.adversarial_cross_entropy(apply_fn, **attack, attack_bn="eval")
+    return objective, gentle

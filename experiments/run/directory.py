@@ -1,0 +1,333 @@
+"""Run directories: the resolved configuration, what it ran on, metrics, checkpoints, report.
+
+config.json         resolved configuration
+environment.json    hardware, versions, commit, command: a list, one entry a start
+metrics.jsonl       one line an epoch
+last.ckpt           everything that training needs to go on
+selected.ckpt       parameters and statistics of the best epoch on the selection images
+selected-copy.ckpt  the same once more, in case that file is damaged
+predictions-selected.npz   predicted classes and labels of the test images, selected checkpoint
+report.json         final accuracies; its presence means "finished"
+report.html         the run as a page; ``python -m experiments.report`` writes it anew
+autoattack-*.json   AutoAttack of a checkpoint, by ``python -m experiments.evaluate``
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from .. import settings
+from ..settings import Config
+from . import checkpoints, environment
+from .checkpoints import write_atomically
+
+
+class RunDirectory:
+    """A run directory on disk.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path).expanduser().resolve()
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.report_file = self.path / "report.json"
+        self.last = self.path / "last.ckpt"
+        self.selected = self.path / "selected.ckpt"
+        self.selected_copy = self.path / "selected-copy.ckpt"
+
+    @contextlib.contextmanager
+    def held(self, config: Config, needed_bytes: int) -> Iterator[None]:
+        """The folder, opened for a run and locked; a refused start writes nothing into it.
+
+        Args:
+            config: resolved configuration.
+            needed_bytes: what the run will write at most.
+
+        Raises:
+            ValueError: as :meth:`open`, or if another process holds the folder.
+            OSError: as :meth:`open`.
+        """
+        self._check(config, needed_bytes)
+        with self.lock():
+            self.open(config, needed_bytes)
+            yield
+
+    def open(self, config: Config, needed_bytes: int) -> None:
+        """Creates the folder or checks that it belongs to this configuration, and notes the start.
+
+        Args:
+            config: resolved configuration.
+            needed_bytes: what the run will write at most.
+
+        Raises:
+            ValueError: if another configuration lives there; names the fields that differ.
+            OSError: if the folder can't be written or the disk is too full.
+        """
+        self._check(config, needed_bytes)
+        if self.config_file.is_file():
+            before = _fields(self.config())
+            if self.report_file.is_file() and before != _fields(config):
+                self.report_file.rename(self.path / f"report-{before['num_epochs']}-epochs.json")
+        write_json(self.config_file, config.to_dict())
+        self.write_start()
+
+    def _check(self, config: Config, needed_bytes: int) -> None:
+        if self.config_file.is_file():
+            self.check_same(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"can't use it as a run directory ({error.strerror}); choose another --workdir",
+                str(self.path),
+            ) from error
+        if free < needed_bytes:
+            raise OSError(
+                f"{self.path}: the disk has {free / 1e6:.0f} MB left and the checkpoints need "
+                f"{needed_bytes / 1e6:.0f} MB; free some space or choose another --workdir"
+            )
+
+    def write_start(self) -> None:
+        """Adds this process to the list of starts."""
+        starts = self.environment() + [environment.describe()]
+        write_json(self.path / "environment.json", starts)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes out of the folder; the system lets go if this one dies.
+
+        Raises:
+            ValueError: if another process holds it.
+        """
+        with open(self.path / "lock", "w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{self.path}: another process is training there; wait for it, stop it, or "
+                    "choose another --workdir"
+                ) from None
+            yield
+
+    def digest(self, config: Config) -> str:
+        """SHA-256 of a resolved configuration: what ties a checkpoint to its run."""
+        return _digest(_fields(config))
+
+    def check_digest(self, path: Path, record: dict, config: Config) -> None:
+        """Raises a ``ValueError`` if a checkpoint says that it is of another configuration.
+
+        Checkpoints of earlier versions do not say.
+        """
+        found = record.get("config")
+        if found is not None and found != self.digest(config):
+            raise ValueError(
+                f"{path} belongs to a run of another configuration; copy the whole run directory, "
+                "or choose another --workdir"
+            )
+
+    def check_checkpoint(self, path: Path, config: Config) -> None:
+        """Raises a ``ValueError`` unless a checkpoint to be evaluated is one of this run.
+
+        The selected one must be of the epoch that the last one names.
+        """
+        record = checkpoints.load_record(path)
+        self.check_digest(path, record, config)
+        if path == self.selected and self.last.is_file():
+            last = checkpoints.load_record(self.last)
+            self.check_digest(self.last, last, config)
+            named = (last.get("best") or {}).get("epoch")
+            if record["epoch"] != named:
+                raise ValueError(
+                    f"{path} is of epoch {record['epoch']}, and {self.last.name} names {named}; "
+                    "give the training command again, or copy the whole run directory"
+                )
+
+    def check_selected(self, epoch: int, config: Config, say) -> None:
+        """Makes sure that the selected checkpoint is whole and of the epoch that was selected.
+
+        A damaged one is replaced by its copy.
+
+        Raises:
+            ValueError: if neither is what the last checkpoint names.
+        """
+        problems = []
+        for path in (self.selected, self.selected_copy):
+            try:
+                record = checkpoints.load_record(path)
+                self.check_digest(path, record, config)
+                if record["epoch"] != epoch:
+                    raise ValueError(f"{path} is of epoch {record['epoch']}, not {epoch}")
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if path == self.selected_copy:
+                checkpoints.write_atomically(self.selected, path.read_bytes())
+                say(f"restored {self.selected.name} from its copy: {problems[0]}")
+            return
+        raise ValueError(
+            f"{problems[0]}; restore it from a backup: the best parameters (epoch {epoch}) are "
+            "nowhere else"
+        )
+
+    def environment(self) -> list[dict]:
+        """What the run's starts ran on, oldest first."""
+        file = self.path / "environment.json"
+        starts = _read_json(file) if file.is_file() else []
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise _damaged(file, "no list of starts")
+        return starts
+
+    def config(self) -> Config:
+        """The resolved configuration of the run.
+
+        Raises:
+            FileNotFoundError: if this is no run directory.
+            ValueError: if another version of the code wrote it.
+        """
+        if not self.config_file.is_file():
+            raise FileNotFoundError(
+                f"{self.path} is not a run directory (no config.json); train first, for example "
+                f"python -m experiments.digits --config=configs/at.py:laptop --workdir={self.path}"
+            )
+        stored = _read_json(self.config_file)
+        if not isinstance(stored, dict):
+            raise _damaged(self.config_file, "no object")
+        config = ConfigDict(stored)
+        if "diagnostics" not in config:  # a run from before there were any: they were off
+            config.diagnostics = settings.base().diagnostics
+        known = {name for name, _ in settings.flatten(config)}
+        missing = [name for name, _ in settings.flatten(settings.base()) if name not in known]
+        if missing:
+            raise ValueError(
+                f"{self.config_file} has no field {missing[0]!r}: another version of jaxadv wrote "
+                "it. environment.json names its commit; use that one, or train again in another "
+                "--workdir"
+            )
+        return config
+
+    def metrics(self) -> list[dict]:
+        """The metrics of the epochs so far."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise _damaged(self.metrics_file, f"line {number}")
+            rows.append(row)
+        return rows
+
+    def write_metrics(self, rows: list[dict]) -> None:
+        """Replaces the metrics by these rows."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(self.metrics_file, text.encode())
+
+    def report(self) -> dict | None:
+        """The final report, None while the run is unfinished.
+
+        "autoattack" holds what AutoAttack found on the test images, by checkpoint, where it has
+        been run with the run's own threat model.
+        """
+        if not self.report_file.is_file():
+            return None
+        files = {name: self.autoattack_file(name) for name in ("selected", "last")}
+        strong = {name: _read_json(file) for name, file in files.items() if file.is_file()}
+        report = _read_json(self.report_file)
+        if not isinstance(report, dict):
+            raise _damaged(self.report_file, "no report")
+        return report | ({"autoattack": strong} if strong else {})
+
+    def report_of(self, config: Config) -> dict | None:
+        """The final report if this configuration is finished there.
+
+        Raises:
+            ValueError: if another configuration lives there.
+        """
+        if self.config_file.is_file():
+            self.check_same(config)
+            if _fields(self.config()) == _fields(config):
+                return self.report()
+        return None
+
+    def autoattack_file(self, checkpoint: str) -> Path:
+        """Where AutoAttack's report on the test images goes."""
+        return self.path / f"autoattack-{checkpoint}-test.json"
+
+    def check_same(self, config: Config) -> None:
+        """Raises a ``ValueError`` naming the fields in which the run's configuration differs.
+
+        A run may be extended by more epochs where these change nothing in those that are done.
+        """
+        stored, asked = _fields(self.config()), _fields(config)
+        different = [name for name in asked if stored.get(name) != asked[name]]
+        if not different:
+            return
+        listed = ", ".join(f"{n}={stored.get(n)!r} there" for n in different[:3])
+        why = ""
+        if different == ["num_epochs"]:
+            why = _why_not_extended(stored, asked)
+            if not why:
+                return
+        raise ValueError(
+            f"{self.path} holds a run of another configuration ({listed}; "
+            f"{len(different)} different){why}; choose another --workdir or the same fields"
+        )
+
+
+def _why_not_extended(stored: dict, asked: dict) -> str:
+    """Why more epochs would change those that are done, or "" if they would not."""
+    if asked["num_epochs"] < stored["num_epochs"]:
+        return " and cannot be shortened"
+    if asked["lr_drops"]:
+        return f" and cannot be extended: lr_drops={tuple(asked['lr_drops'])} are fractions of it"
+    if asked["optimizer"] == "entropy_sgd" and asked["entropy.stop_at"] != 1.0:
+        return " and cannot be extended: entropy.stop_at is a fraction of it"
+    return ""
+
+
+def _fields(config: Config) -> dict:
+    return {name: _plain(value) for name, value in settings.flatten(config)}
+
+
+def _digest(fields: dict) -> str:
+    if not _why_not_extended(fields, fields):  # an extended run keeps its checkpoints
+        fields = {name: value for name, value in fields.items() if name != "num_epochs"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path}: is damaged ({what}); restore it from a copy, or choose another --workdir"
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,20 @@
+"""What a run is: its fields, what fills them, and what is checked.
+
+A config file in ``experiments/configs`` says what the *method* is. Everything that a data set or a
+scale changes stands in the tables of :mod:`experiments.settings.recipes`. A field that neither a
+config file nor the command line has set is ``None`` until :func:`resolve` fills it from there, and
+the resolved configuration is saved with every run.
+"""
+
+from .fields import Config as Config
+from .fields import base as base
+from .fields import flatten as flatten
+from .fields import label as label
+from .files import default_workdir as default_workdir
+from .files import load_config as load_config
+from .recipes import DEFAULTS as DEFAULTS
+from .recipes import NUM_FEATURES as NUM_FEATURES
+from .recipes import SCALES as SCALES
+from .recipes import THREATS as THREATS
+from .resolve import resolve as resolve
+from .validation import warm_epochs as warm_epochs

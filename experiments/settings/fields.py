@@ -1,0 +1,170 @@
+"""The fields of a configuration, and how the paper calls its methods."""
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict, config_dict
+
+from jaxadv._checks import check_choice
+
+from .recipes import SCALES
+
+# An ml_collections.ConfigDict; type checkers can't see the types of its fields.
+Config: TypeAlias = Any
+
+
+# Methods by the stem of their config file, as the paper calls them.
+NAMES = {
+    "at": "AT",
+    "at_ensgd": "AT+EnSGD",
+    "at_2nd_ensgd": "AT+2ndEnSGD",
+    "awp": "AWP",
+    "awp_ensgd": "AWP+EnSGD",
+    "awp_2nd_ensgd": "AWP+2ndEnSGD",
+    "trades": "TRADES",
+    "trades_ensgd": "TRADES+EnSGD",
+    "trades_awp": "TRADES+AWP",
+    "trades_awp_ensgd": "TRADES+AWP+EnSGD",
+    "trades_awp_ensgd_tuned": "TRADES+AWP+EnSGD (tuned)",
+}
+
+
+def base(scale: str | None = None) -> Config:
+    """The configuration that every config file starts from: plain values, all fields present.
+
+    Args:
+        scale: "paper" (also None and ""), "laptop" or "smoke": what follows the colon in
+            ``--config=configs/at.py:laptop``.
+
+    Raises:
+        ValueError: on another scale.
+
+    Example:
+        >>> base("laptop").scale
+        'laptop'
+    """
+    scale = scale or "paper"
+    check_choice("scale", scale, SCALES)
+    return ConfigDict(
+        {
+            "method": "",
+            "scale": scale,
+            "dataset": config_dict.placeholder(str),  # filled by the entry point
+            "seed": 0,
+            # Model: a name of jaxadv.models; width None is the architecture's own.
+            "model": config_dict.placeholder(str),
+            "width": config_dict.placeholder(int),
+            "normalize": config_dict.placeholder(bool),  # by the data set's mean and std, if any
+            "precision": "float32",  # or "bfloat16": compute only, weights stay float32
+            # Data: numbers of images, None is all of them.
+            "train_size": config_dict.placeholder(int),
+            "test_size": config_dict.placeholder(int),
+            "augment": config_dict.placeholder(str),
+            # What is minimised: cross-entropy at adversarial images (AT), or "trades".
+            "objective": "cross_entropy",
+            # beta_T, the attack's preset on CIFAR-10 ("paper" or "awp") and its start.
+            "trades": {
+                "beta": 6.0,
+                "preset": config_dict.placeholder(str),
+                "start_noise": 0.001,
+            },
+            # Adversarial weight perturbation: gamma_A, and whether the weight decay of SGD acts on
+            # the perturbed weights, as in the AWP code. Inside EntropySGD it never does.
+            "awp": {
+                "enabled": False,
+                "gamma": config_dict.placeholder(float),
+                "decay_perturbed": True,
+            },
+            # Optimization.
+            "optimizer": "sgd",  # or "entropy_sgd"
+            # AWP and EntropySGD are off in epochs before this one; see warm_epochs.
+            "warmup_epochs": config_dict.placeholder(int),
+            "first_epoch": config_dict.placeholder(int),  # number of the first epoch, 0 or 1
+            "num_epochs": config_dict.placeholder(int),
+            "batch_size": config_dict.placeholder(int),
+            "learning_rate": config_dict.placeholder(float),
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "lr_drops": (0.5, 0.75),  # fractions of the run
+            "lr_factor": 0.1,
+            "lr_unit": config_dict.placeholder(str),  # asked for each "minibatch" or "epoch"
+            # EntropySGD: names and presets of jaxadv.optim.entropy_sgd; None is the preset's value
+            # and, without a preset, the recommended one with the momentum and decay above.
+            "entropy": {
+                "preset": config_dict.placeholder(str),
+                "learning_rate": config_dict.placeholder(float),  # None is the one above
+                "n_in": config_dict.placeholder(int),
+                "inner_learning_rate": config_dict.placeholder(float),
+                "gamma": config_dict.placeholder(float),
+                "noise": config_dict.placeholder(float),
+                # The paper's alpha weighs the "new" iterate as its Algorithm 1 is printed, and the
+                # "old" average in the code that it builds on; new_weight is what follows from it.
+                "alpha": config_dict.placeholder(float),
+                "alpha_weighs": "old",
+                "new_weight": config_dict.placeholder(float),
+                "momentum": config_dict.placeholder(float),
+                "inner_momentum": config_dict.placeholder(float),
+                "weight_decay": config_dict.placeholder(float),
+                "second_order": False,
+                # Divide by the Hessian of the measure that is sampled; see jaxadv.optim.
+                "beta_aware": False,
+                "stop_at": 1.0,  # fraction of the run after which SGD goes on
+            },
+            # The training attack.
+            "threat": {
+                "norm": "linf",
+                "eps": config_dict.placeholder(float),
+                "step_size": config_dict.placeholder(float),
+                "num_steps": 10,
+            },
+            # PGD for selection, curves and the final report; same norm.
+            "eval": {
+                "eps": config_dict.placeholder(float),
+                "step_size": config_dict.placeholder(float),
+                "num_steps": 20,
+                "num_restarts": 1,
+                "batch_size": config_dict.placeholder(int),
+                "every": 1,  # epochs between evaluations on the selection images
+            },
+            # BatchNorm; the defaults are what the AWP code does, see jaxadv.objectives. Under
+            # TRADES the attack is in "eval" mode.
+            "bn": {
+                "attack": config_dict.placeholder(str),
+                "attack_updates_stats": True,
+                "clean_pass": config_dict.placeholder(bool),
+                # EntropySGD: "refresh" the statistics of the slow weights before an evaluation, or
+                # use those of the "inner" iterates.
+                "slow_weights": "refresh",
+                "refresh_batches": config_dict.placeholder(int),
+            },
+            # Smoothness of the adversarial loss along the run, into metrics.jsonl: see
+            # experiments.run.diagnostics. Every so many minibatches (0 is never), on training
+            # images.
+            "diagnostics": {"every": 0, "num_images": 16},
+            # Which images choose the checkpoint: held-out "validation" images, or "test" as in the
+            # paper (optimistic).
+            "selection": "validation",
+            "selection_size": config_dict.placeholder(int),
+        }
+    )
+
+
+def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """All fields of a configuration as (dotted name, value)."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def label(config: Config) -> str:
+    """A method as the paper calls it, with gamma_A: "AWP(0.01)+EnSGD".
+
+    Example:
+        >>> from experiments import settings
+        >>> label(settings.load_config("awp_ensgd", "paper", "cifar10"))
+        'AWP(0.005)+EnSGD'
+    """
+    name = NAMES.get(str(config.method), str(config.method))
+    return name.replace("AWP", f"AWP({config.awp.gamma:g})") if config.awp.enabled else name

@@ -1,0 +1,139 @@
+"""Configuration files: where they are found, how they are loaded, where their runs go."""
+
+import difflib
+import importlib.util
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxadv._checks import check_choice
+
+from .fields import Config, base, flatten
+from .recipes import SCALES
+from .resolve import resolve
+
+ROOT = Path(__file__).parents[1]
+DEFAULT_CONFIG = "configs/at.py"
+PATH_FLAG = re.compile(r"^--?config(=|$)")
+
+
+def resolve_argv(argv: Sequence[str], roots: Sequence[Path]) -> list[str]:
+    """Replaces the path in ``--config=PATH[:SCALE]`` by that of the file that exists.
+
+    Args:
+        argv: command line, program name first.
+        roots: folders in which a relative path is looked for, in this order, after the current one.
+
+    Returns:
+        The command line with an absolute path; unchanged where no ``--config`` stands.
+
+    Raises:
+        FileNotFoundError: if the file is in none of the places; names the configs that exist.
+    """
+    result = list(argv)
+    for position, argument in enumerate(argv):
+        if not PATH_FLAG.match(argument):
+            continue
+        if "=" not in argument and position + 1 >= len(argv):
+            raise FileNotFoundError("--config needs a file, for example --config=configs/at.py")
+        value = argument.split("=", 1)[1] if "=" in argument else argv[position + 1]
+        path, separator, scale = value.partition(".py:")
+        path = path + ".py" if separator else path
+        found = next((p for p in (Path.cwd(), *roots) if (p / path).is_file()), None)
+        if found is None:
+            existing = sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.py"))
+            near = nearest(path, existing) or f"; there are {', '.join(existing)}"
+            raise FileNotFoundError(f"no config file {path!r}{near}")
+        check_choice("scale", scale or "paper", SCALES)
+        resolved = str((found / path).resolve()) + (f":{scale}" if separator else "")
+        if "=" in argument:
+            result[position] = "--config=" + resolved
+        else:
+            result[position + 1] = resolved
+    return result
+
+
+def load_config(method: str, scale: str, dataset: str, **overrides) -> Config:
+    """The resolved configuration of ``configs/METHOD.py:SCALE``, for programs and notebooks.
+
+    Args:
+        method: stem of a file in ``experiments/configs``.
+        scale: "paper", "laptop" or "smoke".
+        dataset: name of a data set.
+        **overrides: top-level fields to set.
+
+    Returns:
+        The configuration.
+
+    Example:
+        >>> load_config("at", "smoke", "digits", seed=3).seed
+        3
+    """
+    path = ROOT / "configs" / f"{method}.py"
+    if not path.is_file():
+        existing = sorted(p.stem for p in path.parent.glob("*.py"))
+        raise ValueError(f"unknown method {method!r}{nearest(method, existing)}")
+    config = load_file(path, scale)
+    for name, value in overrides.items():
+        if name not in config:
+            raise ValueError(f"unknown field {name!r}{nearest(name, config)}")
+        config[name] = value
+    return resolve(config, dataset)
+
+
+def default_workdir(config: Config) -> Path:
+    """Where a run goes unless ``--workdir`` says otherwise: runs/DATASET-SCALE/METHOD/seedN."""
+    return Path("runs") / f"{config.dataset}-{config.scale}" / config.method / f"seed{config.seed}"
+
+
+def load_file(path: Path, scale: str) -> Config:
+    """What ``get_config(scale)`` of a config file returns."""
+    spec = importlib.util.spec_from_file_location(f"experiments.configs.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise ValueError(f"{path} raises {type(error).__name__}: {first_line(error)}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"{path} has no get_config(scale); see {DEFAULT_CONFIG}")
+    try:
+        inspect.signature(module.get_config).bind(scale)
+    except TypeError:
+        raise ValueError(f"{path}: get_config must take the scale; see {DEFAULT_CONFIG}") from None
+    try:
+        config = module.get_config(scale)
+    except Exception as error:
+        text = f"{path}: get_config raises {type(error).__name__}: {first_line(error)}"
+        raise ValueError(text) from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"{path}: get_config returns a {type(config).__name__}; return a ConfigDict made by "
+            f"settings.base(scale), as {DEFAULT_CONFIG} does"
+        )
+    known = {name for name, _ in flatten(base())}
+    for name in known - {name for name, _ in flatten(config)}:
+        raise ValueError(f"{path}: get_config leaves out {name}; start from settings.base(scale)")
+    return config
+
+
+def summary(path: Path) -> str:
+    """What a config file says of its method: the first line of its docstring."""
+    text = path.read_text(encoding="utf-8")
+    return text.split('"""')[1].strip().splitlines()[0] if '"""' in text else ""
+
+
+def nearest(name: str, known, prefix: str = "") -> str:
+    """``; did you mean NAME?``, or nothing if no known name is like it."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

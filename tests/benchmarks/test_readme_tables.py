@@ -1,0 +1,137 @@
+"""The tables of README.md are those of the committed results."""
+
+import json
+
+import pytest
+
+from benchmarks import readme_tables
+from experiments.paper import table1, table2, table3
+
+RUN = {
+    "model": "small_convnet",
+    "width": None,
+    "train_images": 1300,
+    "epochs": 60,
+    "attack": "PGD-20",
+    "threat": "linf, eps 0.2",
+    "selection": "validation",
+    "test_images": 360,
+    "commit": "abc",
+    "device": "a CPU",
+    "precision": "float32",
+}
+
+
+def cell(robust=None, *, n=3, autoattack=None, run=RUN):
+    summary = lambda mean: mean and {"mean": mean, "std": 1.25 if n > 1 else None, "n": n}
+    runs = [run] * n if robust else []
+    last, clean = (robust - 10, robust + 20) if robust else (None, None)
+    return {"runs": runs, "robust": summary(robust), "autoattack": summary(autoattack)} | {
+        "robust_last": summary(last),
+        "clean": summary(clean),
+    }
+
+
+def results(cells, dataset="digits", *, table=1, scale="laptop"):
+    row = {"title": "t", "dataset": dataset, "attack": "PGD-20", "cells": cells, "paper": {}}
+    return {"table": table, "scale": scale, "rows": [row]}
+
+
+def cells_of(line):
+    return [text.strip() for text in line.strip("|").split("|")]
+
+
+def written(folder, name, result):
+    (folder / name).mkdir(parents=True)
+    path = folder / name / f"table{result['table']}.json"
+    path.write_text(json.dumps(result), encoding="utf-8")
+
+
+EMPTY = "".join(f"{n}\n<!-- table {n} -->\nold\n<!-- end of table {n} -->\n" for n in (1, 2, 3))
+
+
+def test_the_committed_readme_is_up_to_date(monkeypatch, capsys):
+    monkeypatch.setattr("experiments.run.environment.configure", lambda: None)
+    monkeypatch.setattr("sys.argv", ["readme_tables.py", "--check"])
+    readme_tables.main()
+    assert "is up to date" in capsys.readouterr().out
+
+
+def test_rows_of_a_table():
+    at = cell(50.0, autoattack=40.0)
+    found = readme_tables.render(table1.TABLE, {"x.json": results({"at": at, "awp": cell()})})
+    lines = found.splitlines()
+    assert cells_of(lines[0])[1:] == ["AT", "AT+EnSGD", "AWP", "AWP+EnSGD"]
+    assert [cells_of(line) for line in lines[2:6]] == [
+        [
+            "digits, small_convnet, 1,300 training images, 60 epochs, linf 0.2, PGD-20 (n=3)",
+            *("50.0 ± 1.2", "", "", ""),
+        ],
+        ["digits, AutoAttack (n=3)", "40.0 ± 1.2", "", "", ""],
+        ["digits, PGD-20, last checkpoint (n=3)", "40.0 ± 1.2", "", "", ""],
+        ["digits, clean accuracy (n=3)", "70.0 ± 1.2", "", "", ""],
+    ]
+    assert cells_of(lines[6])[1:] == [
+        "*48.0 ± 0.2*", "*49.2 ± 0.4*", "*49.9 ± 0.4*", "*50.5 ± 0.2*"
+    ]  # fmt: skip
+    assert lines[8].startswith("* [x.json](x.json): commit abc; a CPU; float32; 360 test images")
+
+
+def test_a_cell_says_its_seeds_where_they_differ():
+    run = RUN | {"threat": "linf, eps 0.031373", "model": "preact_resnet18", "width": 16}
+    cells = {"at": cell(26.0, n=1, run=run), "at_ensgd": cell(27.0, n=2, run=run)}
+    found = readme_tables.render(table1.TABLE, {"x.json": results(cells, "cifar10")})
+    title, *numbers = cells_of(found.splitlines()[2])
+    assert numbers == ["26.0 (n=1)", "27.0 ± 1.2 (n=2)", "", ""]
+    assert title.startswith("cifar10, preact_resnet18 of width 16, ")
+    assert title.endswith("linf 8/255, PGD-20") and "AutoAttack" not in found.split("*the")[0]
+
+
+@pytest.mark.parametrize("table", [table1, table2, table3], ids=["1", "2", "3"])
+def test_without_results_only_the_papers_row_stands_there(table):
+    head, _, paper = readme_tables.render(table.TABLE, {}).splitlines()
+    assert cells_of(head)[1:] == list(table.METHODS.values())
+    numbers = [f"*{m} ± {s}*" for m, s in (table.TABLE.rows[0].paper[k] for k in table.METHODS)]
+    assert cells_of(paper)[1:] == numbers
+
+
+def test_files_are_found_and_the_text_round_them_is_kept(tmp_path):
+    written(tmp_path, "table1-cifar10-laptop", results({"at": cell(30.0)}, "cifar10"))
+    written(tmp_path, "table1-digits-laptop", results({"at": cell(50.0)}))
+    written(tmp_path, "table3-digits-laptop", results({"at_2nd_ensgd": cell(60.0)}, table=3))
+    text = readme_tables.fill(EMPTY, tmp_path)
+    assert "old" not in text and text.startswith("1\n<!-- table 1 -->\n| ")
+    first, second, third = text.split("<!-- end of table")[:3]
+    assert 0 < first.index("| digits, ") < first.index("| cifar10, ")
+    assert "benchmarks/results/table1-digits-laptop/table1.json" in first
+    assert "60.0" in third and "60.0" not in first + second and "digits" not in second
+    assert readme_tables.fill(text, tmp_path) == text
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.run.environment.configure", lambda: None)
+    readme = tmp_path / "R.md"
+    readme.write_text(EMPTY)
+    arguments = ["readme_tables.py", f"--readme={readme}", f"--results={tmp_path}"]
+
+    def command(*more):
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        readme_tables.main()
+
+    with pytest.raises(SystemExit) as exit_:
+        command("--check")
+    assert exit_.value.code == 2 and readme.read_text() == EMPTY
+    assert "run python -m experiments.readme_tables" in capsys.readouterr().err
+    command()
+    command("--check")
+    assert "is up to date" in capsys.readouterr().out
+    readme.write_text("<!-- table 1 -->")
+    with pytest.raises(SystemExit):
+        command()
+    assert "one <!-- table 1 --> and after it one" in capsys.readouterr().err
+    written(tmp_path, "wrong", results({}, table=1))
+    (tmp_path / "wrong" / "table1.json").rename(tmp_path / "wrong" / "table2.json")
+    readme.write_text(EMPTY)
+    with pytest.raises(SystemExit):
+        command()
+    assert "holds Table 1" in capsys.readouterr().err

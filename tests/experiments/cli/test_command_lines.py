@@ -1,0 +1,148 @@
+"""Command lines as people type them: right, or one line and nothing left behind."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import options
+from experiments.cli import train as cli
+from experiments.evaluation import evaluate
+
+ROOT = Path(__file__).parents[3]
+SMOKE = "--config=configs/at.py:smoke"
+
+
+def parse(*words):
+    return cli.parse(["digits", *words], "digits")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--config.threat.eps=8/255",),
+        ("--config.threat.eps", "8/255"),
+        ("-config.threat.eps=8/255",),
+        ("--config.threat.eps", str(8 / 255)),
+    ],
+)
+def test_a_flag_and_its_value_stand_together_or_apart(words):
+    assert parse(SMOKE, *words).config.threat.eps == 8 / 255
+
+
+def test_fields_and_flags_take_both_spellings(tmp_path):
+    forms = [
+        ("--config.num-epochs", "3", "--data-dir", str(tmp_path)),
+        ("--config.num_epochs=3", f"--data_dir={tmp_path}"),
+    ]
+    for words in forms:
+        found = parse("--config", "configs/at.py:smoke", *words)
+        assert found.config.num_epochs == 3 and found.data_dir == tmp_path
+
+
+def test_booleans_tuples_and_negative_numbers(tmp_path):
+    assert parse(SMOKE, "--config.awp.enabled").config.awp.enabled is True
+    assert parse(SMOKE, "--config.awp.enabled", "true").config.awp.enabled is True
+    assert parse(SMOKE, "--config.awp.enabled", "false").config.awp.enabled is False
+    assert parse(SMOKE, "--config.lr_drops", "(0.25,0.5)").config.lr_drops == (0.25, 0.5)
+    with pytest.raises(ValueError, match="config.seed=-1"):
+        parse(SMOKE, "--config.seed", "-1")
+
+
+def test_a_home_folder_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = parse(SMOKE, "--workdir=~/run", "--data-dir=~/data")
+    assert found.workdir == tmp_path / "run" and found.data_dir == tmp_path / "data"
+
+
+def test_every_parser_takes_both_spellings():
+    parser = options.Parser()
+    parser.add_argument("--data-dir")
+    parser.add_argument("--batch_size", type=int)
+    for words in (["--data_dir=a", "--batch-size", "3"], ["--data-dir", "a", "--batch_size=3"]):
+        found = parser.parse_args(words)
+        assert (found.data_dir, found.batch_size) == ("a", 3)
+
+
+@pytest.mark.parametrize("program", ["experiments", "theory", "benchmarks"])
+def test_no_entry_point_has_a_parser_of_its_own(program):
+    for path in (ROOT / program).rglob("*.py"):
+        if path.name != "options.py":
+            assert "argparse.ArgumentParser(" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("text", ["-1", "4294967296", "1.5", "x"])
+def test_a_seed_that_would_be_another_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        options.seed(text)
+
+
+CONFIGS = {
+    "none": ("def get_config(scale): pass", "returns a NoneType"),
+    "dict": ("def get_config(scale): return {}", "returns a dict"),
+    "no argument": ("def get_config(): pass", "must take the scale"),
+    "no function": ("get_config = 3", "has no get_config"),
+    "raises": ("raise RuntimeError('no luck')", "raises RuntimeError: no luck"),
+    "raises inside": ("def get_config(scale): return 1 / 0", "raises ZeroDivisionError"),
+    "a field less": (
+        "from experiments import settings\n"
+        "def get_config(scale):\n"
+        "    config = settings.base(scale)\n"
+        "    del config.seed\n"
+        "    return config",
+        "leaves out seed",
+    ),
+    "syntax": ("def get_config(scale)", "line 1"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_file_that_is_none_is_one_line_that_names_it(name, tmp_path):
+    text, message = CONFIGS[name]
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(f"--config={path}")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_too_many_epochs_are_refused():
+    with pytest.raises(ValueError, match=r"config\.num_epochs=3000000000 exceeds"):
+        parse(SMOKE, "--config.num_epochs=3000000000")
+
+
+@pytest.mark.parametrize("output", ["folder", "file/below/report.json"])
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, output):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="choose another place|name a file"):
+        evaluate.evaluate(workdir=tmp_path / "no run", save=tmp_path / output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_refused_command_leaves_nothing_behind(tmp_path):
+    for words in (["--config.seed=-1"], ["--config.threat.eps=8"], ["--config.nonsense=1"]):
+        command = [sys.executable, "-m", "experiments.digits", SMOKE, *words]
+        workdir = tmp_path / "run"
+        done = subprocess.run(
+            [*command, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+        assert done.stderr.startswith("error: ") and not workdir.exists()
+
+
+def test_ctrl_c_while_importing_prints_no_traceback():
+    command = [sys.executable, "-m", "experiments.digits", SMOKE]
+    started = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"HOME": "/nowhere"}
+    )
+    with started:
+        time.sleep(0.4)  # JAX takes longer
+        started.send_signal(signal.SIGINT)
+        _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130 and "Traceback" not in errors
