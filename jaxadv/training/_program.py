@@ -1,30 +1,4 @@
-"""Compiled training and evaluation: minibatches go in as counters, parameters come out.
-
-The training set lies on the device as uint8 (floats in [0, 1] are taken as they are). Shuffling,
-augmentation, the attack and the update all happen inside one compiled program; a call runs many
-minibatches and nothing returns to the host but a handful of sums. Minibatch ``t`` (counted over the
-whole run) is a pure function of ``(key, t)``: its images, augmentation and attack start derive from
-``fold_in(key, t)``, and the permutation of its epoch from ``fold_in(key, t // batches)``. A run
-that was cut into other calls, or killed and resumed, therefore computes the same numbers.
-
-The last minibatch of an epoch is filled up from the start of the epoch's permutation, so that all
-minibatches have one shape (CIFAR-10 at batch 128: 48 of 50,000 images are seen twice an epoch).
-
-Example: one epoch of adversarial training of a linear model.
-    >>> import jax, jax.numpy as jnp, optax
-    >>> from jaxadv import objectives, training
-    >>> def apply_fn(params, batch_stats, images, train):
-    ...     return images.reshape(images.shape[0], -1) @ params, batch_stats
-    >>> images = jnp.arange(64, dtype=jnp.uint8).reshape(16, 2, 2, 1)
-    >>> data = training.DeviceData(images, jnp.arange(16) % 3)
-    >>> objective = objectives.adversarial_cross_entropy(apply_fn, eps=0.1, step_size=0.05)
-    >>> program = training.Program(apply_fn, objective, batch_size=4)
-    >>> tx = training.sgd(0.1)
-    >>> state = training.TrainState.create(jnp.zeros((4, 3)), {}, tx)
-    >>> state, metrics = program.sgd_steps(tx)(state, data, jax.random.key(0), 4)
-    >>> int(state.step), int(metrics.count)
-    (4, 16)
-"""
+"""The compiled programs of training: consecutive minibatches in one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,22 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import check_count, check_labels
-from ._data import CheckedStep, check_pixels, check_range
-from ._data import to_float as to_float
-from ._program import trace
-from ._schedules import sgd as sgd
-from ._schedules import step_decay as step_decay
-from ._train_state import NEVER as NEVER
-from ._train_state import DeviceData as DeviceData
-from ._train_state import Metrics as Metrics
-from ._train_state import Predictions as Predictions
-from ._train_state import TrainState as TrainState
-from ._types import Array, Key
-from .attacks import pgd
-from .augment import Augmentation
-from .objectives import ApplyFn, Objective
-from .optim import awp_value_and_grad
+from .._checks import check_count
+from .._types import Array, Key
+from ..augment import Augmentation
+from ..objectives import ApplyFn, Objective
+from ..optim import awp_value_and_grad
+from ._data import CheckedStep, to_float
+from ._state import NEVER, DeviceData, Metrics, TrainState
 
 _SHUFFLE, _AUGMENT, _ATTACK, _REFRESH = range(4)  # the streams that one key is split into
 
@@ -278,47 +243,3 @@ class Program:
             bad_step=jnp.minimum(metrics.bad_step, bad),
         )
         return grads, aux.batch_stats, metrics
-
-
-def make_predict(apply_fn: ApplyFn, **attack):
-    """A compiled function that predicts clean and PGD adversarial images of one batch.
-
-    Args:
-        apply_fn: the model, run in eval mode.
-        **attack: keyword arguments of :func:`jaxadv.attacks.pgd`.
-
-    Returns:
-        ``(params, batch_stats, key, images, labels, indices) -> Predictions`` for images of shape
-        (B, H, W, C), uint8 or floats in [0, 1]; ``indices`` are the places of the images in their
-        data set, so that a prediction does not depend on how the set is cut into batches. It
-        raises a ``ValueError`` on images of another scale and labels that the model has not.
-
-    Example:
-        >>> def apply_fn(params, batch_stats, images, train):
-        ...     return images.reshape(images.shape[0], -1) @ params, batch_stats
-        >>> predict = make_predict(apply_fn, norm="linf", eps=0.1, step_size=0.05, num_steps=3)
-        >>> images, labels = jnp.zeros((2, 2, 2, 1), jnp.uint8), jnp.array([0, 1])
-        >>> predict(jnp.eye(4), {}, jax.random.key(0), images, labels, jnp.arange(2)).clean.tolist()
-        [0, 0]
-    """
-
-    @jax.jit
-    def predict(model, params, batch_stats, key, images, labels, indices):
-        logits_fn = lambda points: model(params, batch_stats, points)
-        images = to_float(images)
-        adversarial = pgd(key, logits_fn, images, labels, indices=indices, **attack)
-        return Predictions(logits_fn(images).argmax(axis=1), logits_fn(adversarial).argmax(axis=1))
-
-    def traced(params, batch_stats, key, images, labels, indices):
-        check_pixels(images)
-        check_labels(labels, images.shape[0])
-        points = jax.eval_shape(to_float, images)
-        eval_fn = lambda params, batch_stats, points: apply_fn(params, batch_stats, points, False)[
-            0
-        ]
-        model = trace(eval_fn, params, batch_stats, points, name="apply_fn")
-        logits = jax.eval_shape(model, params, batch_stats, points)
-        check_range(labels, logits.shape[-1])
-        return predict(model, params, batch_stats, key, images, labels, indices)
-
-    return traced

@@ -1,0 +1,55 @@
+"""Compiled prediction of clean and attacked images."""
+
+import jax
+
+from .._checks import check_labels
+from .._program import trace
+from ..attacks import pgd
+from ..objectives import ApplyFn
+from ._data import check_pixels, check_range, to_float
+from ._state import Predictions
+
+
+def make_predict(apply_fn: ApplyFn, **attack):
+    """A compiled function that predicts clean and PGD adversarial images of one batch.
+
+    Args:
+        apply_fn: the model, run in eval mode.
+        **attack: keyword arguments of :func:`jaxadv.attacks.pgd`.
+
+    Returns:
+        ``(params, batch_stats, key, images, labels, indices) -> Predictions`` for images of shape
+        (B, H, W, C), uint8 or floats in [0, 1]; ``indices`` are the places of the images in their
+        data set, so that a prediction does not depend on how the set is cut into batches. It
+        raises a ``ValueError`` on images of another scale and labels that the model has not.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def apply_fn(params, batch_stats, images, train):
+        ...     return images.reshape(images.shape[0], -1) @ params, batch_stats
+        >>> predict = make_predict(apply_fn, norm="linf", eps=0.1, step_size=0.05, num_steps=3)
+        >>> images, labels = jnp.zeros((2, 2, 2, 1), jnp.uint8), jnp.array([0, 1])
+        >>> predict(jnp.eye(4), {}, jax.random.key(0), images, labels, jnp.arange(2)).clean.tolist()
+        [0, 0]
+    """
+
+    @jax.jit
+    def predict(model, params, batch_stats, key, images, labels, indices):
+        logits_fn = lambda points: model(params, batch_stats, points)
+        images = to_float(images)
+        adversarial = pgd(key, logits_fn, images, labels, indices=indices, **attack)
+        return Predictions(logits_fn(images).argmax(axis=1), logits_fn(adversarial).argmax(axis=1))
+
+    def traced(params, batch_stats, key, images, labels, indices):
+        check_pixels(images)
+        check_labels(labels, images.shape[0])
+        points = jax.eval_shape(to_float, images)
+        eval_fn = lambda params, batch_stats, points: apply_fn(params, batch_stats, points, False)[
+            0
+        ]
+        model = trace(eval_fn, params, batch_stats, points, name="apply_fn")
+        logits = jax.eval_shape(model, params, batch_stats, points)
+        check_range(labels, logits.shape[-1])
+        return predict(model, params, batch_stats, key, images, labels, indices)
+
+    return traced
