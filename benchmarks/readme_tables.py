@@ -1,7 +1,7 @@
-"""The tables of README.md from the committed results.
+"""The tables of README.md and docs/results.md from the committed results.
 
     python -m benchmarks.readme_tables            # writes them
-    python -m benchmarks.readme_tables --check    # fails where the file and the results differ
+    python -m benchmarks.readme_tables --check    # fails where a file and the results differ
 
 What stands between ``<!-- table 1 -->`` and ``<!-- end of table 1 -->`` comes from the files
 ``benchmarks/results/*/table1.json``, which ``python -m experiments.table1 --output=...`` writes,
@@ -22,6 +22,7 @@ from experiments.paper.runs import Table
 from experiments.run.checkpoints import write_atomically
 
 ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 TABLES = {table.number: table for table in (table1.TABLE, table2.TABLE, table3.TABLE)}
 
 # Lines of a row of the JSON: names in its cells, and how they are called after the first.
@@ -123,31 +124,40 @@ def _sources(results: Mapping[str, dict]) -> list[str]:
     return lines
 
 
-def load(number: int, results: Path) -> dict[str, dict]:
-    """The results of a table, digits first, by their path from the root of the repository."""
+def load(number: int, results: Path, root: str = "") -> dict[str, dict]:
+    """The results of a table, digits first, by their path; ``root`` leads to the repository's."""
     found = {}
     for path in sorted(results.glob(f"*/table{number}.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["table"] != number:
             raise ValueError(f"{path} holds Table {result['table']}")
-        link = f"benchmarks/results/{path.relative_to(results).as_posix()}"
+        link = f"{root}benchmarks/results/{path.relative_to(results).as_posix()}"
         found[link] = result
     is_other = lambda item: item[1]["rows"][0]["dataset"] != "digits"
     return dict(sorted(found.items(), key=is_other))
 
 
-def fill(text: str, results: Path) -> str:
-    """The text of README.md with every table between its markers made anew.
+def fill(text: str, results: Path, root: str = "") -> str:
+    """The text of a page with every table that it has markers for made anew.
+
+    Args:
+        text: of the page.
+        results: folder of the results.
+        root: path from the page to the root of the repository, such as "../".
 
     Raises:
-        ValueError: if the markers of a table are missing.
+        ValueError: if one of the markers of a table is missing, or all are.
     """
+    if "<!-- table " not in text:
+        raise ValueError("no <!-- table 1 --> and no other table in the file")
     for number, table in TABLES.items():
         start, end = f"<!-- table {number} -->", f"<!-- end of table {number} -->"
+        if start not in text and end not in text:
+            continue
         if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
             raise ValueError(f"one {start} and after it one {end} are expected in the file")
         head, tail = text.index(start) + len(start), text.index(end)
-        body = render(table, load(number, results))
+        body = render(table, load(number, results, root))
         text = f"{text[:head]}\n{body}\n{text[tail:]}"
     return text
 
@@ -155,10 +165,11 @@ def fill(text: str, results: Path) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m benchmarks.readme_tables",
-        description="Writes the tables of README.md from the committed results.",
+        description="Writes the tables of README.md and docs/results.md from the committed "
+        "results.",
     )
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default README.md")
+    parser.add_argument("--readme", type=Path, help="this page instead of both")
     parser.add_argument(
         "--results",
         type=Path,
@@ -174,18 +185,19 @@ def main() -> None:
 
 
 def _main(options: argparse.Namespace) -> None:
-    before = options.readme.read_text(encoding="utf-8")
-    after = fill(before, options.results)
-    if options.check and after != before:
-        raise ValueError(
-            f"the tables of {options.readme} differ from {options.results}; run "
-            "python -m benchmarks.readme_tables"
-        )
-    if after == before:
-        print(f"{options.readme} is up to date")
-        return
-    write_atomically(options.readme, after.encode())
-    print(f"written: {options.readme}")
+    for page in [options.readme] if options.readme else PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = fill(before, options.results, "../" if page.parent == ROOT / "docs" else "")
+        if options.check and after != before:
+            raise ValueError(
+                f"the tables of {page} differ from {options.results}; run "
+                "python -m benchmarks.readme_tables"
+            )
+        if after == before:
+            print(f"{page} is up to date")
+            continue
+        write_atomically(page, after.encode())
+        print(f"written: {page}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-r"""The tables of README.md and benchmarks/README.md from the committed results.
+r"""The tables of benchmarks/README.md from the committed results.
 
     python -m benchmarks.summary            # writes them between their markers
-    python -m benchmarks.summary --check    # fails where a file and the results differ
+    python -m benchmarks.summary --check    # fails where the file and the results differ
 
 A row appears when its file is in ``benchmarks/results``; the file says with which command, on
 which machine and at which commit it was made.
@@ -164,19 +164,16 @@ def main(arguments=None) -> None:
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
     options = parser.parse_args(arguments)
     tables = render()
-    for path, names in (
-        (ROOT / "README.md", [SPEED]),
-        (ROOT / "benchmarks" / "README.md", [SPEED, MEASURES]),
-    ):
-        before = after = path.read_text(encoding="utf-8")
-        for name in names:
-            after = fill(after, name, tables[name])
-        if after == before:
-            continue
-        if options.check:
-            sys.exit(f"the tables of {path} are out of date; run python -m benchmarks.summary")
-        path.write_text(after, encoding="utf-8")
-        print(f"written: {path.relative_to(ROOT)}")
+    path = ROOT / "benchmarks" / "README.md"
+    before = after = path.read_text(encoding="utf-8")
+    for name in (SPEED, MEASURES):
+        after = fill(after, name, tables[name])
+    if after == before:
+        return
+    if options.check:
+        sys.exit(f"the tables of {path} are out of date; run python -m benchmarks.summary")
+    path.write_text(after, encoding="utf-8")
+    print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
-"""The examples of the README run as they are printed."""
+"""The examples of the README and of the pages in docs run as they are printed."""
 
 import functools
+import importlib.util
 import pathlib
 import re
+import shlex
 
 import numpy as np
 import pytest
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
-SECTION = re.search(r"## Evaluate your own model\n(.*?)\n## ", README, re.DOTALL)
-BLOCKS = re.findall(r"```python\n(.*?)```", SECTION.group(1) if SECTION else "", re.DOTALL)
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"]
+BLOCKS = {page: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for page, text in PAGES.items()}
+EVALUATION = "docs/evaluation.md"
 
 
-def run(number: int, names: dict) -> dict:
-    exec(compile(BLOCKS[number], f"README example {number}", "exec"), names)
+def run(number: int, names: dict, page: str = EVALUATION) -> dict:
+    exec(compile(BLOCKS[page][number], f"{page}, example {number}", "exec"), names)
     return names
 
 
@@ -23,7 +30,13 @@ def function():
 
 
 def test_there_is_an_example_for_every_kind_of_model():
-    assert [len(block.splitlines()) <= 13 for block in BLOCKS] == [True] * 4
+    assert [len(block.splitlines()) <= 13 for block in BLOCKS[EVALUATION]] == [True] * 4
+
+
+def test_all_examples_are_run():
+    """A page that gains an example gains a test here."""
+    counts = {page: len(blocks) for page, blocks in BLOCKS.items() if blocks}
+    assert counts == {"README.md": 1, EVALUATION: 4, "docs/training.md": 2}
 
 
 def test_function(function):
@@ -61,3 +74,81 @@ def test_pytorch_file(function, tmp_path, monkeypatch):
     names = {"jax": jax, "autoattack": attack, "images": images, "labels": labels}
     found = run(3, names)
     assert found["result"].accuracy["clean"] == 1
+
+
+def test_the_attack_of_the_readme(monkeypatch):
+    from jaxadv import models
+
+    wide = models.preact_resnet18
+    monkeypatch.setattr(models, "preact_resnet18", lambda width: wide(width=width // 8))
+    found = run(0, {}, "README.md")
+    distance = abs(np.asarray(found["adversarial"]) - 0.5)
+    assert 0 < distance.max() <= 8 / 255 + 1e-6
+
+
+def test_your_own_loop():
+    """The loop moves towards the weights that made the targets; AWP follows it."""
+    names = run(0, {}, "docs/training.md")
+    w, batch = names["w"], (names["x"][0], names["batches"][1][0])
+    assert names["loss"](w, batch) < names["loss"](0 * w, batch)
+    value, gradient = (run(1, names, "docs/training.md")[name] for name in ("value", "gradient"))
+    assert value.shape == () and gradient.shape == (3, 1) and value > 0
+
+
+# Commands
+
+
+def commands() -> list[tuple[str, str, list[str]]]:
+    """(page, module, its arguments) of every ``python -m`` on the pages."""
+    found = []
+    for page, text in PAGES.items():
+        code = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+        lines = [line for block in code for line in block.splitlines()]
+        lines += [" ".join(words.split()) for words in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+        for line in lines:
+            words = shlex.split(line.partition(" #")[0]) if "python -m " in line else []
+            if "-m" in words:
+                place = words.index("-m")
+                found.append((page, words[place + 1], words[place + 2 :]))
+    return found
+
+
+def test_commands_are_found():
+    modules = {module for _, module, _ in commands()}
+    assert {"experiments.evaluate", "experiments.table1", "theory.claims"} <= modules
+    assert len(commands()) > 25
+
+
+@pytest.mark.parametrize(("page", "module", "arguments"), commands())
+def test_every_command_exists_and_knows_its_flags(page, module, arguments):
+    module = module.replace("DATASET", "cifar10")
+    assert importlib.util.find_spec(module), f"{page}: no {module}"
+    [text] = [p.read_text() for p in ROOT.glob(f"experiments/**/{module}.txt")] or [None]
+    if text is None:  # the notebooks take no options
+        assert not arguments and module.startswith("theory.notebooks.")
+        return
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--config."):
+            assert f"\n    {flag.removeprefix('--config.')} " in text, f"{page}: {argument}"
+        elif flag.startswith("--"):
+            known = re.split(r"[\s\[\],=]+", text)
+            spellings = {flag, flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--")}
+            assert spellings & set(known), f"{page}: {module} has no {flag}"
+
+
+def test_every_configuration_and_target_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page, text in PAGES.items():
+        for name in re.findall(r"configs/(\w+)\.py", text):
+            if name != "METHOD":
+                assert (ROOT / "experiments" / "configs" / f"{name}.py").is_file(), (page, name)
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+            assert f"\n{target}:" in makefile, (page, target)
+    listed = set(re.findall(r"`((?:at|awp|trades)\w*)`", PAGES["docs/training.md"]))
+    files = {path.stem for path in (ROOT / "experiments" / "configs").glob("*.py")}
+    assert files <= listed | {"__init__"}
+
+
+def test_the_readme_stays_short():
+    assert len(README.splitlines()) < 150

@@ -1,4 +1,4 @@
-"""The tables of README.md are those of the committed results."""
+"""The tables of README.md and docs/results.md are those of the committed results."""
 
 import json
 
@@ -54,7 +54,17 @@ def test_the_committed_readme_is_up_to_date(monkeypatch, capsys):
     monkeypatch.setattr("experiments.run.environment.configure", lambda: None)
     monkeypatch.setattr("sys.argv", ["readme_tables.py", "--check"])
     readme_tables.main()
-    assert "is up to date" in capsys.readouterr().out
+    pages = capsys.readouterr().out.splitlines()
+    assert [line.endswith("is up to date") for line in pages] == [True, True]
+
+
+def test_a_page_holds_some_of_the_tables(tmp_path):
+    written(tmp_path, "table2-digits-laptop", results({"trades": cell(50.0)}, table=2))
+    one = readme_tables.fill(EMPTY[EMPTY.index("2\n<") :], tmp_path, "../")
+    assert "[../benchmarks/results/table2-digits-laptop/table2.json](../benchmarks/" in one
+    assert "table 1" not in one
+    with pytest.raises(ValueError, match="no other table"):
+        readme_tables.fill("nothing", tmp_path)
 
 
 def test_rows_of_a_table():

@@ -41,9 +41,9 @@ def test_the_committed_data_hold_together_and_can_be_drawn():
             assert np.isfinite(line.get_ydata()).any()
 
 
-def test_the_table_of_the_readme_is_that_of_the_data():
+def test_the_table_of_the_theory_page_is_that_of_the_data():
     data = json.loads((COMMITTED / "trained_smoothness.json").read_text(encoding="utf-8"))
-    readme = (COMMITTED.parents[2] / "README.md").read_text(encoding="utf-8")
+    page = (COMMITTED.parents[2] / "docs" / "theory.md").read_text(encoding="utf-8")
 
     def mean(norm, method, pick):
         epochs, values = trained_smoothness.series(data, norm, method, pick)
@@ -58,13 +58,13 @@ def test_the_table_of_the_readme_is_that_of_the_data():
         row("{:.3g}", lambda r: r["secants"][1]["attack"]),
         row("{:.0%}", lambda r: r["secants"][0]["switches"]).replace("%", " %"),
     ):
-        assert f"| {line} |" in readme, line
+        assert f"| {line} |" in page, line
     for norm, method in RUNS:
         values = [
             mean(norm, method, lambda r, n=n: r["eigenvalues"][n]) for n in ("frozen", "total")
         ]
         form = "{:.1f} / {:.0f}" if norm == "linf" else "{:.1f} / {:.1f}"
-        assert form.format(*values) in readme
+        assert form.format(*values) in page
 
 
 @pytest.mark.slow
