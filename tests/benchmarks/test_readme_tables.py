@@ -131,7 +131,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         command("--check")
     assert exit_.value.code == 2 and readme.read_text() == EMPTY
-    assert "run python -m experiments.readme_tables" in capsys.readouterr().err
+    assert "run python -m benchmarks.readme_tables" in capsys.readouterr().err
     command()
     command("--check")
     assert "is up to date" in capsys.readouterr().out
