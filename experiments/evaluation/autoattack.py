@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxadv import training
 from jaxadv.attacks import AutoAttackResult, autoattack
@@ -72,9 +73,23 @@ def save(result: AutoAttackResult, subject: Subject, path: Path) -> list[Path]:
     """Writes the adversarial images beside ``path`` (.npz) and a picture of some (.png)."""
     written = [path.with_suffix(".npz")]
     result.save(written[0])
-    drawable = (~result.robust & (result.broken_by != "clean")).any()
-    if drawable and result.images.shape[3] in (1, 3):
+    if len(result.broken) and result.images.shape[3] in (1, 3):
         written.append(path.with_suffix(".png"))
         clean = np.asarray(training.to_float(jnp.asarray(subject.images)))
-        result.figure(clean, written[-1])
+        _picture(result, clean).save(written[-1])
     return written
+
+
+def _picture(result: AutoAttackResult, clean: np.ndarray, number: int = 8) -> Image.Image:
+    """The picture of a result with "label > prediction" under every column."""
+    pixels = result.figure(clean, number=number)
+    picked = result.broken[:number]
+    width, font = pixels.shape[1] // len(picked), ImageFont.load_default(14)
+    page = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + 22), "white")
+    page.paste(Image.fromarray(pixels))
+    draw = ImageDraw.Draw(page)
+    for column, index in enumerate(picked):
+        text = f"{result.labels[index]} > {result.predictions[index]}"
+        place = ((column + 0.5) * width, pixels.shape[0] + 11)
+        draw.text(place, text, fill="black", font=font, anchor="mm")
+    return page

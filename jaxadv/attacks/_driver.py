@@ -1,213 +1,327 @@
-"""All runs of an APGD attack, its restarts and targets, as one compiled program."""
+"""The driver of all attacks: runs a kernel on one batch, or on blocks of images step by step.
 
+:func:`attack` is a public attack as one compiled program. :func:`begin`, :func:`advance` and
+:func:`finish` are the same steps one by one, for AutoAttack, which regroups images between them.
+They work on chunks of shape (blocks, rows, H, W, C); the blocks are worked on one after the other
+(and in parallel over devices), each by its own loop, which ends when the block has no image left.
+On CPU a block has a fixed number of rows, whatever the batch size: XLA's kernels round differently
+for different shapes, and a fixed shape makes the result of an image bit for bit independent of the
+batch size, of the other images and of the number of devices. It costs nothing there; on
+accelerators a block is as large as the batch.
+"""
+
+import enum
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import Partial
 
-from .._checks import check_choice, check_count
-from .._types import Array
-from . import _apgd_run as runs
-from . import _model
-from ._apgd_parts import MIN_CLASSES, evaluator, phase_start, phases
-
-RULES = ("repo", "paper")
-_MODEL_STREAM = 2**31 - 1  # beyond the numbers of runs, which share the image's key
+from .._program import trace as trace_program
+from .._types import Array, Key, Norm
+from . import _model, _rows
+from ._kernel import Batch, Kernel, Outcome
 
 
-class ApgdResult(NamedTuple):
-    """What APGD found, one row an image.
+class Stream(enum.IntEnum):
+    """What a randomized model draws for. Runs of an attack have streams of their own."""
+
+    CLEAN = 0
+    RUN = 1
+    FILTER = 2
+    RECHECK = 3
+    VOTE = 4
+    JUDGE = 5
+
+
+class Found(NamedTuple):
+    """What all runs of a kernel came to, one row an image; see :class:`Outcome`.
 
     Attributes:
-        images: the adversarial image where there is one, else the clean image (with ``best_loss``
-            the image of the largest loss).
-        success: whether ``images`` is misclassified.
-        best_images: the point with the largest loss in the last run of the image.
-        best_losses: its loss.
-        robust: whether no evaluated point of any run was misclassified.
-        broken_at: number of the evaluation, over all runs, that was first misclassified; -1: none.
-        forward: number of forward passes of the image.
-        backward: number of backward passes of the image.
-        zero_gradients: how many of those gradients were exactly 0.
-        trace: with ``trace=True`` everything that happened, else None.
+        correct: whether the clean image is classified correctly.
+        robust: whether no run succeeded, and the clean image is classified correctly.
+        outcome: of all runs together.
+        events: what happened, if it was traced.
     """
 
-    images: Array
-    success: Array
-    best_images: Array
-    best_losses: Array
+    correct: Array
     robust: Array
-    broken_at: Array
-    forward: Array
-    backward: Array
-    zero_gradients: Array
-    trace: runs.Trace | None
-
-
-def run_all(key, logits_fn, images, labels, *, eps, noise, start, indices, **static) -> ApgdResult:
-    """Checks the arguments of the public functions and runs the compiled program."""
-    options, loss = static["options"], static["loss"]
-    check_count("num_steps", options.num_steps, 3 if static["three_radii"] else 1)
-    check_count("eot", static["eot"], 1)
-    check_choice("rule", options.rule, RULES)
-    given = _model.prepare(
-        key, logits_fn, images, labels, norm=options.norm, eps=eps, indices=indices,
-        randomized=static["randomized"], per_image=True,
-    )  # fmt: skip
-    classes = given.num_classes
-    if classes < MIN_CLASSES[loss]:
-        raise ValueError(
-            f"loss={loss!r} needs at least {MIN_CLASSES[loss]} classes "
-            f"and the model has {classes}; "
-            "use loss='ce' or loss='margin' (untargeted) or loss='ce-targeted'"
-        )
-    static["targets"] = min(static["targets"], classes - 1)
-    num_runs = max(static["targets"], 1) * static["num_restarts"]
-    if noise is not None and noise.shape != (num_runs, *images.shape):
-        raise ValueError(f"noise has shape {noise.shape}; expected {(num_runs, *images.shape)}")
-    if start is not None and start.shape != images.shape:
-        raise ValueError(f"start has shape {start.shape}; expected {images.shape}")
-    if static["trace"] and (num_runs > 1 or static["three_radii"]):
-        raise ValueError(f"trace=True records one run, not {num_runs}; ask for one restart")
-    return _compiled(
-        given.key,
-        given.model,
-        given.images,
-        given.labels,
-        given.indices,
-        None if noise is None else _model.on_device(noise),
-        None if start is None else _model.on_device(start),
-        given.eps,
-        **static,
-    )
+    outcome: Outcome
+    events: Any = None
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=(
-        "options",
-        "loss",
-        "targets",
-        "num_restarts",
-        "eot",
-        "three_radii",
-        "best_loss",
-        "randomized",
-        "trace",
-    ),
+    jax.jit, static_argnames=("kernel", "norm", "randomized", "trace", "best", "every")
 )
-def _compiled(
-    key,
-    model,
-    images,
-    labels,
-    indices,
-    noise,
-    start,
-    eps,
+def attack(
+    key: Key,
+    model: Partial,
+    images: Array,
+    labels: Array,
+    indices: Array,
+    eps: Array,
+    draws: Any = None,
     *,
-    options,
-    loss,
-    targets,
-    num_restarts,
-    eot,
-    three_radii,
-    best_loss,
-    randomized,
-    trace,
-) -> ApgdResult:
-    keys = _model.image_keys(key, indices)
-    model_keys = _model.fold(keys, _MODEL_STREAM)
-    forward = _model.forward_fn(model, model_keys, randomized)
-    clean = forward(images, jnp.int32(0))
-    correct = _model.is_correct(clean, labels)
-    num_runs = max(targets, 1) * num_restarts
-    parts = phases(options, three_radii)
-    per_run = sum(part.num_steps + 1 for _, part in parts)
+    kernel: Kernel,
+    norm: Norm,
+    randomized: bool = False,
+    trace: bool = False,
+    best: bool = False,
+    every: bool = False,
+) -> Found:
+    """All runs of a kernel on one batch.
+
+    Args:
+        key: of the attack.
+        model: traced for the batch.
+        images: clean images.
+        labels: true classes.
+        indices: places in the data set.
+        eps: radius, of shape () or (B,).
+        draws: random numbers in place of the key's, as the kernel takes them.
+        kernel: the attack.
+        norm: the norm.
+        randomized: whether the model takes a key.
+        trace: whether to record every step of the only run (``kernel.traced_step``).
+        best: whether to keep the point of the highest score, not that of the last run.
+        every: whether later runs attack images that are broken too.
+    """
+    logits = _logits(model, key, indices, randomized)
+    correct = _model.is_correct(logits(Stream.CLEAN, 0)(images, 0), labels)
+    (part, *later) = kernel.phases()
 
     def run(number, found):
-        target = None
-        if targets:
-            # The barrier makes this a pass of its own in every run, as counted (and as published).
-            again, _ = jax.lax.optimization_barrier((images, found.forward))
-            ranked = _model.rank_classes(forward(again, jnp.int32(0)))
-            target = jnp.take(ranked, number // num_restarts + 1, axis=1)
-        stride = 1 + per_run * eot
-        shifted = lambda points, at: forward(points, at + number * stride + 1)
-        evaluate = evaluator(shifted, loss, labels, target, eot)
-        if noise is None:
-            drawn = runs.draw_noise(_model.fold(keys, number), images, options.norm)
+        active = jnp.ones_like(correct) if every else found.robust
+        batch = Batch(
+            images, labels, active, norm, eps, key, indices, number,
+            logits(Stream.RUN, number), draws,
+        )  # fmt: skip
+        state, events = part.begin(batch), None
+        if trace:
+            step = functools.partial(kernel.traced_step, batch)
+            numbers = jnp.arange(part.first_step, part.num_steps)
+            state, events = jax.lax.scan(step, state, numbers)
         else:
-            drawn = noise[number]
-        first_radius = parts[0][0] * eps
-        points = runs.start_points(images, drawn, options.norm, first_radius)
-        points = points if start is None else jnp.clip(start, 0, 1)
-        active = jnp.ones_like(correct) if best_loss else found.robust
-        spent = jnp.zeros(labels.shape, jnp.int32)
-        zero = spent
-        at = 0
-        for factor, part in parts:
-            if three_radii:
-                points = phase_start(images, points, factor * eps)
-            explicit = three_radii or start is not None
-            state = runs.begin(images, points, active, factor * eps, part, explicit)
-            counted = lambda points, step, at=at: evaluate(points, step + at)
-            if trace:
-                state, events = jax.lax.scan(
-                    functools.partial(_traced, counted, images, factor * eps, part),
-                    state,
-                    jnp.arange(-1, part.num_steps),
-                )
-            else:
-                events = None
-                state = runs.advance(counted, images, state, -1, part.num_steps, factor * eps, part)
-            points, at = state.best_images, at + part.num_steps + 1
-            spent, zero = spent + state.evaluations, zero + state.zero_gradients
-        broken = active & ~state.robust
-        better = state.best_losses > found.best_losses if best_loss else active
-        counts = jnp.where(active, spent, 0)
-        # Evaluations of the phases before the last do not count as attempts, but as passes.
-        first = found.backward // eot + (per_run - parts[-1][1].num_steps - 1) + state.broken_at
-        return (
-            found._replace(
-                images=runs._where(broken, state.adversarial, found.images),
-                best_images=runs._where(better, state.best_images, found.best_images),
-                best_losses=jnp.where(better, state.best_losses, found.best_losses),
-                robust=found.robust & ~broken,
-                broken_at=jnp.where(broken & (found.broken_at < 0), first, found.broken_at),
-                forward=found.forward + counts * eot + jnp.where(active, int(targets > 0), 0),
-                backward=found.backward + counts * eot,
-                zero_gradients=found.zero_gradients + jnp.where(active, zero, 0),
-            ),
-            events,
-        )
+            state = part.advance(batch, state, part.first_step, part.num_steps)
+        for phase in later:
+            state = phase.resume(batch, state)
+            state = phase.advance(batch, state, phase.first_step, phase.num_steps)
+        new = (later or [part])[-1].outcome(batch, state)
+        if kernel.final_pass:
+            new = new._replace(success=new.success & ~batch.correct(new.images, 0))
+        return _merge(found, batch, new, best, events)
 
-    rows = labels.shape[0]
-    found = ApgdResult(
-        images=images,
-        success=~correct,
-        best_images=images,
-        best_losses=jnp.full((rows,), -jnp.inf, images.dtype),
-        robust=correct | trace,
-        broken_at=jnp.full((rows,), -1, jnp.int32),
-        forward=jnp.ones((rows,), jnp.int32),
-        backward=jnp.zeros((rows,), jnp.int32),
-        zero_gradients=jnp.zeros((rows,), jnp.int32),
-        trace=None,
-    )
-    if num_runs == 1:
-        found, events = run(0, found)
+    zeros = jnp.zeros_like(labels)
+    lowest = jnp.full(labels.shape, -jnp.inf, images.dtype)
+    nothing = Outcome(images, ~correct, images, lowest, zeros, zeros - 1, zeros + 1, zeros, zeros)
+    found = Found(correct, correct | trace, nothing)
+    if kernel.num_runs == 1:
+        found = run(jnp.int32(0), found)
     else:
-        found = jax.lax.fori_loop(0, num_runs, lambda n, found: run(n, found)[0], found)
-        events = None
-    result = found._replace(success=~found.robust, trace=events)
-    if best_loss:
-        logits = forward(found.best_images, num_runs * (1 + per_run * eot) + 1)
-        wrong = ~_model.is_correct(logits, labels)
-        result = result._replace(images=found.best_images, success=wrong, forward=found.forward + 1)
-    return jax.lax.stop_gradient(result)
+        found = jax.lax.fori_loop(0, kernel.num_runs, run, found)
+    return jax.lax.stop_gradient(found)
 
 
-def _traced(evaluate, images, eps, options, state, number):
-    return runs.step(evaluate, images, state, number, eps, options)
+@functools.partial(jax.jit, static_argnames="randomized")
+def judge(key, model, points, labels, indices, *, randomized: bool) -> Array:
+    """Whether points are classified correctly, by one more pass."""
+    logits = _logits(model, key, indices, randomized)(Stream.JUDGE, 0)
+    return _model.is_correct(logits(points, 0), labels)
+
+
+def _merge(found: Found, batch: Batch, new: Outcome, best: bool, events: Any) -> Found:
+    """What was found by the runs so far and by one more."""
+    old, active = found.outcome, batch.active
+    better = active & (new.scores > old.scores) if best else active
+    count = lambda before, now: before + jnp.where(active, now, 0)
+    first = new.success & (old.broken_at < 0)
+    outcome = Outcome(
+        images=_rows.where(new.success, new.images, old.images),
+        success=old.success | new.success,
+        best_images=_rows.where(better, new.best_images, old.best_images),
+        scores=jnp.where(better, new.scores, old.scores),
+        steps=count(old.steps, new.steps),
+        broken_at=jnp.where(first, old.steps + new.broken_at, old.broken_at),
+        forward=count(old.forward, new.forward),
+        backward=count(old.backward, new.backward),
+        zero_gradients=count(old.zero_gradients, new.zero_gradients),
+    )
+    return Found(found.correct, found.robust & ~new.success, outcome, events)
+
+
+@functools.lru_cache(maxsize=64)
+def check_kernel(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm) -> Partial:
+    """Traces a kernel round a toy model: what it computes, or why it cannot run.
+
+    Args:
+        kernel: the attack.
+        shape: of an image.
+        num_classes: K.
+        norm: the norm.
+
+    Returns:
+        The program of a run, to compare kernels by (:func:`jaxadv._program.digest`).
+
+    Raises:
+        ValueError: if the state or the outcome does not have a row an image.
+    """
+    rows = 2
+    name = type(kernel).__name__
+
+    def run(images, labels, eps, key, indices, run):
+        active = jnp.ones(rows, bool)
+        weights = jnp.arange(1, num_classes + 1, dtype=images.dtype)
+        logits = lambda points, number: points.mean((1, 2, 3))[:, None] * weights
+        batch = Batch(images, labels, active, norm, eps, key, indices, run, logits)
+        (part, *later) = kernel.phases()
+        state = part.advance(batch, part.begin(batch), part.first_step, part.num_steps)
+        for leaf in jax.tree.leaves(state):
+            if jnp.shape(leaf)[:1] != (rows,):
+                raise ValueError(
+                    f"the state of {name} has an array of shape {jnp.shape(leaf)} for {rows} "
+                    "images; every array needs a row an image"
+                )
+        if getattr(getattr(state, "robust", None), "dtype", None) != jnp.bool:
+            raise ValueError(
+                f"the state of {name} has no booleans robust: which images are still to be attacked"
+            )
+        for phase in later:
+            state = phase.resume(batch, state)
+            state = phase.advance(batch, state, phase.first_step, phase.num_steps)
+        return (later or [part])[-1].outcome(batch, state)
+
+    like = jax.ShapeDtypeStruct
+    integers = like((rows,), jnp.int32)
+    images = like((rows, *shape), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    number = like((), jnp.int32)
+    eps = like((), jnp.float32)
+    program = trace_program(run, images, integers, eps, key, integers, number, name=name)
+    if not isinstance(program.func.out, Outcome):
+        raise ValueError(f"outcome of {name} returns no jaxadv.attacks.Outcome")
+    return program
+
+
+class Rows(NamedTuple):
+    """The images of a chunk: leading axes (blocks, rows), or (rows,) inside a block.
+
+    Attributes:
+        images: clean images.
+        labels: true classes.
+        indices: places in the data set.
+        active: False for padding.
+    """
+
+    images: Array
+    labels: Array
+    indices: Array
+    active: Array
+
+
+class Program(NamedTuple):
+    """What a compiled program is specialized to."""
+
+    kernel: Kernel
+    norm: Norm
+    randomized: bool
+    mesh: Mesh | None
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def begin(model, key, eps, run, rows: Rows, before: Any, *, program: Program) -> Any:
+    """The state of a run before its first step, or where a phase takes over from ``before``."""
+
+    def block(model, key, eps, run, rows, before):
+        batch = _batch(model, key, eps, run, rows, program)
+        kernel = program.kernel
+        return kernel.begin(batch) if before is None else kernel.resume(batch, before)
+
+    return _over_blocks(block, program.mesh)((model, key, eps, run), (rows, before))
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+def advance(model, key, eps, run, rows: Rows, state, span, *, program: Program) -> Any:
+    """The state after the steps span[0] to span[1] - 1."""
+
+    def block(model, key, eps, run, span, rows, state):
+        batch = _batch(model, key, eps, run, rows, program)
+        last = jnp.where(rows.active.any(), span[1], span[0])  # nothing to do for padding alone
+        return program.kernel.advance(batch, state, span[0], last)
+
+    return _over_blocks(block, program.mesh)((model, key, eps, run, span), (rows, state))
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def finish(model, key, eps, run, rows: Rows, state, *, program: Program) -> Outcome:
+    """What the states amount to."""
+
+    def block(model, key, eps, run, rows, state):
+        return program.kernel.outcome(_batch(model, key, eps, run, rows, program), state)
+
+    return _over_blocks(block, program.mesh)((model, key, eps, run), (rows, state))
+
+
+@functools.partial(jax.jit, static_argnames=("randomized", "mesh"))
+def logits_of(model, key, stream, images, indices, *, randomized: bool, mesh) -> Array:
+    """Logits of a chunk, (blocks, rows, K); ``stream`` is one of :class:`Stream` and a number."""
+
+    def block(model, key, stream, images, indices):
+        return _logits(model, key, indices, randomized)(*stream)(images, 0)
+
+    return _over_blocks(block, mesh)((model, key, stream), (images, indices))
+
+
+@functools.partial(jax.jit, static_argnames="randomized")
+def logits_alone(model, key, vote, images, indices, *, randomized: bool) -> Array:
+    """Logits of images, each evaluated in a batch of its own: (B, H, W, C) to (B, K)."""
+
+    def one(args):
+        image, index = args
+        logits = _logits(model, key, index[None], randomized)
+        return logits(Stream.VOTE, vote)(image[None], 0)[0]
+
+    return jax.lax.map(one, (images, indices))
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def regroup(tree, order: Array, *, shape: tuple[int, int]):
+    """The rows of a chunk in another order."""
+
+    def take(values):
+        flat = values.reshape(-1, *values.shape[2:])
+        return flat[order].reshape(*shape, *values.shape[2:])
+
+    return jax.tree.map(take, tree)
+
+
+def _batch(model, key, eps, run, rows: Rows, program: Program) -> Batch:
+    logits = _logits(model, key, rows.indices, program.randomized)(Stream.RUN, run)
+    return Batch(
+        rows.images, rows.labels, rows.active, program.norm, eps, key, rows.indices, run, logits
+    )
+
+
+def _logits(model: Partial, key: Key, indices: Array, randomized: bool):
+    """The model for a stream and a number in it, as a function of points and one more number."""
+
+    def of(stream, number):
+        if not randomized:
+            return lambda points, draw: model(points)
+        keys = _model.fold(_model.model_keys(key, indices), stream)
+        return _model.forward_fn(model, _model.fold(keys, number))
+
+    return of
+
+
+def _over_blocks(block, mesh: Mesh | None):
+    """Maps over the leading axis of the second group of arguments, split over the devices."""
+
+    def chunk(shared, split):
+        return jax.lax.map(lambda part: block(*shared, *part), split)
+
+    if mesh is None:
+        return chunk
+    specs = (PartitionSpec(), PartitionSpec(mesh.axis_names[0]))
+    return jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)

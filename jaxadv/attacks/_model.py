@@ -24,6 +24,8 @@ from .._types import Array, Key
 # points of shape (B, H, W, C) and the number of the evaluation -> logits (B, K)
 Forward = Callable[[Array, Any], Array]
 
+_MODEL_STREAM = 2**31 - 1  # beyond the numbers of runs, which share the image's key
+
 
 class Given(NamedTuple):
     """The arguments of an attack, checked and on the device.
@@ -178,14 +180,17 @@ def fold(keys: Key, number) -> Key:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def forward_fn(model: Callable, keys: Key, randomized: bool) -> Forward:
-    """The model as a function of points and the number of the evaluation.
+def model_keys(key: Key, indices: Array) -> Key:
+    """One key an image for the draws of a randomized model, apart from those of the attack."""
+    return fold(image_keys(key, indices), _MODEL_STREAM)
 
-    A randomised model is called image by image (under ``vmap``), each with its own key: its noise
-    then does not depend on the batch either.
+
+def forward_fn(model: Callable, keys: Key) -> Forward:
+    """A randomized model as a function of points and the number of the evaluation.
+
+    It is called image by image (under ``vmap``), each with its own key: its noise then does not
+    depend on the batch either.
     """
-    if not randomized:
-        return lambda points, number: model(points)
 
     def call(points, number):
         one = lambda point, key: model(point[None], key)[0]

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilations import compilations
 from flax import nnx
 
 from jaxadv import attacks, losses, theory, training
+from tests.helpers.compilations import compilations
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(jax.random.key(1), (6, 4, 4, 1))

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilations import compilations
 
 from jaxadv import attacks, balls, losses
+from tests.helpers.compilations import compilations
 
 NORMS = ["linf", "l2", "l1"]
 THREATS = {

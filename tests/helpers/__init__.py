@@ -1,1 +1,1 @@
-"""Problems, runs and files that several tests share."""
+"""Problems, runs, data layouts and files that several tests share."""

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from arrays import load_arrays
+
+from tests.helpers.arrays import load_arrays
 
 pytest.importorskip("matplotlib")
 

@@ -3,30 +3,25 @@
 Skipped where the package is absent; ``make test-parity`` installs it.
 """
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
-from arrays import load_arrays
+
+from tests.helpers.arrays import load_arrays
 
 pytest.importorskip("torch")
 pytest.importorskip("pyautoattack")
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "attacks"))
-
-import autoattack_cases as cases
 import jax
 import jax.numpy as jnp
-import reference
 import torch
 from pyautoattack import autopgd_base, fab_projections
 
 from jaxadv import losses
-from jaxadv.attacks._apgd_l1 import project_l1_box
-from jaxadv.attacks._autoattack import autoattack
-from jaxadv.attacks._fab_projections import project_to_hyperplane
+from jaxadv._l1 import project_l1_box
+from jaxadv.attacks import autoattack
+from jaxadv.attacks._fab.projections import project_to_hyperplane
+from tests.helpers import autoattack_cases as cases
+from tests.references import autoattack as reference
 
 
 def test_golden_files_are_what_the_package_gives(golden):

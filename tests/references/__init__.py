@@ -1,1 +1,1 @@
-"""Independent implementations that results are compared with."""
+"""What the library is held against: NumPy and PyTorch."""

@@ -14,7 +14,7 @@ intersection of ball and box.
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from jaxadv.attacks._apgd import apgd
+    >>> from jaxadv.attacks import apgd
     >>> weights = jax.random.normal(jax.random.key(0), (16, 4))
     >>> logits_fn = lambda x: x.reshape(x.shape[0], -1) @ weights
     >>> images = jnp.full((2, 4, 4, 1), 0.5)
@@ -29,11 +29,49 @@ References:
     they published, whose behaviour is the default where it differs from the papers.
 """
 
-from .._checks import check_choice, check_count
-from .._types import Array, Key, LogitsFn, Norm
-from . import _apgd_run as runs
-from ._apgd_parts import LOSSES, TARGETED_LOSSES
-from ._apgd_restarts import ApgdResult, run_all
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from ..._checks import check_choice, check_count
+from ..._types import Array, Key, LogitsFn, Norm
+from .. import _model
+from .._driver import Found, attack, judge
+from .kernel import APGD, Given
+from .losses import LOSSES, MIN_CLASSES, TARGETED_LOSSES
+from .state import Rule, Trace
+
+RULES = ("repo", "paper")
+
+
+class ApgdResult(NamedTuple):
+    """What APGD found, one row an image.
+
+    Attributes:
+        images: the adversarial image where there is one, else the clean image (with ``best_loss``
+            the image of the largest loss).
+        success: whether ``images`` is misclassified.
+        best_images: the point with the largest loss in the last run of the image.
+        best_losses: its loss.
+        robust: whether no evaluated point of any run was misclassified.
+        broken_at: number of the evaluation, over all runs, that was first misclassified; -1: none.
+        forward: number of forward passes of the image.
+        backward: number of backward passes of the image.
+        zero_gradients: how many of those gradients were exactly 0.
+        trace: with ``trace=True`` everything that happened, else None.
+    """
+
+    images: Array
+    success: Array
+    best_images: Array
+    best_losses: Array
+    robust: Array
+    broken_at: Array
+    forward: Array
+    backward: Array
+    zero_gradients: Array
+    trace: Trace | None
 
 
 def apgd(
@@ -49,7 +87,7 @@ def apgd(
     loss: str = "ce",
     rho: float = 0.75,
     eot: int = 1,
-    rule: runs.Rule = "repo",
+    rule: Rule = "repo",
     three_radii: bool = False,
     best_loss: bool = False,
     early_stop: bool = False,
@@ -92,7 +130,7 @@ def apgd(
         l1_exact_zeros: False reproduces the rounding of the reference, where a coordinate that
             moves and is projected back may differ from that of the image in the last bit.
         noise: start noise instead of random draws, of shape (num_restarts, B, H, W, C), as
-            described in :func:`jaxadv.attacks._apgd_run.start_points`.
+            described in :func:`jaxadv.attacks._apgd.kernel.start_points`.
         start: start images for every run, clipped to the box, instead of noise.
         trace: return a :class:`Trace`; needs ``num_restarts=1``.
         indices: integers of shape (B,), default 0 to B - 1: the place of each image in the data
@@ -117,28 +155,14 @@ def apgd(
         Croce and Hein 2020, algorithm 1; Croce and Hein 2021, algorithm 1.
     """
     check_choice("loss", loss, LOSSES)
-    check_count("num_restarts", num_restarts, 1)
-    if three_radii and norm != "l1":
-        raise ValueError(f"three_radii=True is for norm='l1', not {norm!r}; leave it out")
-    return run_all(
-        key,
-        logits_fn,
-        images,
-        labels,
-        eps=eps,
-        noise=noise,
-        start=start,
-        indices=indices,
-        options=runs.Options(norm, num_steps, rho, rule, early_stop, l1_exact_zeros),
-        loss=loss,
-        targets=0,
-        num_restarts=num_restarts,
-        eot=eot,
-        three_radii=three_radii,
-        best_loss=best_loss,
-        randomized=randomized,
-        trace=trace,
-    )
+    kernel = APGD(
+        num_steps=num_steps, num_restarts=num_restarts, early_stop=early_stop, loss=loss, rho=rho,
+        rule=rule, eot=eot, three_radii=three_radii, l1_exact_zeros=l1_exact_zeros,
+    )  # fmt: skip
+    return _run(
+        key, logits_fn, images, labels, kernel, norm=norm, eps=eps, noise=noise, start=start,
+        indices=indices, randomized=randomized, trace=trace, best_loss=best_loss,
+    )  # fmt: skip
 
 
 def apgd_targeted(
@@ -155,7 +179,7 @@ def apgd_targeted(
     loss: str = "dlr-targeted",
     rho: float = 0.75,
     eot: int = 1,
-    rule: runs.Rule = "repo",
+    rule: Rule = "repo",
     three_radii: bool = False,
     early_stop: bool = False,
     randomized: bool = False,
@@ -213,25 +237,76 @@ def apgd_targeted(
     """
     check_choice("loss", loss, TARGETED_LOSSES)
     check_count("num_targets", num_targets, 1)
-    check_count("num_restarts", num_restarts, 1)
-    if three_radii and norm != "l1":
+    kernel = APGD(
+        num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets,
+        early_stop=early_stop, loss=loss, rho=rho, rule=rule, eot=eot, three_radii=three_radii,
+        l1_exact_zeros=l1_exact_zeros,
+    )  # fmt: skip
+    return _run(
+        key, logits_fn, images, labels, kernel, norm=norm, eps=eps, noise=noise, start=start,
+        indices=indices, randomized=randomized, trace=trace,
+    )  # fmt: skip
+
+
+def _run(
+    key, logits_fn, images, labels, kernel: APGD, *, norm, eps, noise, start, indices, randomized,
+    trace, best_loss=False,
+) -> ApgdResult:  # fmt: skip
+    """Checks the arguments and runs the kernel."""
+    check_count("num_steps", kernel.num_steps, 3 if kernel.three_radii else 1)
+    check_count("num_restarts", kernel.num_restarts, 1)
+    check_count("eot", kernel.eot, 1)
+    check_choice("rule", kernel.rule, RULES)
+    if kernel.three_radii and norm != "l1":
         raise ValueError(f"three_radii=True is for norm='l1', not {norm!r}; leave it out")
-    return run_all(
-        key,
-        logits_fn,
-        images,
-        labels,
-        eps=eps,
-        noise=noise,
-        start=start,
-        indices=indices,
-        options=runs.Options(norm, num_steps, rho, rule, early_stop, l1_exact_zeros),
-        loss=loss,
-        targets=num_targets,
-        num_restarts=num_restarts,
-        eot=eot,
-        three_radii=three_radii,
-        best_loss=False,
-        randomized=randomized,
-        trace=trace,
+    given = _model.prepare(
+        key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices,
+        randomized=randomized, per_image=True,
+    )  # fmt: skip
+    classes, loss = given.num_classes, kernel.loss
+    if classes < MIN_CLASSES[loss]:
+        raise ValueError(
+            f"loss={loss!r} needs at least {MIN_CLASSES[loss]} classes "
+            f"and the model has {classes}; "
+            "use loss='ce' or loss='margin' (untargeted) or loss='ce-targeted'"
+        )
+    kernel = dataclasses.replace(
+        kernel, num_targets=min(kernel.num_targets, classes - 1), explicit=start is not None
+    )
+    if noise is not None and noise.shape != (kernel.num_runs, *images.shape):
+        expected = (kernel.num_runs, *images.shape)
+        raise ValueError(f"noise has shape {noise.shape}; expected {expected}")
+    if start is not None and start.shape != images.shape:
+        raise ValueError(f"start has shape {start.shape}; expected {images.shape}")
+    if trace and (kernel.num_runs > 1 or kernel.three_radii):
+        raise ValueError(f"trace=True records one run, not {kernel.num_runs}; ask for one restart")
+    draws = Given(*(None if a is None else _model.on_device(a) for a in (noise, start)))
+    call = (given.key, given.model, given.images, given.labels, given.indices)
+    found = attack(
+        *call, given.eps, draws, kernel=kernel, norm=norm, randomized=randomized, trace=trace,
+        best=best_loss, every=best_loss,
+    )  # fmt: skip
+    result = _result(found)
+    if best_loss:
+        key, model, _, labels, indices = call
+        points = result.best_images
+        right = judge(key, model, points, labels, indices, randomized=randomized)
+        result = result._replace(images=points, success=~right, forward=result.forward + 1)
+    return result
+
+
+@jax.jit
+def _result(found: Found) -> ApgdResult:
+    outcome = found.outcome
+    return ApgdResult(
+        images=outcome.images,
+        success=~found.robust,
+        best_images=outcome.best_images,
+        best_losses=outcome.scores,
+        robust=found.robust,
+        broken_at=outcome.broken_at,
+        forward=outcome.forward,
+        backward=outcome.backward,
+        zero_gradients=outcome.zero_gradients,
+        trace=found.events,
     )

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from .. import losses
-from .._types import Array
-from ._autoattack_result import Check
+from ... import losses
+from ..._types import Array
+from .._kernel import Kernel
+from .result import Check
 
-_SQUARE_RATE, _LEVEL = 0.002, 0.01
+_BLACK_BOX_RATE, _LEVEL = 0.002, 0.01
 _ROUNDING = 1e-4  # relative: what different batch shapes may change in float32 logits
 
 
@@ -44,25 +45,32 @@ def check_model(call, traced, images: Array, labels: Array, randomized: bool) ->
     return found
 
 
-def check_square(names: list[str], broken: int, number: int) -> list[Check]:
-    """Whether Square broke images that the gradient attacks did not: a sign of masking.
+def check_black_box(plan: dict[str, Kernel], broken_by: np.ndarray) -> list[Check]:
+    """Whether attacks without gradients broke images that those with did not: a sign of masking.
 
-    Networks that mask nothing lose up to 0.2 % of the images to it. The check fails where a count
+    Networks that mask nothing lose up to 0.2 % of the images to them. The check fails where a count
     as large as this one has less than 1 % probability at that rate (one-sided exact binomial
     test), so that a single image of a few hundred is no sign.
 
     Args:
-        names: the attacks that ran, in order, "clean" first.
-        broken: images that Square broke and no attack before it did.
-        number: all images.
+        plan: the attacks that ran, by name, in order.
+        broken_by: the attack that broke each image.
+
+    Returns:
+        A :class:`Check` for each attack without gradients after one with.
     """
-    if "square" not in names or len(names) < 3:
-        return []
-    chance = float(stats.binom.sf(broken - 1, number, _SQUARE_RATE))
-    usual = chance >= _LEVEL
-    text = f"Square took {broken} of {number} images after the gradient attacks"
-    text += "" if usual else ": gradients may be masked; try more queries or restarts"
-    return [Check("square", usual, text, broken / number)]
+    found, gradients = [], False
+    for name, kernel in plan.items():
+        gradients |= kernel.uses_gradients
+        if kernel.uses_gradients or not gradients:
+            continue
+        broken, number = int((broken_by == name).sum()), len(broken_by)
+        chance = float(stats.binom.sf(broken - 1, number, _BLACK_BOX_RATE))
+        usual = chance >= _LEVEL
+        text = f"{name.capitalize()} took {broken} of {number} images after the gradient attacks"
+        text += "" if usual else ": gradients may be masked; try more queries or restarts"
+        found.append(Check(name, usual, text, broken / number))
+    return found
 
 
 def check_finite(bad: int, number: int) -> Check:

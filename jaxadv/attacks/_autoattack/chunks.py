@@ -1,4 +1,4 @@
-"""The host side of AutoAttack: cuts the images into chunks, regroups them, checks what breaks."""
+"""The host side of AutoAttack: cuts images into chunks and runs the compiled programs on them."""
 
 import concurrent.futures
 import math
@@ -10,20 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _autoattack_blocks as blocks
-from ._autoattack_plan import Attack
+from .. import _driver as driver
+from .._driver import Stream
+from .._kernel import Kernel
+from .verify import violations
 
-_VOTES = 10  # evaluations of a randomised model that decide a success, by majority
+_VOTES = 10  # evaluations of a randomized model that decide a success, by majority
 
 
-class Outcome:
-    """What a chunk came to, one entry an image.
+class Candidates:
+    """What a kernel reports about the images of a chunk, one entry an image.
 
     Attributes:
         ids: places in the data set.
         images: the candidate where the image was broken; others are not used.
         broken: whether the attack reports success.
-        steps: the evaluation that was first misclassified.
+        steps: the step that succeeded first.
         forward: forward passes.
         backward: backward passes.
     """
@@ -37,7 +39,7 @@ class Outcome:
         self.backward = np.zeros(len(ids), np.int64)
 
 
-class Runner:
+class Chunks:
     """Runs the compiled programs on images that live on the host.
 
     Args:
@@ -49,26 +51,24 @@ class Runner:
         norm: the norm.
         eps: the radius.
         shapes: number of blocks of a chunk, then the sizes that a block may have, decreasing.
-        early_exit: whether images stop at their first success.
         randomized: whether the model takes a key.
         devices: devices that share the blocks of a chunk, or an empty list.
         workers: chunks that threads work on at the same time.
     """
 
     def __init__(
-        self, models, key, images, labels, num_classes, *, norm, eps, shapes, early_exit,
-        randomized, devices, workers,
+        self, models, key, images, labels, num_classes, *, norm, eps, shapes, randomized, devices,
+        workers,
     ):  # fmt: skip
         self.images, self.labels = images, labels
         self.chunk = shapes[0] * shapes[1]
         self._shapes = shapes
-        self.num_classes = num_classes
+        self._num_classes = num_classes
         self._devices = max(len(devices), 1)
         self._workers, self._stop = workers, threading.Event()
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
+        self._mesh, self._norm, self._randomized = mesh, norm, randomized
         self._models, self._key, self._eps = models, key, eps
-        self._early_exit, self.randomized = early_exit, randomized
-        self._program = blocks.Program(None, norm, early_exit, randomized, mesh)
 
     def each(
         self, ids: np.ndarray, compute: Callable[[np.ndarray], dict]
@@ -100,142 +100,158 @@ class Runner:
             pool.shutdown(cancel_futures=True)
             self._stop.clear()
 
-    def logits(self, images: np.ndarray, ids: np.ndarray, number: int) -> np.ndarray:
-        """Logits of at most a chunk of images, (B, K); the number separates random draws."""
+    def predict(self, points: np.ndarray, ids: np.ndarray, stream: Stream, number: int) -> dict:
+        """The record of a look at the predictions of a chunk."""
+        logits = self.logits(points, ids, stream, number)
+        wrong, votes = self._wrong(logits, ids), 0
+        if self._randomized:
+            wrong, logits, votes = self.confirm(points, ids)
+        return dict(logits=logits, correct=~wrong, cost=[len(ids) * (votes + 1), 0])
+
+    def attack(self, kernel: Kernel, place: int, run: int, ids: np.ndarray) -> dict:
+        """The record of one run on a chunk: attack, then verify what the kernel reports."""
+        found = self._run(kernel, place, run, ids)
+        picked = np.flatnonzero(found.broken)
+        points, chosen = found.images[picked], ids[picked]
+        wrong, logits, votes = self.confirm(points, chosen)
+        problems = violations(points, self.images[chosen], chosen, self._norm, self._eps)
+        good = wrong & np.array([not problem for problem in problems], bool)
+        if not self._randomized:  # there it is no error if most draws are correct
+            problems = [
+                problem or ("" if fooled else f"image {index} is not misclassified on its own")
+                for problem, fooled, index in zip(problems, wrong, chosen, strict=True)
+            ]
+        return dict(
+            broken=chosen[good],
+            images=points[good],
+            logits=logits[good],
+            steps=found.steps[picked][good],
+            violations=np.array([p for p in problems if p] or [""]),
+            cost=[found.forward.sum(), found.backward.sum()],
+            verified=votes * len(picked),
+        )
+
+    def logits(
+        self, images: np.ndarray, ids: np.ndarray, stream: Stream, number: int
+    ) -> np.ndarray:
+        """Logits of at most a chunk of images, (B, K)."""
         shape = self._shape(len(ids))
         lanes_of = self._spread(np.arange(shape[0] * shape[1]), shape)
-        out = blocks.logits_of(
+        out = driver.logits_of(
             self._models[shape[1]],
-            self._stream(0),
-            number,
+            self._key_of(0),
+            (int(stream), number),
             self._place(images, lanes_of, shape),
             self._place(ids, lanes_of, shape),
-            program=self._program,
+            randomized=self._randomized,
+            mesh=self._mesh,
         )
         return np.asarray(out).reshape(-1, out.shape[-1])[np.argsort(lanes_of)][: len(ids)]
 
-    def logits_alone(self, images: np.ndarray, ids: np.ndarray, number: int) -> np.ndarray:
-        """Logits of images, each in a batch of its own."""
-        size = 1 << max(math.ceil(math.log2(max(len(ids), 1))), 3)
-        pad = lambda values: np.concatenate([values, values[:1].repeat(size - len(ids), axis=0)])
-        out = blocks.logits_alone(
-            self._models[1], self._stream(0), number, pad(images), pad(ids), program=self._program
-        )
-        return np.asarray(out)[: len(ids)]
-
-    def run(self, attack: Attack, place: int, run: int, ids: np.ndarray) -> Outcome:
-        """One run of an attack on one chunk.
-
-        Args:
-            attack: the attack.
-            place: its place in the plan; separates its random numbers from those of the others.
-            run: number of the run.
-            ids: the images.
-
-        Returns:
-            The outcome.
-        """
-        program = self._program._replace(attack=attack)
-        shape = self._shape(len(ids))
-        lanes_of = self._spread(np.arange(shape[0] * shape[1]), shape)
-        rows = blocks.Rows(
-            self._place(self.images[ids], lanes_of, shape),
-            self._place(self.labels[ids], lanes_of, shape),
-            self._place(ids, lanes_of, shape),
-            jnp.asarray((lanes_of < len(ids)).reshape(shape)),
-        )
-        common = (self._stream(place + 1), self._eps, jnp.int32(run))
-        outcome = Outcome(ids, self.images.shape[1:])
-        lanes, current = None, -1
-        parts = blocks.segments(attack, program.norm, program.early_exit)
-        last_phase = parts[-1][0]
-        for number, (phase, first, last) in enumerate(parts):
-            if self._stop.is_set():
-                raise InterruptedError("another part of the evaluation has stopped")
-            if phase != current:
-                lanes = blocks.enter(
-                    self._models[shape[1]], *common, rows, lanes, program=program, phase=phase
-                )
-                current = phase
-            span = jnp.asarray([first, last], jnp.int32)
-            lanes = blocks.advance(
-                self._models[shape[1]], *common, span, rows, lanes, program=program, phase=phase
-            )
-            if number + 1 == len(parts) or not self._early_exit or phase != last_phase:
-                continue
-            alive = np.asarray(lanes.run.robust)
-            if not alive.any():
-                break
-            smaller = self._shape(int(alive.sum()))
-            needed = math.ceil(alive.sum() / shape[1])
-            if smaller != shape or needed < alive.any(axis=1).sum():
-                self._collect(attack, outcome, lanes, lanes_of)
-                kept = np.argsort(~alive.ravel(), stable=True)[: smaller[0] * smaller[1]]
-                order, shape = self._spread(kept, smaller), smaller
-                rows, lanes = blocks.regroup((rows, lanes), order, shape=shape)
-                lanes_of = lanes_of[order]
-        self._collect(attack, outcome, lanes, lanes_of)
-        return self._finish(attack, outcome)
-
-    def _collect(self, attack: Attack, outcome: Outcome, lanes, lanes_of: np.ndarray) -> None:
-        """Copies what the lanes know to the host."""
-        state = lanes.run
-        kept = lanes_of < len(outcome.ids)
-        to = lanes_of[kept]
-        host = lambda values: np.asarray(values).reshape(-1, *values.shape[2:])[kept]
-        if attack.kind == "apgd":
-            used = (host(lanes.spent) + host(state.evaluations)) * attack.eot
-            outcome.forward[to] = used + int(attack.targets > 0)
-            outcome.backward[to] = used
-            outcome.steps[to] = host(state.broken_at)
-            broken, images = ~host(state.robust), state.adversarial
-        elif attack.kind == "fab":
-            outcome.forward[to] = 2 * host(state.steps) + (3 if attack.targets else 2)
-            per_step = 1 if attack.targets else self.num_classes
-            outcome.backward[to] = host(state.steps) * per_step
-            outcome.steps[to] = host(state.broken_at)
-            broken, images = host(state.norms) <= self._eps, state.adversarial
-        else:
-            outcome.forward[to] = host(state.queries) + 1
-            outcome.steps[to] = host(state.queries) - 1
-            broken, images = ~host(state.robust), state.points
-        fresh = broken & ~outcome.broken[to]
-        if self._program.randomized:  # the point of the largest loss is the steadier candidate
-            images, fresh = state.best_images, np.ones_like(broken)
-        if fresh.any():
-            outcome.images[to[fresh]] = host(images)[fresh]
-        outcome.broken[to] |= broken | self._program.randomized
-
-    def _finish(self, attack: Attack, outcome: Outcome) -> Outcome:
-        """The last pass that FAB and Square spend on what they return."""
-        if attack.kind != "apgd":
-            clean = self.images[outcome.ids]
-            mask = outcome.broken.reshape(-1, *(1,) * (clean.ndim - 1))
-            logits = self.logits(np.where(mask, outcome.images, clean), outcome.ids, 0)
-            wrong = logits.argmax(axis=1) != self.labels[outcome.ids]
-            outcome.broken &= wrong | ~np.isfinite(logits).all(axis=1)
-        return outcome
-
     def confirm(self, images: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Evaluates candidates on their own.
+        """Evaluates candidates, each in a batch of its own.
 
         Args:
             images: candidates, float32.
             ids: their places.
 
         Returns:
-            Whether each is misclassified (for a randomised model: by most evaluations), its
+            Whether each is misclassified (for a randomized model: by most evaluations), its
             logits in the last evaluation, and the number of evaluations of each.
         """
-        votes = _VOTES if self._program.randomized else 1
+        votes = _VOTES if self._randomized else 1
         wrong = np.zeros(len(ids))
-        logits = np.zeros((len(ids), self.num_classes), np.float32)
+        logits = np.zeros((len(ids), self._num_classes), np.float32)
+        if not len(ids):
+            return wrong > 0, logits, votes
+        # A power of two, so that few programs are compiled.
+        size = 1 << max(math.ceil(math.log2(len(ids))), 3)
+        pad = lambda values: np.concatenate([values, values[:1].repeat(size - len(ids), axis=0)])
+        arguments = pad(images), pad(ids)
         for vote in range(votes):
-            logits = self.logits_alone(images, ids, vote)
-            wrong += (logits.argmax(axis=1) != self.labels[ids]) | ~np.isfinite(logits).all(axis=1)
+            out = driver.logits_alone(
+                self._models[1], self._key_of(0), vote, *arguments, randomized=self._randomized
+            )
+            logits = np.asarray(out)[: len(ids)]
+            wrong += self._wrong(logits, ids)
         return wrong > votes / 2, logits, votes
 
-    def _stream(self, number: int):
+    def _run(self, kernel: Kernel, place: int, run: int, ids: np.ndarray) -> Candidates:
+        """One run of a kernel on a chunk.
+
+        Images that are finished are taken out between spans of steps: where the others fit into
+        fewer or smaller blocks they are regrouped, and what is known so far is collected.
+
+        Args:
+            kernel: the attack.
+            place: its place in the plan; separates its random numbers from those of the others.
+            run: number of the run.
+            ids: the images.
+        """
+        shape = self._shape(len(ids))
+        lanes_of = self._spread(np.arange(shape[0] * shape[1]), shape)
+        rows = driver.Rows(
+            self._place(self.images[ids], lanes_of, shape),
+            self._place(self.labels[ids], lanes_of, shape),
+            self._place(ids, lanes_of, shape),
+            jnp.asarray((lanes_of < len(ids)).reshape(shape)),
+        )
+        common = (self._key_of(place + 1), self._eps, jnp.int32(run))
+        found = Candidates(ids, self.images.shape[1:])
+        state, program = None, None
+        for part in kernel.phases():
+            program = driver.Program(part, self._norm, self._randomized, self._mesh)
+            model = self._models[shape[1]]
+            state = driver.begin(model, *common, rows, state, program=program)
+            for first, last in part.spans():
+                if self._stop.is_set():
+                    raise InterruptedError("another part of the evaluation has stopped")
+                model, span = self._models[shape[1]], jnp.asarray([first, last], jnp.int32)
+                state = driver.advance(model, *common, rows, state, span, program=program)
+                if not part.early_stop or last == part.num_steps:
+                    continue
+                alive = np.asarray(state.robust)
+                if not alive.any():
+                    break
+                smaller = self._shape(int(alive.sum()))
+                needed = math.ceil(alive.sum() / shape[1])
+                if smaller != shape or needed < alive.any(axis=1).sum():
+                    self._collect(
+                        found, driver.finish(model, *common, rows, state, program=program), lanes_of
+                    )
+                    kept = np.argsort(~alive.ravel(), stable=True)[: smaller[0] * smaller[1]]
+                    order, shape = self._spread(kept, smaller), smaller
+                    rows, state = driver.regroup((rows, state), order, shape=shape)
+                    lanes_of = lanes_of[order]
+        model = self._models[shape[1]]
+        last = driver.finish(model, *common, rows, state, program=program)
+        self._collect(found, last, lanes_of)
+        if kernel.final_pass:
+            mask = found.broken.reshape(-1, *(1,) * (self.images.ndim - 1))
+            points = np.where(mask, found.images, self.images[ids])
+            found.broken &= self._wrong(self.logits(points, ids, Stream.RUN, run), ids)
+        return found
+
+    def _collect(self, found: Candidates, outcome, lanes_of: np.ndarray) -> None:
+        """Copies an outcome to the host, row by row to its image."""
+        kept = lanes_of < len(found.ids)
+        to = lanes_of[kept]
+        host = lambda values: np.asarray(values).reshape(-1, *values.shape[2:])[kept]
+        found.forward[to] = host(outcome.forward)
+        found.backward[to] = host(outcome.backward)
+        found.steps[to] = host(outcome.broken_at)
+        broken, images = host(outcome.success), outcome.images
+        fresh = broken & ~found.broken[to]
+        if self._randomized:  # the point of the largest loss is the steadier candidate
+            images, fresh = outcome.best_images, np.ones_like(broken)
+        if fresh.any():
+            found.images[to[fresh]] = host(images)[fresh]
+        found.broken[to] |= broken | self._randomized
+
+    def _wrong(self, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        return (logits.argmax(axis=1) != self.labels[ids]) | ~np.isfinite(logits).all(axis=1)
+
+    def _key_of(self, number: int):
         return jax.random.fold_in(self._key, number)
 
     def _shape(self, count: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Square, in this order, each on the images that are still robust and from the cle
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from jaxadv.attacks._autoattack import autoattack
+    >>> from jaxadv.attacks import autoattack
     >>> weights = jax.random.normal(jax.random.key(0), (16, 4))
     >>> logits_fn = lambda x: x.reshape(x.shape[0], -1) @ weights
     >>> images = jnp.full((2, 4, 4, 1), 0.5)
@@ -27,21 +27,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._checks import check_count, check_labels, check_norm
-from .._keys import as_key
-from .._program import digest as model_digest
-from .._transfers import on_host
-from .._types import Array, Key, LogitsFn, Norm
-from . import _autoattack_checks as checks
-from . import _autoattack_memory as memory
-from . import _model
-from ._apgd_run import Rule
-from ._autoattack_plan import make_plan
-from ._autoattack_progress import Progress, Reporter
-from ._autoattack_result import AutoAttackResult
-from ._autoattack_run import Evaluation
-from ._autoattack_runner import Runner
-from ._autoattack_store import Store, digest
+from ..._checks import check_count, check_labels, check_norm
+from ..._keys import as_key
+from ..._program import digest as program_digest
+from ..._transfers import on_host
+from ..._types import Array, Key, LogitsFn, Norm
+from .. import _model
+from .._apgd.state import Rule
+from .._driver import Stream, check_kernel
+from .._kernel import Kernel
+from . import checks, memory
+from .chunks import Chunks
+from .ledger import Ledger, Pass
+from .plan import make_plan
+from .progress import Progress, Reporter
+from .result import AutoAttackResult
+from .store import Store, digest
 
 _CHECKED = 16  # images that the checks before the attacks look at
 
@@ -56,7 +57,7 @@ def autoattack(
     norm: Norm = "linf",
     eps: float | str | None = None,
     version: str = "standard",
-    attacks: str | Sequence[str] | None = None,
+    attacks: str | Kernel | Sequence[str | Kernel] | None = None,
     batch_size: int | None = None,
     store=None,
     progress: bool | Callable[[Progress], object] = True,
@@ -96,7 +97,8 @@ def autoattack(
         eps: radius, in the units of the images; default 8/255 for "linf", none for the others.
         version: "standard", "plus", "rand" (gradients averaged over 20 draws, success decided by
             most of 10 evaluations) or "custom".
-        attacks: for "custom": a name or names out of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
+        attacks: for "custom": names out of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, and
+            kernels of your own (:class:`jaxadv.attacks.Kernel`), in the order in which they run.
         batch_size: images in flight, rounded up to a multiple of 16 on CPU; default: what fits.
         store: folder in which progress is kept, or None. A second call with the same arguments
             resumes; the batch size may differ.
@@ -151,8 +153,7 @@ def autoattack(
     check_count("num_queries", num_queries, 1)
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
-    if randomized:
-        early_exit = False
+    early_exit = early_exit and not randomized
     plan, notes = make_plan(
         version,
         norm,
@@ -164,12 +165,16 @@ def autoattack(
         apgd_rule=apgd_rule,
         square_shared=square_shared,
         square_full_range=square_full_range,
+        early_stop=early_exit,
     )
+    kernels = {
+        name: check_kernel(kernel, shape, num_classes, norm) for name, kernel in plan.items()
+    }
     kept = Store(store)  # refused before anything is compiled
     devices = memory.default_devices() if devices is None else list(devices)
     workers = memory.default_workers(devices)
     shapes = memory.chunk_shapes(trace, pixels, batch_size, devices, workers, randomized)
-    runner = Runner(
+    chunks = Chunks(
         {rows: trace(1 if randomized else rows) for rows in {1, *shapes[1:]}},
         key,
         pixels,
@@ -178,7 +183,6 @@ def autoattack(
         norm=norm,
         eps=eps,
         shapes=shapes,
-        early_exit=early_exit,
         randomized=randomized,
         devices=devices,
         workers=workers,
@@ -187,36 +191,52 @@ def autoattack(
         "version": version,
         "norm": norm,
         "eps": eps,
-        "attacks": [list(attack) for attack in plan],
+        "attacks": {name: repr(kernel) for name, kernel in plan.items()},
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "images": digest(pixels),
         "labels": digest(classes),
-        "model": model_digest(trace(1)),
+        "model": program_digest(trace(1)),
         "early_exit": early_exit,
         "individual": individual,
     }
     few = min(_CHECKED, len(pixels))
     with kept:
-        probe = runner.logits(pixels[:few], np.arange(few), 0)
-        kept.open(settings, probe if not randomized else probe * 0)
+        probe = chunks.logits(pixels[:few], np.arange(few), Stream.CLEAN, 0)
+        programs = {name: program_digest(program) for name, program in kernels.items()}
+        kept.open(settings | {"programs": programs}, probe if not randomized else probe * 0)
         started = time.monotonic()
         found = _check_model(logits_fn, trace, key, pixels[:few], classes[:few], randomized)
-        evaluation = Evaluation(runner, kept, Reporter(progress), plan, norm, eps, individual)
-        evaluation.run()
-    found = evaluation.checks(found + [checks.Check("classes", False, note) for note in notes])
+        reporter = Reporter(progress)
+        ledger = Ledger(
+            kept, reporter, plan, pixels, chunks.labels, num_classes, norm, eps, individual
+        )
+        try:
+            for work in ledger.passes():
+                for ids, record in chunks.each(work.left, functools.partial(_record, chunks, work)):
+                    ledger.keep(work, ids, record)
+        finally:
+            reporter.close()
+    found = ledger.checks(found + [checks.Check("classes", False, note) for note in notes])
     settings |= {
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
         "precision": str(jax.config.values["jax_default_matmul_precision"] or "default")
         + " float32",
         "backend": jax.default_backend(),
         "devices": max(len(devices), 1),
-        "batch_size": runner.chunk * workers,
+        "batch_size": chunks.chunk * workers,
         "total_seconds": time.monotonic() - started,
     }
-    result = evaluation.result(found, settings)
+    result = ledger.result(found, settings)
     if progress is True:
         print(result.summary())
     return result
+
+
+def _record(chunks: Chunks, work: Pass, ids: np.ndarray) -> dict:
+    """What a chunk of a pass comes to."""
+    if work.run < 0 or work.kernel is None:
+        return chunks.predict(work.images[ids], ids, work.stream, work.place + 1)
+    return chunks.attack(work.kernel, work.place, work.run, ids)
 
 
 def _check_model(logits_fn: Any, trace, key, images, labels, randomized: bool) -> list:

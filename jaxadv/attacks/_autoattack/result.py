@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._files import write_atomically
-from ._autoattack_figure import draw, write_png
+from ..._files import write_atomically
+from .picture import draw
 
 
 class Evaluations(NamedTuple):
@@ -88,6 +88,11 @@ class AutoAttackResult:
         return float(self.robust.mean())
 
     @property
+    def broken(self) -> np.ndarray:
+        """Places of the images that an attack broke."""
+        return np.flatnonzero(~self.robust & (self.broken_by != "clean"))
+
+    @property
     def per_class(self) -> dict[int, tuple[int, float, float]]:
         """Of each class in the labels: number of images, clean accuracy, robust accuracy."""
         clean = self.broken_by != "clean"
@@ -132,34 +137,25 @@ class AutoAttackResult:
         ]
         return "\n".join(lines)
 
-    def figure(self, clean, path=None, *, number: int = 8) -> np.ndarray:
-        """A picture of the first broken images: clean, perturbation, adversarial, "label>class".
+    def figure(self, clean, *, number: int = 8) -> np.ndarray:
+        """A picture of the first broken images: clean, perturbation, adversarial.
 
         Args:
             clean: the images that were attacked.
-            path: of a PNG file to write, or None.
             number: how many images.
 
         Returns:
-            RGB bytes of shape (H, W, 3).
+            RGB bytes of shape (H, W, 3), as ``PIL.Image.fromarray`` and ``plt.imsave`` take them.
 
         Raises:
             ValueError: if no image was broken, or the images have neither 1 nor 3 channels.
         """
-        picked = np.flatnonzero(~self.robust & (self.broken_by != "clean"))[:number]
+        picked = self.broken[:number]
         if not len(picked):
             raise ValueError("no image was broken: there is nothing to draw")
         if self.images.shape[3] not in (1, 3):
             raise ValueError(f"images have {self.images.shape[3]} channels; 1 or 3 can be drawn")
-        pixels = draw(
-            np.asarray(clean)[picked],
-            self.images[picked],
-            self.labels[picked],
-            self.predictions[picked],
-        )
-        if path is not None:
-            write_png(path, pixels)
-        return pixels
+        return draw(np.asarray(clean)[picked], self.images[picked])
 
     def save(self, path) -> None:
         """Writes everything to an npz file, atomically.

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import is_partial, write_atomically
+from ..._files import is_partial, write_atomically
 
 try:
     import fcntl

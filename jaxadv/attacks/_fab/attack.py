@@ -11,7 +11,7 @@ A misclassified iterate is kept if it is nearer than the nearest so far, and pul
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from jaxadv.attacks._fab import fab
+    >>> from jaxadv.attacks import fab
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
     >>> images, labels = jnp.full((1, 2, 2, 1), 0.5).at[0, 0, 0].set(0.7), jnp.array([0])
     >>> result = fab(jax.random.key(0), logits_fn, images, labels, norm="linf", eps=0.1)
@@ -23,17 +23,17 @@ References:
     2020, and the code of AutoAttack, which has no final search.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .._checks import check_count
-from .._types import Array, Key, LogitsFn, Norm
-from . import _fab_run as runs
-from . import _model
-from ._apgd_run import _norms, _where, draw_noise
+from ..._checks import check_count
+from ..._types import Array, Key, LogitsFn, Norm
+from .. import _model
+from .._driver import attack
+from .._kernel import Outcome
+from .kernel import FAB
 
 
 class FabResult(NamedTuple):
@@ -118,9 +118,9 @@ def fab(
         Croce and Hein 2020, algorithm 1.
     """
     return _run(
-        key, logits_fn, images, labels, eps=eps, noise=noise, indices=indices,
-        options=runs.Options(norm, num_steps, alpha_max, eta, beta, early_stop),
-        targets=0, num_restarts=num_restarts,
+        key, logits_fn, images, labels, norm=norm, eps=eps, noise=noise, indices=indices,
+        num_steps=num_steps, num_restarts=num_restarts, num_targets=0, early_stop=early_stop,
+        alpha_max=alpha_max, eta=eta, beta=beta,
     )  # fmt: skip
 
 
@@ -183,85 +183,38 @@ def fab_targeted(
     """
     check_count("num_targets", num_targets, 1)
     return _run(
-        key, logits_fn, images, labels, eps=eps, noise=noise, indices=indices,
-        options=runs.Options(norm, num_steps, alpha_max, eta, beta, early_stop),
-        targets=num_targets, num_restarts=num_restarts,
+        key, logits_fn, images, labels, norm=norm, eps=eps, noise=noise, indices=indices,
+        num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets,
+        early_stop=early_stop, alpha_max=alpha_max, eta=eta, beta=beta,
     )  # fmt: skip
 
 
-def _run(key, logits_fn, images, labels, *, eps, noise, indices, **static) -> FabResult:
-    options = static["options"]
-    given = _model.prepare(
-        key, logits_fn, images, labels, norm=options.norm, eps=eps, indices=indices
-    )
-    check_count("num_steps", options.num_steps, 1)
-    check_count("num_restarts", static["num_restarts"], 1)
-    static["targets"] = min(static["targets"], given.num_classes - 1)
-    shape = (max(static["targets"], 1) * static["num_restarts"], *images.shape)
-    if noise is not None and noise.shape != shape:
-        raise ValueError(f"noise has shape {noise.shape}; expected {shape}")
-    noise = None if noise is None else _model.on_device(noise)
-    return _compiled(
-        given.key, given.model, given.images, given.labels, given.indices, noise, given.eps,
-        **static,
+def _run(key, logits_fn, images, labels, *, norm, eps, noise, indices, **options) -> FabResult:
+    check_count("num_steps", options["num_steps"], 1)
+    check_count("num_restarts", options["num_restarts"], 1)
+    given = _model.prepare(key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices)
+    options["num_targets"] = min(options["num_targets"], given.num_classes - 1)
+    kernel = FAB(**options)
+    if noise is not None:
+        shape = (kernel.num_runs, *images.shape)
+        if noise.shape != shape:
+            raise ValueError(f"noise has shape {noise.shape}; expected {shape}")
+        noise = _model.on_device(noise)
+    found = attack(
+        given.key, given.model, given.images, given.labels, given.indices, given.eps, noise,
+        kernel=kernel, norm=norm, best=True,
     )  # fmt: skip
+    return _result(found.outcome, found.correct)
 
 
-@functools.partial(jax.jit, static_argnames=("options", "targets", "num_restarts"))
-def _compiled(
-    key, model, images, labels, indices, noise, eps, *, options, targets, num_restarts
-) -> FabResult:
-    keys = _model.image_keys(key, indices)
-    forward = lambda points, number: model(points)
-    clean = forward(images, 0)
-    correct = _model.is_correct(clean, labels)
-    norm, classes = options.norm, clean.shape[1]
-
-    def run(number, found):
-        again, third, _ = jax.lax.optimization_barrier((images, images, found.forward))
-        active = ~found.success & _model.is_correct(forward(again, 0), labels)
-        if targets:
-            ranked = _model.rank_classes(forward(third, 0))
-            target = jnp.take(ranked, number // num_restarts + 1, axis=1)
-            linearize = runs.targeted(forward, labels, target)
-        else:
-            linearize = runs.untargeted(forward, labels, norm)
-        drawn = (
-            draw_noise(_model.fold(keys, number), images, norm) if noise is None else noise[number]
-        )
-        moved = runs.random_start(images, drawn, eps, norm)
-        start = jnp.where(number % num_restarts > 0, moved, images)
-        state = runs.begin(images, start, active)
-        state = runs.advance(
-            forward, linearize, images, labels, state, 0, options.num_steps, eps, options
-        )
-        wrong = ~_model.is_correct(forward(state.adversarial, 0), labels)
-        inside = _norms(state.adversarial - images, norm) <= eps
-        broken = active & wrong & inside
-        nearer = active & (state.norms < found.norms)
-        checks = 3 if targets else 2
-        first = found.backward // (1 if targets else classes) + state.broken_at
-        return FabResult(
-            images=_where(broken, state.adversarial, found.images),
-            success=found.success | broken,
-            best_images=_where(nearer, state.adversarial, found.best_images),
-            norms=jnp.where(nearer, state.norms, found.norms),
-            broken_at=jnp.where(broken & (found.broken_at < 0), first, found.broken_at),
-            forward=found.forward + jnp.where(active, 2 * state.steps + checks, 0),
-            backward=found.backward
-            + jnp.where(active, state.steps, 0) * (1 if targets else classes),
-        )
-
-    rows = labels.shape[0]
-    found = FabResult(
-        images=images,
-        success=~correct,
-        best_images=images,
-        norms=jnp.where(correct, jnp.inf, 0).astype(images.dtype),
-        broken_at=jnp.full((rows,), -1, jnp.int32),
-        forward=jnp.ones((rows,), jnp.int32),
-        backward=jnp.zeros((rows,), jnp.int32),
+@jax.jit
+def _result(outcome: Outcome, correct: Array) -> FabResult:
+    return FabResult(
+        images=outcome.images,
+        success=outcome.success,
+        best_images=outcome.best_images,
+        norms=jnp.where(correct, -outcome.scores, 0),
+        broken_at=outcome.broken_at,
+        forward=outcome.forward,
+        backward=outcome.backward,
     )
-    num_runs = max(targets, 1) * num_restarts
-    found = jax.lax.fori_loop(0, num_runs, run, found)
-    return jax.lax.stop_gradient(found)

@@ -17,8 +17,8 @@ coordinates fill up in order of :math:`|w_i|`, and the last threshold is found b
 import jax
 import jax.numpy as jnp
 
-from .._types import Array, Norm
-from ._apgd_l1 import bisect_bits
+from ..._l1 import bisect_bits
+from ..._types import Array, Norm
 
 _IMMOVABLE = 1e-8
 _MAX_STEPS = 60

@@ -6,7 +6,7 @@ one window into another) and keeps the change where it lowers the margin
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from jaxadv.attacks._square import square
+    >>> from jaxadv.attacks import square
     >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 17 - x.sum((1, 2, 3))], 1)
     >>> images, labels = jnp.full((1, 4, 4, 1), 0.55), jnp.array([0])
     >>> result = square(jax.random.key(0), logits_fn, images, labels, norm="linf", eps=0.1)
@@ -18,35 +18,18 @@ References:
     random search", 2020; L1: Croce and Hein, "Mind the box", 2021; and the code of AutoAttack.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from .._checks import check_choice, check_count
-from .._types import Array, Key, LogitsFn, Norm
-from . import _model
-from . import _square_run as runs
-from ._apgd_run import _where
+from ..._checks import check_choice, check_count
+from ..._types import Array, Key, LogitsFn, Norm
+from .. import _model
+from .._driver import attack
+from .._kernel import Outcome
+from .kernel import Square, SquareDraws
 
 LOSSES = ("margin", "ce")
-SEGMENT = 250  # queries whose random numbers are drawn together
-_INITIAL_STREAM = 2**31 - 1  # beyond the numbers of segments, which share the image's key
-
-
-class SquareDraws(NamedTuple):
-    """Random numbers in place of the key's.
-
-    Attributes:
-        initial_signs: of shape (B, W, C) for Linf, else (B, rows, columns, C) of the tiles.
-        initial_flips: of shape (B, rows, columns), booleans; for Linf not used, pass None.
-        queries: a :class:`Draws` for all queries.
-    """
-
-    initial_signs: Array
-    initial_flips: Array | None
-    queries: runs.Draws
 
 
 class SquareResult(NamedTuple):
@@ -138,77 +121,24 @@ def square(
         raise ValueError(
             f"draws holds {draws.queries.positions.shape[0]} queries for num_queries={num_queries}"
         )
-    options = runs.Options(norm, num_queries, p_init, loss, rescale_schedule, full_range)
-    return _compiled(
-        given.key,
-        given.model,
-        given.images,
-        given.labels,
-        given.indices,
-        draws,
-        given.eps,
-        options=options,
-        shared=shared,
+    kernel = Square(
+        num_steps=num_queries, p_init=p_init, loss=loss, rescale_schedule=rescale_schedule,
+        shared=shared, full_range=full_range,
+    )  # fmt: skip
+    found = attack(
+        given.key, given.model, given.images, given.labels, given.indices, given.eps, draws,
+        kernel=kernel, norm=norm,
+    )  # fmt: skip
+    return _result(found.outcome)
+
+
+@jax.jit
+def _result(outcome: Outcome) -> SquareResult:
+    return SquareResult(
+        images=outcome.images,
+        success=outcome.success,
+        best_images=outcome.best_images,
+        margins=-outcome.scores,
+        queries=outcome.steps,
+        forward=outcome.forward,
     )
-
-
-@functools.partial(jax.jit, static_argnames=("options", "shared"))
-def _compiled(key, model, images, labels, indices, draws, eps, *, options, shared) -> SquareResult:
-    forward = lambda points, number: model(points)
-    keys = image_keys(key, indices, shared)
-    correct = _model.is_correct(forward(images, 0), labels)
-    state = start(forward, images, labels, correct, keys, draws, eps, options)
-    if draws is not None:
-        state = runs.advance(
-            forward, images, labels, state, draws.queries, 0, options.num_queries, eps, options
-        )
-    else:
-
-        def segment(carry):
-            number, state = carry
-            state = search(forward, images, labels, state, keys, number, eps, options)
-            return number + 1, state
-
-        def unfinished(carry):
-            number, state = carry
-            return (number * SEGMENT < options.num_queries) & state.robust.any()
-
-        state = jax.lax.while_loop(unfinished, segment, (jnp.int32(0), state))[1]
-    wrong = ~_model.is_correct(forward(state.points, 0), labels)
-    success = wrong | ~correct
-    result = SquareResult(
-        images=_where(wrong & correct, state.points, images),
-        success=success,
-        best_images=state.points,
-        margins=state.margins,
-        queries=state.queries,
-        forward=state.queries + jnp.where(correct, 2, 1),
-    )
-    return jax.lax.stop_gradient(result)
-
-
-def image_keys(key: Key, indices: Array, shared: bool) -> Key:
-    """One key an image, or the same key for all."""
-    return _model.image_keys(key, jnp.zeros_like(indices) if shared else indices)
-
-
-def start(forward, images, labels, active, keys, draws, eps, options) -> runs.State:
-    """The state after the initial query."""
-    size, dtype = images.shape[1:], images.dtype
-    if draws is None:
-        initial_keys = _model.fold(keys, _INITIAL_STREAM)
-        signs, flips = runs.draw_initial(initial_keys, size, options.norm, dtype)
-    else:
-        signs, flips = draws.initial_signs, draws.initial_flips
-    points = runs.initial_points(images, signs, flips, eps, options.norm)
-    return runs.accept(forward, labels, runs.begin(images, active), points, 0, options)
-
-
-def search(forward, images, labels, state, keys, segment, eps, options) -> runs.State:
-    """The queries of one segment."""
-    drawn = runs.draw(
-        _model.fold(keys, segment), SEGMENT, images.shape[1:], options.norm, images.dtype
-    )
-    first = segment * SEGMENT
-    last = jnp.minimum(first + SEGMENT, options.num_queries)
-    return runs.advance(forward, images, labels, state, drawn, first, last, eps, options)

@@ -1,49 +1,37 @@
-r"""One run of the Square Attack: its schedule, its patterns, its state and its queries.
+r"""The Square Attack as a kernel: its schedule, its state and its queries.
 
-Query 0 is the initial perturbation, queries 1 to Q change one square each. A state holds one row an
-image, so rows can be dropped and regrouped between queries; squares are placed by masks, so every
-image can have its own.
+Query 0 is the initial perturbation, queries 1 to Q change one square each.
 """
 
-import math
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._types import Array, Key, Norm
-from ._apgd_l1 import project_l1_box
-from ._apgd_run import _column, _norms, _where
+from ..._types import Array, Key, Norm
+from .. import _model, _rows
+from .._kernel import Batch, Kernel, Outcome
+from . import windows
+from .windows import Draws
 
-_TINY = 1e-12
-_LEVELS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-
-
-class Options(NamedTuple):
-    """What is fixed for a run, and for its compiled program."""
-
-    norm: Norm
-    num_queries: int
-    p_init: float = 0.8
-    loss: str = "margin"
-    rescale_schedule: bool = False
-    full_range: bool = False
+SEGMENT = 250  # queries whose random numbers are drawn together
+_INITIAL_STREAM = 2**31 - 1  # beyond the numbers of segments, which share the image's key
 
 
-class Draws(NamedTuple):
-    """The random numbers of consecutive queries, in uniform [0, 1) or as signs.
+class SquareDraws(NamedTuple):
+    """Random numbers in place of the key's.
 
     Attributes:
-        positions: uniform numbers that place the window(s), of shape (Q, B, 2) for Linf and
-            (Q, B, 4) else: row and column of the first, then of the second window.
-        signs: -1 or 1 for every channel, of shape (Q, B, C).
-        flips: whether the pattern is transposed, of shape (Q, B); not used by Linf.
+        initial_signs: of shape (B, W, C) for Linf, else (B, rows, columns, C) of the tiles.
+        initial_flips: of shape (B, rows, columns), booleans; for Linf not used, pass None.
+        queries: a :class:`Draws` for all queries.
     """
 
-    positions: Array
-    signs: Array
-    flips: Array
+    initial_signs: Array
+    initial_flips: Array | None
+    queries: Draws
 
 
 class State(NamedTuple):
@@ -64,247 +52,143 @@ class State(NamedTuple):
     queries: Array
 
 
-def side_lengths(num_queries: int, size, norm: Norm, p_init=0.8, rescale=False) -> np.ndarray:
-    """The side of the square in each query.
+@dataclasses.dataclass(frozen=True)
+class Square(Kernel):
+    """Square; ``num_steps`` are queries, the options are those of :func:`jaxadv.attacks.square`.
 
-    Args:
-        num_queries: Q.
-        size: height and width of the images.
-        norm: sides are odd and at least 3 for "l2" and "l1".
+    Attributes:
         p_init: the fraction of the image that the first squares cover.
-        rescale: stretch the schedule, made for 10,000 queries, to Q.
-
-    Returns:
-        Integers of shape (Q,).
-
-    Example:
-        >>> sides = side_lengths(5000, (32, 32), "linf")
-        >>> sides[[0, 10, 11, 51, 4999]].tolist()
-        [29, 29, 20, 14, 3]
+        loss: "margin" or "ce".
+        rescale_schedule: whether the schedule is stretched to the number of queries.
+        shared: whether all images get the same squares.
+        full_range: whether squares touch the last row and column.
     """
-    height, width = size
-    sides = np.zeros(num_queries, np.int32)
-    for query in range(num_queries):
-        at = int(query / num_queries * 10000) if rescale else query
-        p = p_init / 2 ** sum(at > level for level in _LEVELS)
-        side = max(round(math.sqrt(p * height * width)), 1 if norm == "linf" else 3)
-        side += int(norm != "linf" and side % 2 == 0)
-        sides[query] = min(side, height, width)
-    return sides
 
+    p_init: float = 0.8
+    loss: str = "margin"
+    rescale_schedule: bool = False
+    shared: bool = False
+    full_range: bool = False
 
-def pattern(side: int, norm: Norm) -> np.ndarray:
-    """The bump of L2 and L1: two rectangles of opposite sign, each decreasing from its centre.
+    span = SEGMENT
+    uses_gradients = False
+    final_pass = True
 
-    Args:
-        side: s.
-        norm: weights 1 / (q + 1)^2 and unit L2 norm for "l2", the fourth power and unit L1 norm
-            for "l1".
+    def cost(self, num_classes: int) -> tuple[int, int]:
+        """The queries, the initial one and the final check."""
+        del num_classes
+        return self.num_steps + 2, 0
 
-    Returns:
-        Of shape (s, s).
-    """
-    power, order = (2, 2) if norm == "l2" else (4, 1)
-
-    def unit(values):
-        total = np.sum(np.abs(values) ** order) ** (1 / order)
-        return values / total if total > 0 else values
-
-    def bump(height, width):
-        values = np.zeros((height, width))
-        for q in range(max(height // 2, width // 2) + 1):
-            rows = slice(max(height // 2 - q, 0), height // 2 + q + 1)
-            columns = slice(max(width // 2 - q, 0), width // 2 + q + 1)
-            values[rows, columns] += 1 / (q + 1) ** power
-        return unit(values)
-
-    half = side // 2
-    return unit(np.concatenate([bump(half, side), -bump(side - half, side)]))
-
-
-def draw(keys: Key, number: int, size, norm: Norm, dtype) -> Draws:
-    """The draws of ``number`` queries, from one key an image: (number, B, ...)."""
-    channels = size[2]
-    windows = 2 if norm == "linf" else 4
-    uniform = jax.vmap(
-        lambda key: jax.random.uniform(key, (number, windows + channels + 1), dtype)
-    )(keys)
-    uniform = jnp.swapaxes(uniform, 0, 1)
-    signs = jnp.where(uniform[..., windows : windows + channels] < 0.5, -1, 1).astype(dtype)
-    return Draws(uniform[..., :windows], signs, uniform[..., -1] > 0.5)
-
-
-def draw_initial(keys: Key, size, norm: Norm, dtype) -> tuple[Array, Array]:
-    """Signs and flips of the initial perturbation, from one key an image.
-
-    Returns:
-        For Linf signs of shape (B, W, C), else signs of shape (B, rows, columns, C) and flips of
-        shape (B, rows, columns) of the tiles.
-    """
-    height, width, channels = size
-    shape = (width, channels) if norm == "linf" else (*_tiles(height, width)[1], channels)
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (*shape[:-1], channels + 1)))(keys)
-    signs = jnp.where(uniform[..., :channels] < 0.5, -1, 1).astype(dtype)
-    return signs, uniform[..., -1] > 0.5
-
-
-def initial_points(images: Array, signs: Array, flips: Array, eps, norm: Norm) -> Array:
-    """Vertical stripes (Linf) or a chequerboard of patterns (L2, L1)."""
-    if norm == "linf":
-        return jnp.clip(images + eps * signs[:, None], 0, 1)
-    height, width = images.shape[1:3]
-    side, (rows, columns), offset = _tiles(height, width)
-    tile = jnp.asarray(pattern(side, norm), images.dtype)
-    tiles = _where(flips.reshape(-1), tile.T[None], tile[None])
-    tiles = tiles.reshape(*flips.shape, side, side, 1) * signs[:, :, :, None, None]
-    tiles = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(
-        -1, rows * side, columns * side, signs.shape[-1]
-    )
-    deltas = jax.lax.dynamic_update_slice(
-        jnp.zeros_like(images), tiles, (0, offset[0], offset[1], 0)
-    )
-    return _surface(images, deltas, eps, norm)
-
-
-def _tiles(height: int, width: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
-    """Side, numbers and offset of the initial tiles.
-
-    The published code derives the offset from the height alone and lets tiles leave images that
-    are small or not square; here as many tiles are laid as fit.
-    """
-    side = max(min(height // 5, width), 1)
-    offset = max((height - 5 * side) // 2, 0)
-    columns_offset = min(offset, width - side)
-    number = (min(height // side, (height - offset) // side), (width - columns_offset) // side)
-    return side, (number[0], min(number[1], width // side)), (offset, columns_offset)
-
-
-def begin(images: Array, active: Array) -> State:
-    """The state before the first query."""
-    rows = images.shape[:1]
-    infinite = jnp.full(rows, jnp.inf, images.dtype)
-    return State(images, infinite, infinite, active, jnp.zeros(rows, jnp.int32))
-
-
-def accept(forward, labels: Array, state: State, points: Array, number, options) -> State:
-    """Queries the model and keeps the points that lower the loss or are misclassified."""
-    margins, values = _loss(forward(points, number), labels, options.loss)
-    better = state.robust & ((values < state.losses) | (margins <= 0))
-    lower = state.robust & (values < state.losses)
-    chosen = jnp.where(better, margins, state.margins)
-    return State(
-        points=_where(better, points, state.points),
-        margins=chosen,
-        losses=jnp.where(lower, values, state.losses),
-        robust=state.robust & (chosen > 0),
-        queries=state.queries + state.robust.astype(jnp.int32),
-    )
-
-
-def advance(
-    forward, images, labels, state: State, draws: Draws, first, last, eps, options
-) -> State:
-    """Queries ``first`` to ``last - 1`` (of 0 to Q - 1), stopping when no image is left.
-
-    Args:
-        forward: from points and the number of the evaluation to logits.
-        images: x of shape (B, H, W, C).
-        labels: of shape (B,).
-        state: the state before.
-        draws: of these queries, starting with query ``first``.
-        first: number of the first query.
-        last: one more than that of the last.
-        eps: the radius.
-        options: fixed options.
-
-    Returns:
-        The state after.
-    """
-    height, width = images.shape[1:3]
-    sides = side_lengths(
-        options.num_queries, (height, width), options.norm, options.p_init, options.rescale_schedule
-    )
-    distinct = np.unique(sides)
-    largest = int(distinct[-1])
-    patterns = np.zeros((len(distinct), largest, largest))
-    if options.norm != "linf":
-        for place, side in enumerate(distinct):
-            patterns[place, :side, :side] = pattern(int(side), options.norm)
-    patterns = jnp.asarray(patterns, images.dtype)
-    levels = jnp.asarray(np.searchsorted(distinct, sides))
-
-    def body(carry):
-        number, state = carry
-        now = jax.tree.map(lambda values: values[number - first], draws)
-        side = jnp.asarray(sides)[number]
-        room = jnp.asarray([height, width]) - side + int(options.full_range)
-        places = jnp.floor(now.positions.reshape(-1, 2) * room[None].astype(images.dtype))
-        places = places.astype(jnp.int32).reshape(images.shape[0], -1)
-        if options.norm == "linf":
-            inside = _window(places, side, (height, width)).astype(images.dtype)
-            points = state.points + 2 * eps * now.signs[:, None, None] * inside
-            points = jnp.clip(jnp.clip(points, images - eps, images + eps), 0, 1)
+    def begin(self, batch: Batch) -> State:
+        """After the initial query."""
+        images, norm = batch.images, batch.norm
+        if batch.draws is None:
+            keys = _model.fold(self._keys(batch), _INITIAL_STREAM)
+            signs, flips = windows.draw_initial(keys, images.shape[1:], norm, images.dtype)
         else:
-            shape = patterns[levels[number]]
-            points = _move_windows(
-                images, state.points, places, side, shape, now, eps, options.norm
-            )
-        return number + 1, accept(forward, labels, state, points, number + 1, options)
+            signs, flips = batch.draws.initial_signs, batch.draws.initial_flips
+        points = windows.initial_points(images, signs, flips, batch.eps, norm)
+        infinite = jnp.full(batch.labels.shape, jnp.inf, images.dtype)
+        zeros = jnp.zeros_like(batch.labels)
+        return self._accept(
+            batch, State(images, infinite, infinite, batch.active, zeros), points, 0
+        )
 
-    def unfinished(carry):
-        number, state = carry
-        return (number < last) & state.robust.any()
+    def advance(self, batch: Batch, state: State, first: Any, last: Any) -> State:
+        """Queries ``first`` to ``last - 1``, of 0 to Q - 1, a segment of random numbers at a time.
 
-    return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), state))[1]
+        ``first`` is a multiple of the length of a segment.
+        """
+        if batch.draws is not None:
+            return self._queries(batch, state, batch.draws.queries, first, last)
 
+        def segment(carry):
+            number, state = carry
+            keys = _model.fold(self._keys(batch), number // SEGMENT)
+            shape, dtype = batch.images.shape[1:], batch.images.dtype
+            draws = windows.draw(keys, SEGMENT, shape, batch.norm, dtype)
+            end = jnp.minimum(number + SEGMENT, last)
+            return number + SEGMENT, self._queries(batch, state, draws, number, end)
 
-def _window(places: Array, side, size) -> Array:
-    """Booleans of shape (B, H, W, 1): the square of each image."""
-    rows, columns = (jnp.arange(length)[None] - places[:, i, None] for i, length in enumerate(size))
-    inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[
-        :, None
-    ]
-    return inside[..., None]
+        def unfinished(carry):
+            number, state = carry
+            return (number < last) & state.robust.any()
 
+        return jax.lax.while_loop(unfinished, segment, (jnp.asarray(first, jnp.int32), state))[1]
 
-def _move_windows(images, points, places, side, shape, now: Draws, eps, norm: Norm) -> Array:
-    """Moves the perturbation of the second window into the first, shaped like the pattern."""
-    size = images.shape[1:3]
-    power = 2 if norm == "l2" else 1
+    def outcome(self, batch: Batch, state: State) -> Outcome:
+        """Success is a margin of 0 or less; the score is minus the margin."""
+        zeros = jnp.zeros_like(batch.labels)
+        return Outcome(
+            images=state.points,
+            success=batch.active & ~state.robust,
+            best_images=state.points,
+            scores=-state.margins,
+            steps=state.queries,
+            broken_at=state.queries - 1,
+            forward=state.queries + 1,  # the final pass
+            backward=zeros,
+            zero_gradients=zeros,
+        )
 
-    def channel_norms(values):  # (B, H, W, C) -> (B, 1, 1, C)
-        total = jnp.sum(jnp.abs(values) ** power, axis=(1, 2), keepdims=True)
-        return jnp.sqrt(total) if norm == "l2" else total
+    def _keys(self, batch: Batch) -> Key:
+        indices = jnp.zeros_like(batch.indices) if self.shared else batch.indices
+        return _model.image_keys(batch.key, indices)
 
-    deltas = points - images
-    first = _window(places[:, :2], side, size)
-    second = _window(places[:, 2:], side, size)
-    rows, columns = (
-        jnp.clip(jnp.arange(length)[None] - places[:, i, None], 0, shape.shape[0] - 1)
-        for i, length in enumerate(size)
-    )
-    upright = shape[rows[:, :, None], columns[:, None]]
-    transposed = shape[columns[:, None], rows[:, :, None]]
-    placed = _where(now.flips, transposed, upright)[..., None]
-    fresh = placed * now.signs[:, None, None]
-    old = deltas / (_TINY + channel_norms(jnp.where(first, deltas, 0)))
-    fresh = jnp.where(first, fresh + old, 0)
-    total = _column(_norms(deltas, norm), deltas)
-    moved = channel_norms(jnp.where(first | second, deltas, 0))
-    channels = images.shape[3]
-    if norm == "l2":
-        budget = jnp.sqrt(jnp.maximum(eps**2 - total**2, 0) / channels + moved**2)
-    else:
-        budget = (jnp.maximum(eps - total, 0) / channels + moved) * channels
-    fresh = fresh / (_TINY + channel_norms(fresh)) * budget
-    deltas = jnp.where(first, fresh, jnp.where(second, 0, deltas))
-    return _surface(images, deltas, eps, norm)
+    def _queries(self, batch: Batch, state: State, draws: Draws, first: Any, last: Any) -> State:
+        """Queries ``first`` to ``last - 1``; the draws start with query ``first``."""
+        images, eps, norm = batch.images, batch.eps, batch.norm
+        size = images.shape[1:3]
+        sides, places_of, patterns = self._schedule(size, norm)
 
+        def body(carry):
+            number, state = carry
+            now = jax.tree.map(lambda values: values[number - first], draws)
+            side = jnp.asarray(sides)[number]
+            room = jnp.asarray(size) - side + int(self.full_range)
+            places = jnp.floor(now.positions.reshape(-1, 2) * room[None].astype(images.dtype))
+            places = places.astype(jnp.int32).reshape(images.shape[0], -1)
+            if norm == "linf":
+                inside = windows.window(places, side, size).astype(images.dtype)
+                points = state.points + 2 * eps * now.signs[:, None, None] * inside
+                points = jnp.clip(jnp.clip(points, images - eps, images + eps), 0, 1)
+            else:
+                shape = jnp.asarray(patterns, images.dtype)[jnp.asarray(places_of)[number]]
+                points = windows.move_windows(
+                    images, state.points, places, side, shape, now, eps, norm
+                )
+            return number + 1, self._accept(batch, state, points, number + 1)
 
-def _surface(images: Array, deltas: Array, eps, norm: Norm) -> Array:
-    if norm == "l1":
-        return jnp.clip(images + project_l1_box(images, deltas, eps * (1 - 1e-6)), 0, 1)
-    return jnp.clip(images + deltas / (_column(_norms(deltas, norm), deltas) + _TINY) * eps, 0, 1)
+        def unfinished(carry):
+            number, state = carry
+            return (number < last) & state.robust.any()
+
+        return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), state))[1]
+
+    def _schedule(self, size, norm: Norm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sides of all queries, the place of each among the distinct ones, and their patterns."""
+        sides = windows.side_lengths(self.num_steps, size, norm, self.p_init, self.rescale_schedule)
+        distinct = np.unique(sides)
+        largest = int(distinct[-1])
+        patterns = np.zeros((len(distinct), largest, largest))
+        if norm != "linf":
+            for place, side in enumerate(distinct):
+                patterns[place, :side, :side] = windows.pattern(int(side), norm)
+        return sides, np.searchsorted(distinct, sides), patterns
+
+    def _accept(self, batch: Batch, state: State, points: Array, number: Any) -> State:
+        """Queries the model and keeps the points that lower the loss or are misclassified."""
+        margins, values = _loss(batch.logits(points, number), batch.labels, self.loss)
+        better = state.robust & ((values < state.losses) | (margins <= 0))
+        lower = state.robust & (values < state.losses)
+        chosen = jnp.where(better, margins, state.margins)
+        return State(
+            points=_rows.where(better, points, state.points),
+            margins=chosen,
+            losses=jnp.where(lower, values, state.losses),
+            robust=state.robust & (chosen > 0),
+            queries=state.queries + state.robust.astype(jnp.int32),
+        )
 
 
 def _loss(logits: Array, labels: Array, loss: str) -> tuple[Array, Array]:

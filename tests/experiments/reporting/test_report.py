@@ -11,7 +11,6 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import load_arrays
 from PIL import Image
 
 from experiments import report
@@ -26,6 +25,7 @@ from experiments.run.predictions import load_predictions
 from experiments.run.task import Stream, key_for, load_task
 from jaxadv import attacks
 from tests.helpers.tiny_runs import parts, tiny
+from tests.helpers.arrays import load_arrays
 
 VOID = ("meta", "img", "br")
 

@@ -1,15 +1,16 @@
 """FAB: its projections, runs in float64 against the reference, and properties."""
 
-import autoattack_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import load_arrays
 
 from jaxadv import losses
-from jaxadv.attacks._fab import fab, fab_targeted
-from jaxadv.attacks._fab_projections import project_to_hyperplane
+from jaxadv.attacks import Batch, fab, fab_targeted
+from jaxadv.attacks._fab.kernel import FAB
+from jaxadv.attacks._fab.projections import project_to_hyperplane
+from tests.helpers import autoattack_cases as cases
+from tests.helpers.arrays import load_arrays
 
 
 def norms(deltas, norm):
@@ -58,21 +59,18 @@ def test_run_is_the_reference_in_float64(case, x64, golden):
 
 def second_run(attack, model_fn, x, y, options):
     """The nearest images of the run with the random start alone, without its public wrapper."""
-    from jaxadv.attacks import _fab_run as runs
-
-    norm, steps = options["norm"], options["num_steps"]
-    forward = lambda points, number: model_fn(points)
-    target = jnp.argsort(model_fn(x), axis=1)[:, -2]
-    linearize = (
-        runs.targeted(forward, y, target)
-        if attack is fab_targeted
-        else runs.untargeted(forward, y, norm)
+    kernel = FAB(
+        num_steps=options["num_steps"],
+        num_restarts=2,
+        num_targets=int(attack is fab_targeted),
+        early_stop=False,
     )
-    start = runs.random_start(x, options["noise"][1], options["eps"], norm)
-    state = runs.begin(x, start, jnp.ones(len(x), bool))
-    fixed = runs.Options(norm, steps)
-    state = runs.advance(forward, linearize, x, y, state, 0, steps, options["eps"], fixed)
-    return state.adversarial
+    rows, run = jnp.arange(len(x)), jnp.int32(1)
+    batch = Batch(
+        x, y, jnp.ones(len(x), bool), options["norm"], jnp.asarray(options["eps"]),
+        jax.random.key(0), rows, run, lambda points, number: model_fn(points), options["noise"],
+    )  # fmt: skip
+    return kernel.advance(batch, kernel.begin(batch), 0, kernel.num_steps).adversarial
 
 
 MODEL = cases.net(3, (6, 6, 3), classes=5, features=4, dtype=np.float32)

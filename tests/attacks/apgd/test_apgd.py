@@ -1,15 +1,15 @@
 """APGD: the checkpoints, the L1 geometry, trajectories against the reference, and properties."""
 
-import autoattack_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import load_arrays
 
-from jaxadv.attacks._apgd import apgd, apgd_targeted
-from jaxadv.attacks._apgd_l1 import order_statistic, project_l1_box
-from jaxadv.attacks._apgd_run import checkpoints
+from jaxadv._l1 import order_statistic, project_l1_box
+from jaxadv.attacks import apgd, apgd_targeted
+from jaxadv.attacks._apgd.state import checkpoints
+from tests.helpers import autoattack_cases as cases
+from tests.helpers.arrays import load_arrays
 
 
 def run_case(case, dtype=np.float64, **options):

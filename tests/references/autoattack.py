@@ -1,7 +1,7 @@
 """The reference attacks of ``pyautoattack`` in PyTorch, with draws that are injected.
 
 Run as a script to write the golden files again: numbers only, for the tests that run without
-PyTorch. ``python tests/parity/reference.py tests/golden``
+PyTorch: ``python -m tests.references.autoattack tests/golden``
 """
 
 import contextlib
@@ -11,11 +11,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "attacks"))
-
-import autoattack_cases as cases
 from pyautoattack import autopgd_base, fab_projections, fab_pt, square
+
+from tests.helpers import autoattack_cases as cases
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 

@@ -10,13 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from jaxadv.attacks._autoattack_result import AutoAttackResult
+from jaxadv.attacks import AutoAttackResult
 
 PROGRAM = """
-import pathlib, sys
-sys.path.insert(0, {folder!r})
-import autoattack_cases as cases, jax, numpy as np
-from jaxadv.attacks._autoattack import autoattack
+import jax, numpy as np
+from jaxadv.attacks import autoattack
+from tests.helpers import autoattack_cases as cases
 size = (6, 6, 1)
 model = cases.net(3, size, classes=4, features=2, dtype=np.float32)
 x = cases.images(4, 48, size, np.float32)
@@ -33,7 +32,6 @@ result.save({output!r})
 
 def start(store, output, devices=1, batch=16):
     program = PROGRAM.format(
-        folder=str(pathlib.Path(__file__).parent),
         store=store and str(store),
         output=str(output),
         devices=devices,
@@ -42,7 +40,7 @@ def start(store, output, devices=1, batch=16):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[3]),
     }
     return subprocess.Popen([sys.executable, "-c", program], env=environment)
 

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv.attacks import _autoattack_progress, autoattack
-from jaxadv.attacks._autoattack_checks import check_square
-from jaxadv.attacks._autoattack_progress import Reporter
+from jaxadv.attacks import autoattack
+from jaxadv.attacks._autoattack import progress as progress_module
+from jaxadv.attacks._autoattack.checks import check_black_box
+from jaxadv.attacks._autoattack.plan import make_plan
+from jaxadv.attacks._autoattack.progress import Reporter
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(jax.random.key(1), (96, 4, 4, 1))
@@ -60,7 +62,7 @@ def test_the_estimate_covers_the_whole_evaluation_and_never_doubles_or_halves(se
 
 def test_a_pace_that_jumps_moves_the_total_in_bounded_steps(monkeypatch):
     now = itertools.accumulate([1.0] * 60)
-    monkeypatch.setattr(_autoattack_progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(now))
     reports = []
     reporter = Reporter(reports.append)
     left = 100_000
@@ -95,7 +97,11 @@ def test_a_terminal_gets_one_line_redrawn(monkeypatch):
      (5, 360, False), (8, 1000, False), (40, 10_000, False)],
 )  # fmt: skip
 def test_square_is_a_sign_of_masking_only_beyond_sampling_error(broken, number, usual):
-    (check,) = check_square(["clean", "apgd-ce", "square"], broken, number)
+    broken_by = np.array(["square"] * broken + [""] * (number - broken))
+    plan, _ = make_plan("custom", "linf", 10, attacks=["apgd-ce", "square"])
+    (check,) = check_black_box(plan, broken_by)
+    alone, _ = make_plan("custom", "linf", 10, attacks=["square", "apgd-ce"])
+    assert check_black_box(alone, broken_by) == []
     assert check.passed is usual
     assert f"{broken} of {number} images" in check.message
 

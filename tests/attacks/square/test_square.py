@@ -1,14 +1,15 @@
 """The Square Attack: schedule and patterns, injected draws against the reference, properties."""
 
-import autoattack_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import load_arrays
 
-from jaxadv.attacks import _square_run as runs
-from jaxadv.attacks._square import SquareDraws, square
+from jaxadv.attacks import square
+from jaxadv.attacks._square import windows
+from jaxadv.attacks._square.kernel import SquareDraws
+from tests.helpers import autoattack_cases as cases
+from tests.helpers.arrays import load_arrays
 
 
 @pytest.mark.parametrize("case", cases.SQUARE_CASES, ids=lambda case: case.norm)
@@ -23,7 +24,7 @@ def test_accepts_the_queries_that_the_reference_accepts(case, golden):
     draws = SquareDraws(
         jnp.asarray(initial_signs, jnp.float32),
         initial_flips,
-        runs.Draws(every(positions), every(signs), every(flips) > 0.5),
+        windows.Draws(every(positions), every(signs), every(flips) > 0.5),
     )
     found = square(
         jax.random.key(0),
@@ -51,7 +52,7 @@ def test_patterns_are_those_of_the_reference(norm, golden):
     expected = load_arrays(golden / "autoattack_square.npz")
     for side in (3, 5, 6, 7, 11, 15, 21, 29):
         np.testing.assert_allclose(
-            runs.pattern(side, norm), expected[f"pattern_{norm}_{side}"], atol=1e-6
+            windows.pattern(side, norm), expected[f"pattern_{norm}_{side}"], atol=1e-6
         )
 
 
@@ -66,10 +67,10 @@ def test_patterns_are_those_of_the_reference(norm, golden):
 )
 def test_side_lengths(size, norm, sides):
     starts = [0, 11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001]
-    found = runs.side_lengths(10000, size, norm)
+    found = windows.side_lengths(10000, size, norm)
     assert found[starts].tolist() == sides
     assert found[[level - 1 for level in starts[1:]]].tolist() == sides[:-1]
-    np.testing.assert_array_equal(runs.side_lengths(1000, size, norm, rescale=True), found[::10])
+    np.testing.assert_array_equal(windows.side_lengths(1000, size, norm, rescale=True), found[::10])
 
 
 MODEL = cases.net(3, (7, 12, 1), classes=4, features=4, dtype=np.float32)
@@ -110,8 +111,8 @@ def test_shared_squares_are_the_same_for_all_images():
 
 def test_the_last_row_is_reached_only_on_request():
     keys = jax.random.split(jax.random.key(0), 4)
-    draws = runs.draw(keys, 200, (7, 12, 1), "linf", jnp.float32)
-    sides = runs.side_lengths(5000, (7, 12), "linf")
+    draws = windows.draw(keys, 200, (7, 12, 1), "linf", jnp.float32)
+    sides = windows.side_lengths(5000, (7, 12), "linf")
     for full, reach in ((False, 6), (True, 7)):
         room = 7 - sides[-1] + int(full)
         rows = np.floor(np.asarray(draws.positions)[..., 0] * room)

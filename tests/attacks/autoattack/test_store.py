@@ -15,7 +15,7 @@ import pytest
 
 from jaxadv._files import write_atomically
 from jaxadv.attacks import AutoAttackResult, autoattack
-from jaxadv.attacks._autoattack_store import Store
+from jaxadv.attacks._autoattack.store import Store
 
 KEY = jax.random.key(0)
 IMAGES = np.asarray(jax.random.uniform(jax.random.key(1), (40, 4, 4, 1)))
@@ -193,7 +193,7 @@ def test_threads_on_one_store_agree_or_are_refused(tmp_path, wanted):
 
 def test_the_lock_goes_with_its_process(tmp_path):
     code = (
-        "import sys, time; from jaxadv.attacks._autoattack_store import Store\n"
+        "import sys, time; from jaxadv.attacks._autoattack.store import Store\n"
         f"store = Store({str(tmp_path)!r}); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

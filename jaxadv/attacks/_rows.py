@@ -1,0 +1,34 @@
+"""Arithmetic on rows: one image each, the other axes flattened or broadcast."""
+
+import jax
+import jax.numpy as jnp
+
+from .._types import Array, Key, Norm
+
+TINY = 1e-12  # keeps a division by a norm finite
+
+
+def norms(deltas: Array, norm: Norm) -> Array:
+    """Norms of perturbations by the plain formula of the published attacks: (B, ...) to (B,)."""
+    flat = deltas.reshape(deltas.shape[0], -1)
+    if norm == "linf":
+        return jnp.abs(flat).max(axis=1)
+    return jnp.sqrt((flat**2).sum(axis=1)) if norm == "l2" else jnp.abs(flat).sum(axis=1)
+
+
+def column(values: Array, like: Array) -> Array:
+    """One value an image, or one for all, in a shape that multiplies images."""
+    return jnp.reshape(values, (-1,) + (1,) * (like.ndim - 1))
+
+
+def where(mask: Array, yes: Array, no: Array) -> Array:
+    """``yes`` in the rows of the mask, ``no`` in the others."""
+    return jnp.where(column(mask, yes), yes, no)
+
+
+def draw_noise(keys: Key, images: Array, norm: Norm) -> Array:
+    """One draw of start noise an image, from one key an image: uniform for Linf, else normal."""
+    shape, dtype = images.shape[1:], images.dtype
+    if norm == "linf":
+        return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype, -1, 1))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)

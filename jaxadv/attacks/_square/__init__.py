@@ -1,0 +1,3 @@
+"""The Square Attack."""
+
+from .attack import square as square
