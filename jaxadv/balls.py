@@ -25,9 +25,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ._checks import check_norm, is_concrete
 from ._keys import as_key
+from ._l1 import project_l1_box
 from ._types import Array, Key, Norm
 
 
@@ -133,9 +135,11 @@ def _project(points: Array, images: Array, eps: Array, *, norm: Norm, exact: boo
     if not exact:
         ball = _l2_ball if norm == "l2" else _l1_ball
         return jnp.clip(images + ball(deltas, eps).reshape(images.shape), 0.0, 1.0)
-    room = jnp.where(deltas > 0, 1.0 - centers, centers)
-    solve = _l2_ball_and_box if norm == "l2" else _l1_ball_and_box
-    inside = jnp.sign(deltas) * solve(jnp.abs(deltas), room, eps)
+    if norm == "l1":
+        inside = project_l1_box(centers, deltas, eps)
+    else:
+        room = jnp.where(deltas > 0, 1.0 - centers, centers)
+        inside = jnp.sign(deltas) * _l2_ball_and_box(jnp.abs(deltas), room, eps)
     return jnp.clip(images + inside.reshape(images.shape), 0.0, 1.0)
 
 
@@ -146,16 +150,10 @@ def _l2_ball(deltas: Array, eps) -> Array:
 
 
 def _l1_ball(deltas: Array, eps) -> Array:
-    """Sort-based projection of Duchi et al.: soft threshold at the tau that makes the norm eps."""
-    eps = eps.reshape(-1, 1)
-    magnitudes = jnp.abs(deltas)
-    ranked = jnp.sort(magnitudes, axis=1, descending=True)
-    counts = jnp.arange(1, deltas.shape[1] + 1, dtype=deltas.dtype)[None, :]
-    thresholds = (jnp.cumsum(ranked, axis=1) - eps) / counts
-    support = jnp.sum(ranked > thresholds, axis=1)
-    tau = jnp.take_along_axis(thresholds, jnp.maximum(support - 1, 0)[:, None], axis=1)
-    shrunk = jnp.sign(deltas) * jnp.maximum(magnitudes - jnp.maximum(tau, 0.0), 0.0)
-    return jnp.where(magnitudes.sum(axis=1, keepdims=True) <= eps, deltas, shrunk)
+    eps = jnp.broadcast_to(eps, deltas.shape[:1])
+    some = eps > 0  # optax divides by the radius
+    inside = jax.vmap(optax.projections.projection_l1_ball)(deltas, jnp.where(some, eps, 1))
+    return jnp.where(some[:, None], inside, 0)
 
 
 def _bisect(too_big, low: Array, high: Array, num_steps: int = 60) -> tuple[Array, Array]:
@@ -184,25 +182,6 @@ def _l2_ball_and_box(magnitudes: Array, room: Array, eps) -> Array:
     solved = jnp.sqrt(jnp.maximum(eps**2 - fixed, 0.0) / jnp.where(free > 0, free, 1.0))
     scale = jnp.where(free > 0, jnp.clip(solved, low, high), low)
     return value(jnp.where(fits, 1.0, scale))
-
-
-def _l1_ball_and_box(magnitudes: Array, room: Array, eps) -> Array:
-    def value(tau):
-        return jnp.minimum(jnp.maximum(magnitudes - tau[:, None], 0.0), room)
-
-    zeros = jnp.zeros(magnitudes.shape[0], magnitudes.dtype)
-    fits = value(zeros).sum(axis=1) <= eps
-    low, high = _bisect(lambda t: value(t).sum(axis=1) < eps, zeros, magnitudes.max(axis=1))
-    # With the sets known, eps = sum_sat room + sum_free (magnitude - tau).
-    middle = 0.5 * (low + high)[:, None]
-    saturated = magnitudes - middle >= room
-    free = (magnitudes > middle) & ~saturated
-    fixed = jnp.sum(jnp.where(saturated, room, 0.0), axis=1)
-    count = free.sum(axis=1).astype(magnitudes.dtype)
-    total = jnp.sum(jnp.where(free, magnitudes, 0.0), axis=1)
-    solved = (fixed + total - eps) / jnp.maximum(count, 1)
-    tau = jnp.where(count > 0, jnp.clip(solved, low, high), high)
-    return value(jnp.where(fits, 0.0, tau))
 
 
 def sample(

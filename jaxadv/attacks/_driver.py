@@ -173,20 +173,12 @@ def check_kernel(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm:
     def run(images, labels, eps, key, indices, run):
         active = jnp.ones(rows, bool)
         weights = jnp.arange(1, num_classes + 1, dtype=images.dtype)
-        logits = lambda points, number: points.mean((1, 2, 3))[:, None] * weights
+        logits = lambda points, number: points.mean((1, 2, 3))[:, None] * weights[None]
         batch = Batch(images, labels, active, norm, eps, key, indices, run, logits)
         (part, *later) = kernel.phases()
-        state = part.advance(batch, part.begin(batch), part.first_step, part.num_steps)
-        for leaf in jax.tree.leaves(state):
-            if jnp.shape(leaf)[:1] != (rows,):
-                raise ValueError(
-                    f"the state of {name} has an array of shape {jnp.shape(leaf)} for {rows} "
-                    "images; every array needs a row an image"
-                )
-        if getattr(getattr(state, "robust", None), "dtype", None) != jnp.bool:
-            raise ValueError(
-                f"the state of {name} has no booleans robust: which images are still to be attacked"
-            )
+        state = part.begin(batch)
+        _check_state(state, name, rows)
+        state = part.advance(batch, state, part.first_step, part.num_steps)
         for phase in later:
             state = phase.resume(batch, state)
             state = phase.advance(batch, state, phase.first_step, phase.num_steps)
@@ -202,6 +194,19 @@ def check_kernel(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm:
     if not isinstance(program.func.out, Outcome):
         raise ValueError(f"outcome of {name} returns no jaxadv.attacks.Outcome")
     return program
+
+
+def _check_state(state: Any, name: str, rows: int) -> None:
+    for leaf in jax.tree.leaves(state):
+        if jnp.shape(leaf)[:1] != (rows,):
+            raise ValueError(
+                f"the state of {name} has an array of shape {jnp.shape(leaf)} for {rows} images; "
+                "every array needs a row an image"
+            )
+    if getattr(getattr(state, "robust", None), "dtype", None) != jnp.bool:
+        raise ValueError(
+            f"the state of {name} has no booleans robust: which images are still to be attacked"
+        )
 
 
 class Rows(NamedTuple):

@@ -63,7 +63,6 @@ def test_costs_are_those_of_early_stopping(result):
     assert result.evaluations["noise"].forward == steps + entered.sum()  # and a look before
     assert result.evaluations["noise"].backward == 0
     late = run(Noise(num_steps=60), early_exit=False)
-    assert late.evaluations["noise"].forward == 60 * entered.sum() + entered.sum()
     np.testing.assert_array_equal(late.broken_by == "noise", broken)
 
 

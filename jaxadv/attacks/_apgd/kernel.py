@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ... import balls
 from ..._l1 import order_statistic, project_l1_box
 from ..._types import Array, Norm
 from .. import _model, _rows
@@ -238,17 +239,15 @@ class APGD(Kernel):
         return due, windows
 
     def _move(self, batch: Batch, state: State, number: Any) -> Array:
-        """The next iterate: a step along the gradient, then 1/4 of the last move once more."""
+        """The next iterate: the projected gradient step, and a quarter of the last move again."""
         images, x, norm = batch.images, state.points, batch.norm
         if norm == "l1":
             return self._move_l1(batch, state)
         eps = self.factor * batch.eps
-        direction = (
-            jnp.sign(state.gradients)
-            if norm == "linf"
-            else state.gradients
-            / _rows.column(_rows.norms(state.gradients, "l2") + _rows.TINY, state.gradients)
-        )
+        direction = jnp.sign(state.gradients)
+        if norm == "l2":
+            lengths = _rows.norms(state.gradients, "l2") + _rows.TINY
+            direction = state.gradients / _rows.column(lengths, x)
         target = _project(images, x + _rows.column(state.step_sizes, x) * direction, eps, norm)
         a = jnp.where(number == 0, 1.0, _MOMENTUM).astype(x.dtype)
         return _project(images, x + a * (target - x) + (1 - a) * (x - state.previous), eps, norm)
@@ -320,12 +319,14 @@ def start_points(images: Array, noise: Array, norm: Norm, eps: Array) -> Array:
 
 
 def _project(images: Array, points: Array, eps: Array, norm: Norm) -> Array:
-    eps = _rows.column(eps, images)
     if norm == "linf":
-        return jnp.clip(jnp.clip(points, images - eps, images + eps), 0, 1)
+        return balls.project(points, images, norm=norm, eps=eps)
+    # The formula of the published code: with another rounding of the same projection the
+    # trajectories part from the reference after some twenty steps.
     deltas = points - images
     lengths = _rows.column(_rows.norms(deltas, "l2"), deltas)
-    return jnp.clip(images + deltas / (lengths + _rows.TINY) * jnp.minimum(eps, lengths), 0, 1)
+    eps = jnp.minimum(_rows.column(eps, images), lengths)
+    return jnp.clip(images + deltas / (lengths + _rows.TINY) * eps, 0, 1)
 
 
 def _back_to_best(state: State, back: Array) -> State:

@@ -151,7 +151,7 @@ class Square(Kernel):
             if norm == "linf":
                 inside = windows.window(places, side, size).astype(images.dtype)
                 points = state.points + 2 * eps * now.signs[:, None, None] * inside
-                points = jnp.clip(jnp.clip(points, images - eps, images + eps), 0, 1)
+                points = batch.project(points)
             else:
                 shape = jnp.asarray(patterns, images.dtype)[jnp.asarray(places_of)[number]]
                 points = windows.move_windows(
