@@ -84,6 +84,19 @@ def _attack(runner, name, images, labels, seed):
     return attack.perturb(images, labels)
 
 
+def start_noise(key, places, run: int, shape, norm: str) -> np.ndarray:
+    """The start noise of APGD for images at these places of a data set, (B, H, W, C)."""
+    import jax
+
+    if norm == "linf":
+        draw = lambda key: jax.random.uniform(key, shape, minval=-1, maxval=1)
+    else:
+        draw = lambda key: jax.random.normal(key, shape)
+    fold = jax.random.fold_in
+    one = lambda place: draw(fold(fold(key, place), run))
+    return np.asarray(jax.vmap(one)(jax.numpy.asarray(places)))
+
+
 @contextlib.contextmanager
 def _same_noise(runner, attacks, name: str, x, ids, norm: str, key):
     """Replaces the start noise of the reference's APGD by that of jaxadv for the same images."""
@@ -93,8 +106,6 @@ def _same_noise(runner, attacks, name: str, x, ids, norm: str, key):
     import jax
     import torch  # pyright: ignore[reportMissingImports]
 
-    from jaxadv.attacks import _apgd_run, _model
-
     attack = runner.apgd if name == "apgd-ce" else runner.apgd_targeted
     stream = jax.random.fold_in(key, list(attacks).index(name) + 1)
     places = {x[place].tobytes(): place for place in ids}
@@ -103,8 +114,7 @@ def _same_noise(runner, attacks, name: str, x, ids, norm: str, key):
     def single_run(images, *args, **kwargs):
         pixels = np.ascontiguousarray(np.moveaxis(images.numpy(), 1, -1))
         found = np.array([places[image.tobytes()] for image in pixels])
-        keys = _model.fold(_model.image_keys(stream, jax.numpy.asarray(found)), next(runs))
-        noise = np.asarray(_apgd_run.draw_noise(keys, jax.numpy.asarray(pixels), norm))  # pyright: ignore[reportArgumentType]
+        noise = start_noise(stream, found, next(runs), pixels.shape[1:], norm)
         drawn = torch.from_numpy(np.moveaxis(noise, -1, 1).copy())
         # The reference maps uniform numbers of [0, 1) to [-1, 1) itself.
         replaced = {"rand": (drawn + 1) / 2} if norm == "linf" else {"randn": drawn}

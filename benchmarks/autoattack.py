@@ -52,7 +52,7 @@ def main(arguments=None) -> dict:
     import jax
     import torch  # pyright: ignore[reportMissingImports]
 
-    from jaxadv.attacks._autoattack import autoattack
+    from jaxadv.attacks import autoattack
 
     options = parse(arguments)
     if options.threads:

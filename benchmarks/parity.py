@@ -147,15 +147,14 @@ def min_norm(checkpoint, x, y, options) -> dict:
     """
     import jax
 
-    from jaxadv.attacks import _fab_run
-    from jaxadv.attacks._fab import fab
+    from jaxadv.attacks import FAB, fab
 
     model, norms, correct = jax_model(checkpoint), [], []
     size = options.batch_size or (100 if options.first_alpha else 256)
-    own, change = _fab_run.bias, contextlib.nullcontext()
+    own, change = FAB.bias, contextlib.nullcontext()
     if options.first_alpha:
-        first = lambda *parts: jax.numpy.full_like(parts[0], own(*parts)[0])
-        change = mock.patch.object(_fab_run, "bias", first)
+        first = lambda self, *parts: jax.numpy.full_like(parts[0], own(self, *parts)[0])
+        change = mock.patch.object(FAB, "bias", first)
     for start in range(0, len(y), size):
         part = slice(start, start + size)
         indices = jax.numpy.arange(len(y))[part]

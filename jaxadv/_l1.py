@@ -39,8 +39,21 @@ def project_l1_box(images: Array, deltas: Array, eps) -> Array:
     """
     flat = deltas.reshape(deltas.shape[0], -1)
     centers = images.reshape(flat.shape)
-    magnitudes = jnp.abs(flat)
     room = jnp.where(flat > 0, 1 - centers, centers)
+    return (jnp.sign(flat) * shrink(jnp.abs(flat), room, eps)).reshape(deltas.shape)
+
+
+def shrink(magnitudes: Array, room: Array, eps: Array | float) -> Array:
+    r"""The sizes :math:`\min(c_i, \max(m_i - \tau, 0))` of sum eps, or tau = 0 where they fit.
+
+    Args:
+        magnitudes: m of shape (B, n), >= 0.
+        room: c of shape (B, n), >= 0.
+        eps: radius, a number or of shape (B,).
+
+    Returns:
+        Sizes of shape (B, n).
+    """
 
     def value(tau):
         return jnp.minimum(jnp.maximum(magnitudes - tau[:, None], 0), room)
@@ -48,7 +61,7 @@ def project_l1_box(images: Array, deltas: Array, eps) -> Array:
     def too_long(tau):
         return value(tau).sum(axis=1) > eps
 
-    tau = jnp.zeros(flat.shape[0], flat.dtype)
+    tau = jnp.zeros(magnitudes.shape[0], magnitudes.dtype)
     fits = ~too_long(tau)
     low, high = bisect_bits(too_long, magnitudes.max(axis=1))
     # low and high are neighbouring floats; with the sets between them fixed, the equation
@@ -56,11 +69,11 @@ def project_l1_box(images: Array, deltas: Array, eps) -> Array:
     middle = jnp.where(jnp.isfinite(high), high, low)[:, None]
     capped = magnitudes - middle >= room
     free = (magnitudes > middle) & ~capped
-    count = free.sum(axis=1).astype(flat.dtype)
+    count = free.sum(axis=1).astype(magnitudes.dtype)
     excess = jnp.sum(jnp.where(capped, room, jnp.where(free, magnitudes - middle, 0)), axis=1) - eps
     correction = jnp.where(count > 0, excess / jnp.maximum(count, 1), 0)
     tau = jnp.where(fits, 0, jnp.maximum(middle[:, 0] + correction, 0))
-    return (jnp.sign(flat) * value(tau)).reshape(deltas.shape)
+    return value(tau)
 
 
 def order_statistic(values: Array, ranks: Array) -> Array:

@@ -29,7 +29,7 @@ import optax
 
 from ._checks import check_norm, is_concrete
 from ._keys import as_key
-from ._l1 import project_l1_box
+from ._l1 import shrink
 from ._types import Array, Key, Norm
 
 
@@ -135,11 +135,9 @@ def _project(points: Array, images: Array, eps: Array, *, norm: Norm, exact: boo
     if not exact:
         ball = _l2_ball if norm == "l2" else _l1_ball
         return jnp.clip(images + ball(deltas, eps).reshape(images.shape), 0.0, 1.0)
-    if norm == "l1":
-        inside = project_l1_box(centers, deltas, eps)
-    else:
-        room = jnp.where(deltas > 0, 1.0 - centers, centers)
-        inside = jnp.sign(deltas) * _l2_ball_and_box(jnp.abs(deltas), room, eps)
+    room = jnp.where(deltas > 0, 1.0 - centers, centers)
+    solve = _l2_ball_and_box if norm == "l2" else shrink
+    inside = jnp.sign(deltas) * solve(jnp.abs(deltas), room, eps)
     return jnp.clip(images + inside.reshape(images.shape), 0.0, 1.0)
 
 

@@ -105,7 +105,7 @@ class FAB(Kernel):
             norm,
         )
         lengths = jnp.maximum(_rows.norms(both, norm), 1e-8)
-        alpha = _rows.column(bias(lengths[:rows], lengths[rows:], self.alpha_max), x)
+        alpha = _rows.column(self.bias(lengths[:rows], lengths[rows:]), x)
         moves = both.reshape(2, *x.shape)
         points = (x + self.eta * moves[0]) * (1 - alpha) + (images + self.eta * moves[1]) * alpha
         points = jnp.clip(points, 0, 1)
@@ -126,6 +126,15 @@ class FAB(Kernel):
             broken_at=jnp.where(within & (state.broken_at < 0), at, state.broken_at),
             targets=state.targets,
         )
+
+    def bias(self, from_point: Array, from_image: Array) -> Array:
+        """Weight of the step from the clean image: alpha of the paper, of shape (B,).
+
+        Args:
+            from_point: lengths of the steps from the current points, of shape (B,).
+            from_image: lengths of the steps from the clean images.
+        """
+        return jnp.clip(from_point / (from_point + from_image), 0, self.alpha_max)
 
     def outcome(self, batch: Batch, state: State) -> Outcome:
         """Success is a point within the radius; the score is minus the norm."""
@@ -189,17 +198,6 @@ def _towards_nearest(batch: Batch, state: State, number: Any) -> tuple[Array, Ar
     start = (jnp.full(labels.shape, jnp.inf, points.dtype), values[:, 0], points * 0)
     _, chosen, gradients = jax.lax.fori_loop(0, values.shape[1], consider, start)
     return chosen, gradients
-
-
-def bias(from_point: Array, from_image: Array, alpha_max: float) -> Array:
-    """Weight of the step from the clean image: alpha of the paper, for each image.
-
-    Args:
-        from_point: lengths of the steps from the current points, of shape (B,).
-        from_image: lengths of the steps from the clean images.
-        alpha_max: the largest weight.
-    """
-    return jnp.clip(from_point / (from_point + from_image), 0, alpha_max)
 
 
 def _select(logits: Array, classes: Array) -> Array:

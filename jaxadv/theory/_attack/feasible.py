@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..._checks import check_norm, is_concrete
 from ..._types import Array, Norm
-from ...balls import _l1_ball_and_box
+from ..._l1 import shrink
 
 
 def l2_norm(v: Array) -> Array:
@@ -81,7 +81,7 @@ class Feasible:
             size = jnp.minimum(jnp.minimum(scale, 1.0) * magnitudes, room)
         else:
             room = jnp.minimum(room, self.eps)
-            size = _l1_ball_and_box(magnitudes[None], room[None], self.eps)[0]
+            size = shrink(magnitudes[None], room[None], self.eps)[0]
         return jnp.clip(self.x + jnp.sign(delta) * size, self.low, self.high)
 
     def farthest(self, g: Array) -> Array:
