@@ -5,7 +5,8 @@ import inspect
 
 import jax
 import pytest
-import strict_cases
+
+from tests.helpers import strict_cases
 
 
 @contextlib.contextmanager

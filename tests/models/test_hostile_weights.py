@@ -8,13 +8,13 @@ import time
 import tracemalloc
 import zipfile
 
-import hostile_pickles
 import jax
 import numpy as np
 import pytest
 
 from jaxadv import models
 from jaxadv.models._torch_file import read_torch_file, write_torch_file
+from tests.helpers import hostile_pickles
 
 MODULE = models.preact_resnet18(3, width=2, blocks=(1, 1))
 HEAD = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]

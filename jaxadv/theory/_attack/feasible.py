@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from ..._checks import check_norm, is_concrete
-from ..._types import Array, Norm
 from ..._l1 import shrink
+from ..._types import Array, Norm
 
 
 def l2_norm(v: Array) -> Array:

@@ -8,7 +8,6 @@ import time
 import tracemalloc
 from pathlib import Path
 
-import hostile_pickles
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from experiments.data import DataError, extract
 from experiments.data._archives import read_members
 from experiments.data._sources import load_spec
 from experiments.data._unpickle import unpickle_batch
+from tests.helpers import hostile_pickles
 from tests.helpers.data_layouts import (
     assert_refused,
     files_of,

@@ -24,8 +24,8 @@ from experiments.run.directory import RunDirectory, write_json
 from experiments.run.predictions import load_predictions
 from experiments.run.task import Stream, key_for, load_task
 from jaxadv import attacks
-from tests.helpers.tiny_runs import parts, tiny
 from tests.helpers.arrays import load_arrays
+from tests.helpers.tiny_runs import parts, tiny
 
 VOID = ("meta", "img", "br")
 
