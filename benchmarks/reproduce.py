@@ -61,8 +61,9 @@ class Variant:
         state = jax.tree.map(jax.numpy.array, self.start)
         step = 0
         while step < minibatches:
-            state, _, taken = self.run.advance(state, self.data, self.key, step, at_once)
-            step += taken
+            count = self.run.program.call_length(step, left=at_once)
+            state, _ = self.run.program.advance(state, self.data, self.key, count)
+            step += count
         return jax.block_until_ready(state.params)
 
 

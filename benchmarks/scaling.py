@@ -181,7 +181,7 @@ def child(options) -> None:
 
         data, state = training.DeviceData(*map(jnp.asarray, task.train)), run.make_state()
         for _ in range(2):
-            state, *_ = run.advance(state, data, key_for(config, Stream.TRAIN), int(state.step), 2)
+            state, _ = run.program.advance(state, data, key_for(config, Stream.TRAIN), 2)
         jax.block_until_ready(state)
     else:
         model, _ = _network(4)

@@ -29,9 +29,7 @@ class Run(NamedTuple):
     Attributes:
         apply_fn: the model in the form of :mod:`jaxadv.objectives`.
         make_state: () -> the initial TrainState.
-        parts: the phases of the run, each with its optimizer.
-        advance: (state, data, key, step, num_steps) -> (state, metrics, number of minibatches
-            taken); see :func:`experiments.run.phases.advance`.
+        program: takes the run's updates, phase after phase.
         refresh: (state, data, key) -> batch_stats for evaluation after a phase of EntropySGD, or
             None where training keeps them current.
         predict: as made by :func:`jaxadv.training.make_predict`.
@@ -41,16 +39,11 @@ class Run(NamedTuple):
 
     apply_fn: objectives.ApplyFn
     make_state: Callable[[], training.TrainState]
-    parts: tuple[phases.Phase, ...]
-    advance: Callable
+    program: training.Program
     refresh: Callable | None
     predict: Callable[..., training.Predictions]
     num_parameters: int
     batches_per_epoch: int
-
-    def phase_at(self, step: int) -> phases.Phase:
-        """The phase that takes the minibatch of that number."""
-        return self.parts[phases.phase_number(self.parts, step)]
 
 
 def build_model(config: Config, dataset: data.Dataset):
@@ -101,29 +94,27 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
     module = build_model(config, task.dataset)
     apply_fn = make_apply(module)
     objective, gentle = _objectives(config, apply_fn)
+    num_batches = -(-len(task.train.labels) // config.batch_size)
     program = training.Program(
         apply_fn,
         objective,
         batch_size=config.batch_size,
         augment=None if config.augment == "none" else augmentation(config.augment),
         clean_pass=config.bn.clean_pass,
-        weight_perturbation=phases.weight_perturbation(
-            config, num_batches := -(-len(task.train.labels) // config.batch_size)
-        ),
+        weight_perturbation=phases.weight_perturbation(config, num_batches),
         sharding=sharding,
+        phases=phases.make_phases(config, num_batches, key_for(config, Stream.NOISE)),
     )
-    parts = phases.make_phases(config, program, num_batches, key_for(config, Stream.NOISE))
 
     def make_state():
-        params, batch_stats = init_variables(
-            module, key_for(config, Stream.INIT), task.dataset.image_shape
-        )
-        return training.TrainState.create(params, batch_stats, phases.AllPhases(parts))
+        key = key_for(config, Stream.INIT)
+        variables = init_variables(module, key, task.dataset.image_shape)
+        return training.TrainState.create(*variables, program)
 
     shapes = jax.eval_shape(make_state)
     refresh = None
     if config.bn.slow_weights == "refresh" and shapes.batch_stats:
-        if any(phase.is_entropy for phase in parts):
+        if config.optimizer == "entropy_sgd":
             refresh = program.refresh_stats(config.bn.refresh_batches, gentle.perturb)
     predict = training.make_predict(
         apply_fn,
@@ -134,16 +125,7 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
         num_restarts=config.eval.num_restarts,
     )
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    return Run(
-        apply_fn,
-        make_state,
-        parts,
-        lambda *arguments: phases.advance(parts, *arguments),
-        refresh,
-        predict,
-        num_parameters,
-        num_batches,
-    )
+    return Run(apply_fn, make_state, program, refresh, predict, num_parameters, num_batches)
 
 
 def _objectives(config: Config, apply_fn: objectives.ApplyFn):

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv import attacks, theory, training
+from jaxadv import attacks, theory
 
 from ..settings import Config
 from . import build
+from .phases import schedule
 from .task import Stream, Task, key_for
 
 _KINK_LEVELS, _LANCZOS_STEPS, _PROBES, _SEGMENT_POINTS = 4, 8, 4, 5
@@ -39,15 +40,7 @@ class Diagnostics:
         if threat.norm == "linf":
             low, high = self.images - threat.eps, self.images + threat.eps
             self.bounds = np.maximum(low, 0), np.minimum(high, 1)
-        self.rate = training.step_decay(
-            config.learning_rate,
-            num_epochs=config.num_epochs,
-            batches_per_epoch=run.batches_per_epoch,
-            drops=config.lr_drops,
-            factor=config.lr_factor,
-            unit=config.lr_unit,
-            first_epoch=config.first_epoch,
-        )
+        self.rate = schedule(config, config.learning_rate, run.batches_per_epoch)
         attack = jax.jit(self._attack)
         self._attack_fn = lambda params, stats: attack(self.images, self.labels, params, stats)
         self._gradient = jax.jit(jax.grad(self._loss, argnums=1))
@@ -100,7 +93,7 @@ class Diagnostics:
         points = {id(theta): self._attack_fn(theta, batch_stats) for theta in (before, after)}
         x_before, x_after = points[id(before)], points[id(after)]
         gradient = lambda x, theta: self._gradient(x, theta, batch_stats)
-        is_entropy = self.run.phase_at(step).is_entropy
+        is_entropy = self.run.program.phase_at(step).n_in > 0
         split = theory.smoothness_along(
             gradient,
             lambda theta: points[id(theta)],

@@ -40,13 +40,13 @@ class Trainer:
         self.placement = everywhere(data_sharding(config.batch_size))
         self.data = jax.device_put(training.DeviceData(*task.train), self.placement)
         self.total_steps = config.num_epochs * run.batches_per_epoch
-        self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": _no_sums()}
+        self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": {}}
         self.identity = {"config": directory.digest(config), "machine": environment.machine()}
         self.diagnostics = Diagnostics.of(config, task, run)
         self.waiter = Waiter()
+        self.pending = None  # metrics of the last call and its minibatches, not waited for yet
         self.kept = None  # state and record before a long call, to be saved if it is left
         self.step = self.first_step = 0
-        self.began = time.monotonic()
         self.compiled, self.compile_seconds = set(), 0.0
 
     def train(self) -> None:
@@ -54,11 +54,11 @@ class Trainer:
         announce(self.config, self.task, self.run, self.total_steps, self.say)
         state = self._initial_state()
         self.first_step, self.began = self.step, time.monotonic()
-        bar = Bar(self.total_steps, self.step, self.say if self.verbose else None)
+        self.bar = Bar(self.total_steps, self.step, self.say if self.verbose else None)
         try:
             with signals.handled(self._on_signal):
                 for epoch in range(len(self.record["rows"]), self.config.num_epochs):
-                    state = self._train_epoch(state, epoch, bar)
+                    state = self._train_epoch(state, (epoch + 1) * self.run.batches_per_epoch)
                     state = self._finish_epoch(state, epoch)
         except Stopped as error:
             if error.computing and self.kept is not None:
@@ -67,7 +67,7 @@ class Trainer:
                 self.say("interrupted; saved as of before the call that was running, which is lost")
             raise
         finally:
-            bar.close()
+            self.bar.close()
             self.waiter.close()
 
     def _initial_state(self) -> training.TrainState:
@@ -80,99 +80,98 @@ class Trainer:
         self.say(f"resuming at minibatch {self.step:,} of {self.total_steps:,}")
         return jax.device_put(state, self.placement)
 
-    def _train_epoch(self, state, epoch, bar):
-        """All updates up to the epoch's end; an outer step that would cross it waits."""
-        end = (epoch + 1) * self.run.batches_per_epoch
-        usual = CALL_MINIBATCHES.get(jax.default_backend(), 64)
-        is_last = epoch + 1 == self.config.num_epochs
-        pending = None
-        started = saved = time.monotonic()
-        while self.step < end:
-            phase = self.run.phase_at(self.step)
-            if end - self.step < phase.group and not is_last:
+    def _train_epoch(self, state: training.TrainState, end: int) -> training.TrainState:
+        """All updates up to minibatch ``end``; an outer step that would cross it waits."""
+        self.started = saved = time.monotonic()
+        while True:
+            count, is_measured = self._next_call(end - self.step)
+            if not count:
                 break
-            count, before = min(end - self.step, max(phase.group, usual)), None
-            if self.diagnostics is not None:
-                count, before = self._look_ahead(state, phase, count)
+            self.kept = None
             if self.waiter.usual is None or self.waiter.usual > CALL_SECONDS:
-                if pending is not None:  # what is kept has to be of one moment
-                    self._add(*pending, bar)
-                    pending = None
+                self._settle()  # what is kept has to be of one moment
                 self.kept = jax.device_get(state), copy.deepcopy(self.record)
-            else:
-                self.kept = None
-            called = time.monotonic()
-            state, metrics, taken = self.waiter.call(
-                lambda state=state, count=count: self.run.advance(
-                    state, self.data, self.key, self.step, count
-                )
-            )
-            if phase.first not in self.compiled:
-                # The call returns when the program is compiled, long before it has run.
-                self.compiled.add(phase.first)
-                seconds = time.monotonic() - called
-                self.compile_seconds += seconds
-                bar.compiled(seconds)
-                started += seconds
-            if before is not None:
-                called = time.monotonic()
+            before = jax.device_get(state.params) if is_measured else None
+            state, metrics = self._advance(state, count)
+            if is_measured:
                 self._diagnose(before, state)
-                started += time.monotonic() - called
-            self.step += taken
-            # The previous call's sums are read while this one runs.
-            if pending is not None:
-                self._add(*pending, bar)
-            pending = metrics, taken
+            self.step += count
+            self._settle()  # the metrics of the call before are read while this one runs
+            self.pending = metrics, count
             if self.waiter.usual is None:  # the length of a call decides how it is waited for
-                began = time.monotonic()
-                self._add(*pending, bar)
-                pending = None
-                self.waiter.usual = time.monotonic() - began
+                called = time.monotonic()
+                self._settle()
+                self.waiter.usual = time.monotonic() - called
             if self.waiter.signum or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                if pending is not None:
-                    self._add(*pending, bar)
-                    pending = None
-                now = time.monotonic()
-                self.record["seconds"] += now - started
+                self._settle()
+                self._count_seconds()
                 self._check_finite(state)
                 self._save(state)
-                started = saved = time.monotonic()
+                self.started = saved = time.monotonic()
                 self._stop_if_asked()
-        if pending is not None:
-            self._add(*pending, bar)
-        self.record["seconds"] += time.monotonic() - started
+        self._settle()
+        self._count_seconds()
         return state
 
-    def _look_ahead(self, state, phase, count: int):
-        """Minibatches of the next call, and the parameters before it if it is to be measured."""
-        assert self.diagnostics is not None
-        if self.diagnostics.due(self.step, phase.group):
-            return min(count, phase.group), jax.device_get(state.params)
-        return min(count, max(phase.group, self.diagnostics.until_due(self.step))), None
+    def _next_call(self, left: int) -> tuple[int, bool]:
+        """Minibatches of the next call, 0 for none, and whether the diagnostics measure it."""
+        program, is_measured = self.run.program, False
+        at_most = CALL_MINIBATCHES.get(jax.default_backend(), 64)
+        if self.diagnostics is not None:
+            is_measured = self.diagnostics.due(self.step, program.phase_at(self.step).group)
+            at_most = 1 if is_measured else min(at_most, self.diagnostics.until_due(self.step))
+        return program.call_length(self.step, left=left, at_most=at_most), is_measured
+
+    def _advance(self, state: training.TrainState, count: int):
+        called, phase = time.monotonic(), self.run.program.phase_at(self.step)
+        result = self.waiter.call(
+            lambda: self.run.program.advance(state, self.data, self.key, count)
+        )
+        if phase not in self.compiled:
+            # The call returns when the program is compiled, long before it has run.
+            self.compiled.add(phase)
+            seconds = time.monotonic() - called
+            self.compile_seconds += seconds
+            self.bar.compiled(seconds)
+            self.started += seconds
+        return result
 
     def _diagnose(self, before, state) -> None:
         assert self.diagnostics is not None
+        called = time.monotonic()
         after, batch_stats = jax.device_get((state.params, state.batch_stats))
         row = self.diagnostics.measure(self.step, before, after, batch_stats)
         self.record.setdefault("diagnostics", []).append(row)
+        self.started += time.monotonic() - called
 
-    def _add(self, metrics: training.Metrics, minibatches: int, bar) -> None:
-        sums = self.record["sums"]
-        metrics = self.waiter.call(lambda: jax.device_get(metrics))
-        values = {name: np.asarray(value).item() for name, value in metrics._asdict().items()}
-        bad_step = values.pop("bad_step")
+    def _settle(self) -> None:
+        """Adds the metrics of the call before, if they have not been, to the sums of the epoch."""
+        if self.pending is None:
+            return
+        (metrics, count), self.pending = self.pending, None
+        found = self.waiter.call(lambda: jax.device_get(metrics))
+        found = {name: np.asarray(value).item() for name, value in found.items()}
+        bad_step = found.pop("bad_step")
         if bad_step != training.NEVER:
             raise NonFiniteLossError(
                 f"the loss is not finite at minibatch {bad_step} (epoch "
                 f"{bad_step // self.run.batches_per_epoch + 1}). {self._advice()}"
             )
-        for name, value in values.items():
-            sums[name] += value
-        bar.update(
-            minibatches,
-            f"loss {sums['loss'] / sums['count']:.3f}, robust {_percent(sums, 'robust'):.1f} %, "
+        sums = self.record["sums"]
+        if sums.get("count"):
+            # A metric that some minibatches of an epoch lack is none of that epoch.
+            found = {name: sums[name] + value for name, value in found.items() if name in sums}
+        self.record["sums"] = found
+        self.bar.update(
+            count,
+            f"loss {_mean(found, 'loss'):.3f}, robust {_mean(found, 'robust'):.1f} %, "
             f"{self._speed():.0f} images/s",
         )
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.record["seconds"] += now - self.started
+        self.started = now
 
     def _speed(self) -> float:
         """Training images a second since this process started, without compilation."""
@@ -192,7 +191,7 @@ class Trainer:
         config, last = self.config, self.directory.last
         kept = f"The last good checkpoint is kept in {last}."
         name, rate = "learning_rate", config.learning_rate
-        if self.run.phase_at(max(self.step - 1, 0)).is_entropy:
+        if self._was_chained():
             name, rate = "entropy.learning_rate", config.entropy.learning_rate
         return (
             f"{kept if last.is_file() else 'There is no checkpoint yet.'} Try a smaller "
@@ -201,65 +200,45 @@ class Trainer:
             + " in a new --workdir"
         )
 
-    def _finish_epoch(self, state, epoch):
+    def _was_chained(self) -> bool:
+        """Whether the last update was one of EntropySGD."""
+        return self.run.program.phase_at(max(self.step - 1, 0)).n_in > 0
+
+    def _finish_epoch(self, state: training.TrainState, epoch: int) -> training.TrainState:
         self._check_finite(state)
-        sums, config = self.record["sums"], self.config
+        sums, rows = self.record["sums"], self.record["rows"]
+        evaluates = (epoch + 1) % self.config.eval.every == 0 or epoch + 1 == self.config.num_epochs
         self.kept, usual, self.waiter.usual = (state, self.record), self.waiter.usual, None
         # The running statistics of the slow weights; SGD keeps those of its weights current.
-        chained = self.run.phase_at(max(self.step - 1, 0)).is_entropy
-        if self.run.refresh is not None and chained and self._evaluates(epoch):
+        if self.run.refresh is not None and self._was_chained() and evaluates:
             state = state.replace(batch_stats=self.run.refresh(state, self.data, self.key))
+        seconds = self.record["seconds"] - (rows[-1]["seconds"] if rows else 0.0)
         row = {
             "epoch": epoch + 1,
             "step": self.step,
             "seconds": round(self.record["seconds"], 3),
-            "images_per_second": round(
-                sums["count"] / max(self.record["seconds"] - self._seconds_before(), 1e-9), 2
-            ),
-            "train_loss": sums["loss"] / sums["count"] if sums["count"] else None,
-            "train_robust": _percent(sums, "robust"),
-            "train_clean": _percent(sums, "clean") if self._has_clean_pass() else None,
+            "images_per_second": round(sums.get("count", 0) / max(seconds, 1e-9), 2),
+            **dict.fromkeys(("train_loss", "train_robust", "train_clean")),  # None without any
             "selection_clean": None,
             "selection_robust": None,
         }
-        if self._evaluates(epoch):
+        row |= {f"train_{name}": _mean(sums, name) for name in sums if name != "count"}
+        if evaluates:
             result = self._evaluate(state)
             row["selection_clean"], row["selection_robust"] = result["clean"], result["robust"]
-            best = self.record["best"]
-            if best is None or result["robust"] > best["robust"]:
-                self.record["best"] = {"epoch": epoch + 1, "robust": result["robust"]}
-                part = {"params": state.params, "batch_stats": state.batch_stats}
-                best = self.record["best"] | self.identity
-                # Twice: the best parameters are nowhere else once training has gone on.
-                for path in (self.directory.selected_copy, self.directory.selected):
-                    checkpoints.save(path, part, best)
+            self._select(state, row)
         if self.diagnostics is not None:
             row["diagnostics"] = self.record.pop("diagnostics", [])
-        self.record["rows"].append(row)
-        self.record["sums"] = _no_sums()
+        rows.append(row)
+        self.record["sums"] = {}
         self.waiter.usual, self.kept = usual, None
         self._save(state)
-        self.directory.write_metrics(self.record["rows"])
-        self.say(_epoch_line(row, config.num_epochs))
+        self.directory.write_metrics(rows)
+        self.say(_epoch_line(row, self.config.num_epochs))
         self._stop_if_asked()
         return state
 
-    def _evaluates(self, epoch: int) -> bool:
-        return (epoch + 1) % self.config.eval.every == 0 or epoch + 1 == self.config.num_epochs
-
-    def _has_clean_pass(self) -> bool:
-        """Whether all of this epoch's minibatches had one: EntropySGD has none."""
-        rows = self.record["rows"]
-        ends = (rows[-1]["step"] if rows else 0, max(self.step - 1, 0))
-        return self.config.bn.clean_pass and not any(
-            self.run.phase_at(step).is_entropy for step in ends
-        )
-
-    def _seconds_before(self) -> float:
-        rows = self.record["rows"]
-        return rows[-1]["seconds"] if rows else 0.0
-
-    def _evaluate(self, state) -> dict:
+    def _evaluate(self, state: training.TrainState) -> dict:
         images, labels = self.task.selection
         predictions = self.waiter.call(
             lambda: accuracy.predict_all(
@@ -274,7 +253,18 @@ class Trainer:
         )
         return accuracy.summarize(predictions, labels, self.task.dataset.class_names)
 
-    def _save(self, state) -> None:
+    def _select(self, state: training.TrainState, row: dict) -> None:
+        """Keeps the parameters of the best epoch on the selection images."""
+        best = self.record["best"]
+        if best is not None and row["selection_robust"] <= best["robust"]:
+            return
+        self.record["best"] = {"epoch": row["epoch"], "robust": row["selection_robust"]}
+        part = {"params": state.params, "batch_stats": state.batch_stats}
+        # Twice: the best parameters are nowhere else once training has gone on.
+        for path in (self.directory.selected_copy, self.directory.selected):
+            checkpoints.save(path, part, self.record["best"] | self.identity)
+
+    def _save(self, state: training.TrainState) -> None:
         checkpoints.save(self.directory.last, state, self.record | self.identity)
 
     def _check_record(self) -> None:
@@ -301,12 +291,12 @@ class Trainer:
         self.say("interrupted: saving after the current update (Ctrl-C again: stop at once)")
 
 
-def _no_sums() -> dict:
-    return {"loss": 0.0, "robust": 0, "clean": 0, "count": 0}
-
-
-def _percent(sums: dict, name: str) -> float | None:
-    return 100 * sums[name] / sums["count"] if sums["count"] else None
+def _mean(sums: dict, name: str) -> float | None:
+    """A metric of the epoch so far: counts of images in percent, others an image."""
+    value, count = sums[name], sums["count"]
+    if not count:
+        return None
+    return 100 * value / count if isinstance(value, int) else value / count
 
 
 def _epoch_line(row: dict, num_epochs: int) -> str:

@@ -1,5 +1,6 @@
 """Configuration files: where they are found, how they are loaded, where their runs go."""
 
+import ast
 import difflib
 import importlib.util
 import inspect
@@ -124,8 +125,8 @@ def load_file(path: Path, scale: str) -> Config:
 
 def summary(path: Path) -> str:
     """What a config file says of its method: the first line of its docstring."""
-    text = path.read_text(encoding="utf-8")
-    return text.split('"""')[1].strip().splitlines()[0] if '"""' in text else ""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
 
 
 def nearest(name: str, known, prefix: str = "") -> str:

@@ -22,12 +22,13 @@ Example: one epoch of adversarial training of a linear model.
     >>> tx = training.sgd(0.1)
     >>> state = training.TrainState.create(jnp.zeros((4, 3)), {}, tx)
     >>> state, metrics = program.sgd_steps(tx)(state, data, jax.random.key(0), 4)
-    >>> int(state.step), int(metrics.count)
+    >>> int(state.step), int(metrics["count"])
     (4, 16)
 """
 
 from ._data import to_float as to_float
 from ._predict import make_predict as make_predict
+from ._program import Phase as Phase
 from ._program import Program as Program
 from ._schedules import sgd as sgd
 from ._schedules import step_decay as step_decay

@@ -1,16 +1,17 @@
-"""The compiled programs of training: consecutive minibatches in one call."""
+"""The compiled programs of training: consecutive minibatches in one call, phase after phase."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from .._checks import check_count
-from .._types import Array, Key
+from .._transfers import on_host
+from .._types import Array, Key, Params, PyTree
 from ..augment import Augmentation
-from ..objectives import ApplyFn, Objective
+from ..objectives import ApplyFn, LossAux, Objective
 from ..optim import awp_value_and_grad
 from ._data import CheckedStep, to_float
 from ._state import NEVER, DeviceData, Metrics, TrainState
@@ -18,8 +19,54 @@ from ._state import NEVER, DeviceData, Metrics, TrainState
 _SHUFFLE, _AUGMENT, _ATTACK, _REFRESH = range(4)  # the streams that one key is split into
 
 
+class Phase(NamedTuple):
+    """A part of a run with an optimizer of its own, which starts fresh when the phase does.
+
+    Attributes:
+        end: the minibatch after its last one, counted over the run. An outer step of EntropySGD
+            that reaches over it is finished first, unless the run ends.
+        optimizer: ``(first, n_in) -> optax optimizer``, from the number of the phase's first
+            minibatch and its inner iterations.
+        n_in: inner iterations of EntropySGD; 0 is any other optimizer.
+        extra_minibatch: of EntropySGD, see :meth:`Program.entropy_step`.
+        perturbed_decay: of the others, see :meth:`Program.sgd_steps`.
+    """
+
+    end: int
+    optimizer: Callable[[int, int], optax.GradientTransformation]
+    n_in: int = 0
+    extra_minibatch: bool = False
+    perturbed_decay: float = 0.0
+
+    @property
+    def group(self) -> int:
+        """Minibatches of one update, which is not divided: 1, or those of an outer step."""
+        return self.n_in + self.extra_minibatch if self.n_in else 1
+
+
+class Span(NamedTuple):
+    """A phase in its place.
+
+    Attributes:
+        first: its first minibatch.
+        end: the minibatch after its last one.
+        phase: what it is a part of.
+        init: from parameters to the state of its optimizer.
+        take: ``(state, data, key, num_steps) -> (state, metrics)``, compiled.
+    """
+
+    first: int
+    end: int
+    phase: Phase
+    init: Callable[[Params], Any]
+    take: Callable[..., tuple[TrainState, Metrics]]
+
+
 class Program:
     """The compiled programs of one model, objective and minibatch size.
+
+    Attributes:
+        spans: the phases that have a minibatch, each in its place.
 
     Args:
         apply_fn: ``(params, batch_stats, images, train) -> (logits, batch_stats)``.
@@ -32,6 +79,32 @@ class Program:
             schedule of the minibatch counter; 0 is none.
         sharding: how minibatches are laid out over devices, for example
             ``NamedSharding(mesh, PartitionSpec("batch"))``; default one device.
+        phases: the parts of a run, in order, for :meth:`advance`. Those without a minibatch of
+            their own are left out. The program takes the place of an optimizer in
+            :meth:`TrainState.create`.
+
+    Example:
+        Three minibatches of SGD, then EntropySGD; two inner iterations make an outer step.
+
+        >>> from jaxadv import objectives, optim, training
+        >>> def apply_fn(params, batch_stats, images, train):
+        ...     return images.reshape(images.shape[0], -1) @ params, batch_stats
+        >>> objective = objectives.adversarial_cross_entropy(apply_fn, eps=0.1, step_size=0.05)
+        >>> phases = [
+        ...     training.Phase(3, lambda first, n_in: training.sgd(0.1)),
+        ...     training.Phase(
+        ...         8, lambda first, n_in: optim.entropy_sgd(0.1, n_in=n_in, noise=0.0), n_in=2
+        ...     ),
+        ... ]
+        >>> program = training.Program(apply_fn, objective, batch_size=4, phases=phases)
+        >>> data = training.DeviceData(jnp.zeros((16, 2, 2, 1), jnp.uint8), jnp.arange(16) % 3)
+        >>> state, step, calls = training.TrainState.create(jnp.zeros((4, 3)), {}, program), 0, []
+        >>> while count := program.call_length(step, left=8 - step):
+        ...     state, metrics = program.advance(state, data, jax.random.key(0), count)
+        ...     step += count
+        ...     calls.append(count)
+        >>> calls, int(state.step)
+        ([3, 2, 2, 1], 8)
     """
 
     def __init__(
@@ -44,6 +117,7 @@ class Program:
         clean_pass: bool = False,
         weight_perturbation: optax.ScalarOrSchedule = 0.0,
         sharding: jax.sharding.Sharding | None = None,
+        phases: Sequence[Phase] = (),
     ):
         check_count("batch_size", batch_size, 1)
         self.apply_fn = apply_fn
@@ -53,6 +127,8 @@ class Program:
         self.clean_pass = clean_pass
         self.weight_perturbation = weight_perturbation
         self.sharding = sharding
+        self.spans = self._placed(phases)
+        self._latest: tuple[Array | None, int] = None, 0
 
     def batches_per_epoch(self, num_images: int) -> int:
         """Minibatches an epoch: ceil(num_images / batch_size)."""
@@ -62,6 +138,73 @@ class Program:
                 f"use batch_size <= {num_images}"
             )
         return -(-num_images // self.batch_size)
+
+    def init(self, params: Params) -> Any:
+        """The state of the only phase's optimizer, or a tuple of one a phase."""
+        states = tuple(span.init(params) for span in self.spans)
+        return states[0] if len(states) == 1 else states
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase that takes the minibatch of that number; after the last one, the last."""
+        return self.spans[self._number_at(step)].phase
+
+    def call_length(self, step: int, *, left: int, at_most: int | None = None) -> int:
+        """Minibatches that the next call of :meth:`advance` can take.
+
+        Args:
+            step: minibatches taken so far.
+            left: minibatches that must not be exceeded, for example to the end of the epoch.
+            at_most: likewise, but an outer step of EntropySGD may exceed it; default none.
+
+        Returns:
+            One outer step of EntropySGD, which the end of the run makes shorter, or as many steps
+            of SGD as its phase has; 0 if the next update has more minibatches than are left.
+        """
+        span = self.spans[self._number_at(step)]
+        update = min(span.phase.group, span.end - step)
+        if update > left:
+            return 0
+        if span.phase.n_in:
+            return update
+        return min(left, left if at_most is None else at_most, span.end - step)
+
+    @on_host
+    def advance(
+        self, state: TrainState, data: DeviceData, key: Key, num_steps: int
+    ) -> tuple[TrainState, Metrics]:
+        """Takes the next ``num_steps`` minibatches in one compiled call.
+
+        Args:
+            state: made by :meth:`TrainState.create` with this program; donated.
+            data: training images on the device.
+            key: typed key of the run's minibatches and attacks.
+            num_steps: number of minibatches, as :meth:`call_length` gives it.
+
+        Returns:
+            The state and the metrics of the call. Neither is waited for.
+
+        Raises:
+            ValueError: if the minibatches are not whole updates of one phase.
+        """
+        latest, step = self._latest
+        if state.step is not latest:  # else the number is known without waiting for the device
+            step = int(state.step)
+        number = self._number_at(step)
+        if num_steps < 1 or num_steps != self.call_length(step, left=num_steps):
+            raise ValueError(
+                f"num_steps={num_steps} at minibatch {step} are not whole updates of one phase; "
+                "take the number that call_length returns"
+            )
+        take, optimizers = self.spans[number].take, state.opt_state
+        if len(self.spans) == 1:
+            state, metrics = take(state, data, key, num_steps)
+        else:
+            state = state.replace(opt_state=optimizers[number])
+            state, metrics = take(state, data, key, num_steps)
+            others = optimizers[:number], optimizers[number + 1 :]
+            state = state.replace(opt_state=(*others[0], state.opt_state, *others[1]))
+        self._latest = state.step, step + num_steps
+        return state, metrics
 
     def sgd_steps(self, tx: optax.GradientTransformation, *, perturbed_decay: float = 0.0):
         """A compiled function that takes SGD steps on consecutive minibatches.
@@ -83,10 +226,9 @@ class Program:
             def body(_, carry):
                 state, metrics = carry
                 images, labels, attack_key = minibatch(state.step)
-                grads, batch_stats, metrics = self._gradient(
+                grads, batch_stats, found = self._gradient(
                     state.params,
                     state.batch_stats,
-                    metrics,
                     state.step,
                     images,
                     labels,
@@ -97,11 +239,14 @@ class Program:
                 params = optax.apply_updates(state.params, updates)
                 if self.clean_pass:
                     logits, batch_stats = self.apply_fn(params, batch_stats, images, True)
-                    correct = jnp.sum(logits.argmax(axis=1) == labels, dtype=jnp.int32)
-                    metrics = metrics._replace(clean=metrics.clean + correct)
-                return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+                    found["clean"] = jnp.sum(logits.argmax(axis=1) == labels, dtype=jnp.int32)
+                state = TrainState(state.step + 1, params, batch_stats, opt_state)
+                return state, _added(metrics, found)
 
-            return jax.lax.fori_loop(0, num_steps, body, (state, Metrics.zero()))
+            metrics = self._no_metrics(state, data)
+            if self.clean_pass:
+                metrics["clean"] = jnp.int32(0)
+            return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
         return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn)
 
@@ -130,12 +275,12 @@ class Program:
             def grad_fn(params, step, carry):
                 batch_stats, metrics = carry
                 images, labels, attack_key = minibatch(step)
-                grads, batch_stats, metrics = self._gradient(
-                    params, batch_stats, metrics, step, images, labels, attack_key
+                grads, batch_stats, found = self._gradient(
+                    params, batch_stats, step, images, labels, attack_key
                 )
-                return grads, (batch_stats, metrics)
+                return grads, (batch_stats, _added(metrics, found))
 
-            grads, carry = None, (state.batch_stats, Metrics.zero())
+            grads, carry = None, (state.batch_stats, self._no_metrics(state, data))
             if extra_minibatch:
                 grads, carry = grad_fn(state.params, state.step, carry)
             updates: Any
@@ -190,6 +335,36 @@ class Program:
 
         return jax.jit(run)
 
+    def _placed(self, phases: Sequence[Phase]) -> tuple[Span, ...]:
+        spans, first = [], 0
+        for phase in phases:
+            length = -(-(phase.end - first) // phase.group) * phase.group
+            end = min(first + length, phases[-1].end)
+            if first < end:
+                tx = phase.optimizer(first, phase.n_in)
+                spans.append(Span(first, end, phase, tx.init, self._taking(phase, first, tx)))
+                first = end
+        return tuple(spans)
+
+    def _taking(self, phase: Phase, first: int, tx: Any):
+        if not phase.n_in:
+            return self.sgd_steps(tx, perturbed_decay=phase.perturbed_decay)
+        extra = phase.extra_minibatch
+        whole = self.entropy_step(tx, phase.n_in, extra_minibatch=extra)
+
+        def take(state, data, key, num_steps):
+            if num_steps == phase.group:
+                return whole(state, data, key)
+            n_in = num_steps - extra  # the run ends inside a chain
+            shorter: Any = phase.optimizer(first, n_in)
+            return self.entropy_step(shorter, n_in, extra_minibatch=extra)(state, data, key)
+
+        return take
+
+    def _number_at(self, step: int) -> int:
+        last = len(self.spans) - 1
+        return next((i for i, span in enumerate(self.spans) if step < span.end), last)
+
     def _minibatches(self, data: DeviceData, key: Key, first_step: Array, num_steps: int):
         """A function from the next ``num_steps`` minibatch counters to images, labels, attack key.
 
@@ -222,8 +397,15 @@ class Program:
         return minibatch
 
     def _gradient(
-        self, params, batch_stats, metrics, step, images, labels, attack_key, decay: float = 0.0
-    ):
+        self,
+        params: Params,
+        batch_stats: PyTree,
+        step: Array,
+        images: Array,
+        labels: Array,
+        attack_key: Key,
+        decay: float = 0.0,
+    ) -> tuple[Params, PyTree, Metrics]:
         adversarial, batch_stats = self.objective.perturb(
             attack_key, params, batch_stats, images, labels
         )
@@ -235,11 +417,35 @@ class Program:
             weight_decay=decay,
         )
         (loss, aux), grads = value_and_grad(params, batch_stats, images, adversarial, labels)
-        bad = jnp.where(jnp.isfinite(loss), NEVER, step)
-        metrics = metrics._replace(
-            loss=metrics.loss + loss.astype(metrics.loss.dtype) * self.batch_size,
-            robust=metrics.robust + jnp.sum(aux.logits.argmax(axis=1) == labels, dtype=jnp.int32),
-            count=metrics.count + self.batch_size,
-            bad_step=jnp.minimum(metrics.bad_step, bad),
+        return grads, aux.batch_stats, _measured(step, loss, aux, labels, grads)
+
+    def _no_metrics(self, state: TrainState, data: DeviceData) -> Metrics:
+        """What the metrics of no minibatch are: their shapes alone are computed."""
+        size = self.batch_size
+        images = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), jnp.float32)
+        labels = jax.ShapeDtypeStruct((size,), data.labels.dtype)
+        loss, aux = jax.eval_shape(
+            self.objective.loss, state.params, state.batch_stats, images, images, labels
         )
-        return grads, aux.batch_stats, metrics
+        found = jax.eval_shape(_measured, state.step, loss, aux, labels, state.params)
+        zeros = {name: jnp.zeros(value.shape, value.dtype) for name, value in found.items()}
+        return zeros | {"bad_step": jnp.int32(NEVER)}
+
+
+def _measured(step: Array, loss: Array, aux: LossAux, labels: Array, grads: Params) -> Metrics:
+    """The metrics of one minibatch: integers count images, floats are sums over images.
+
+    One more number that a run logs is one more line here; a norm of ``grads``, for example.
+    """
+    correct = aux.logits.argmax(axis=1) == labels
+    return {
+        "loss": loss.astype(jnp.result_type(float)) * labels.size,
+        "robust": jnp.sum(correct, dtype=jnp.int32),
+        "count": jnp.int32(labels.size),
+        "bad_step": jnp.where(jnp.isfinite(loss), NEVER, step),
+    }
+
+
+def _added(metrics: Metrics, found: Metrics) -> Metrics:
+    add = lambda name: jnp.minimum if name == "bad_step" else jnp.add
+    return {name: add(name)(metrics[name], value) for name, value in found.items()}

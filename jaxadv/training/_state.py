@@ -1,6 +1,6 @@
 """What training carries: data and state on the device, and the sums that a call returns."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,15 @@ from flax import struct
 from .._types import Array, Params, PyTree
 
 NEVER = jnp.iinfo(jnp.int32).max
+
+# What a call says of its minibatches, by name. Integers count images and floats are sums over them,
+# to be divided by "count" on the host:
+#     loss: the training loss;
+#     robust: adversarial training images classified correctly;
+#     clean: clean ones, where the clean pass is on;
+#     count: images;
+#     bad_step: not a sum but the first minibatch whose loss was not finite, NEVER if none.
+Metrics: TypeAlias = dict[str, Array]
 
 
 class DeviceData(NamedTuple):
@@ -45,30 +54,6 @@ class TrainState(struct.PyTreeNode):
         copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
         params = copy(params)
         return cls(jnp.zeros((), jnp.int32), params, copy(batch_stats), tx.init(params))
-
-
-class Metrics(NamedTuple):
-    """Sums over the minibatches of a call, to be divided by ``count`` on the host.
-
-    Attributes:
-        loss: sum of the training loss over images.
-        robust: number of adversarial training images classified correctly.
-        clean: number of clean ones, if the clean pass is on.
-        count: number of images.
-        bad_step: first minibatch whose loss was not finite, ``NEVER`` if none.
-    """
-
-    loss: Array
-    robust: Array
-    clean: Array
-    count: Array
-    bad_step: Array
-
-    @classmethod
-    def zero(cls) -> "Metrics":
-        """No minibatch seen."""
-        integer = lambda value=0: jnp.full((), value, jnp.int32)
-        return cls(jnp.zeros(()), integer(), integer(), integer(), integer(NEVER))
 
 
 class Predictions(NamedTuple):

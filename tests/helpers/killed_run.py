@@ -16,7 +16,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)  # as in the tests, so that results compare bitwise
 
 from experiments.cli import process  # noqa: E402
-from experiments.run import build, checkpoints, loop, train  # noqa: E402
+from experiments.run import checkpoints, loop, train  # noqa: E402
+from jaxadv import training  # noqa: E402
 from tests.helpers.tiny_runs import tiny  # noqa: E402
 
 
@@ -31,17 +32,12 @@ def main():
 
     loop.CHECKPOINT_SECONDS = 0
     loop.CALL_MINIBATCHES = {"cpu": 2}
-    make = build.build
+    real = training.Program.advance
 
-    def build_watched(*args):
-        run = make(*args)
-
-        def advance(*arguments):
-            result = jax.block_until_ready(run.advance(*arguments))
-            reached("update")
-            return result
-
-        return run._replace(advance=advance)
+    def advance(*arguments):
+        result = jax.block_until_ready(real(*arguments))
+        reached("update")
+        return result
 
     class File:
         def __init__(self, path, mode):
@@ -68,7 +64,7 @@ def main():
         reached("replace")
         replace(source, target)
 
-    build.build = build_watched
+    training.Program.advance = advance
     checkpoints.open = File
     os.replace = replace_watched
     process.execute(lambda: train.train_and_evaluate(tiny(method), workdir))

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from experiments import settings
-from experiments.run import build, checkpoints, train
+from experiments.run import build, checkpoints, phases, train
 from experiments.run.directory import RunDirectory
 from experiments.run.task import load_task
-from jaxadv import attacks
+from jaxadv import attacks, training
 
 ROOT = Path(__file__).parents[2]
 SECOND = pytest.param("at_2nd_ensgd", marks=pytest.mark.slow)
@@ -53,20 +53,15 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch, count: int) -> None:
     """Makes training fail in its compiled call after ``count`` from here, as by a kill."""
-    make, left = build.build, [count]
+    real, left = training.Program.advance, [count]
 
-    def build_stopping(*args):
-        built = make(*args)
+    def advance(*arguments):
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+        return real(*arguments)
 
-        def advance(*arguments):
-            if not left[0]:
-                raise Stopped
-            left[0] -= 1
-            return built.advance(*arguments)
-
-        return built._replace(advance=advance)
-
-    monkeypatch.setattr(build, "build", build_stopping)
+    monkeypatch.setattr(training.Program, "advance", advance)
 
 
 @dataclasses.dataclass
@@ -117,6 +112,13 @@ def shapes(config):
     """The TrainState of a configuration, without its values."""
     task = load_task(config)
     return jax.eval_shape(build.build(config, task).make_state)
+
+
+def spans(config, batches):
+    """Inner iterations, first minibatch and end of the phases of a run."""
+    made = phases.make_phases(config, batches, jax.random.key(0))
+    program = training.Program(None, None, batch_size=1, phases=made)
+    return [(span.phase.n_in, span.first, span.end) for span in program.spans]
 
 
 def assert_bitwise(found, expected):

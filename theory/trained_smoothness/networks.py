@@ -87,10 +87,11 @@ def train(
     snapshots = []
     while step <= max(wanted):
         before = jax.device_get(state.params) if step in wanted else None
-        state, _, taken = run.advance(state, data, key, step, group)
+        count = run.program.call_length(step, left=group)
+        state, _ = run.program.advance(state, data, key, count)
         if before is not None:
             snapshots.append(Snapshot(step, before, jax.device_get(state.params)))
-        step += taken
+        step += count
     # Training is in float32; the theory applies the same network in float64.
     double = config.copy_and_resolve_references()
     double.precision = "float64"

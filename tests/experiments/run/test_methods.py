@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.run import build, loop, phases
+from experiments.run import build, loop
 from experiments.run.directory import RunDirectory
 from experiments.run.task import Stream, key_for, load_task
 from jaxadv import objectives, optim, training
@@ -16,6 +16,7 @@ from tests.helpers.tiny_runs import (
     assert_bitwise,
     parts,
     run,
+    spans,
     stop_after,
     tiny,
 )
@@ -42,12 +43,11 @@ def test_a_method_takes_two_steps_and_evaluates(norm_model, method, norm):
     before = jax.device_get(state)
     step = 0
     for _ in range(2):
-        group = built.phase_at(step).group
-        state, metrics, taken = built.advance(
-            state, data, key_for(config, Stream.TRAIN), step, group
-        )
-        assert taken == group and np.isfinite(float(metrics.loss))
-        step += taken
+        count = built.program.call_length(step, left=built.batches_per_epoch, at_most=1)
+        assert count == built.program.phase_at(step).group
+        state, metrics = built.program.advance(state, data, key_for(config, Stream.TRAIN), count)
+        assert np.isfinite(float(metrics["loss"]))
+        step += count
     assert int(state.step) == step
     for old, new in zip(jax.tree.leaves(before.params), jax.tree.leaves(state.params), strict=True):
         assert np.isfinite(new).all() and not np.array_equal(old, new)
@@ -105,7 +105,7 @@ def by_hand(config):
 def test_a_run_of_three_phases_is_their_sum(tmp_path, monkeypatch):
     """Whole, and stopped inside the second phase and resumed."""
     config = tiny("trades_awp_ensgd_tuned", **PHASED)
-    assert phases.plan(config, 5) == [(False, 0, 5), (True, 5, 17), (False, 17, 20)]
+    assert spans(config, 5) == [(0, 0, 5), (3, 5, 17), (0, 17, 20)]
     report = run(config, tmp_path / "whole")
     assert report["minibatch_gradients"] == 20
     rows = RunDirectory(tmp_path / "whole").metrics()
@@ -152,14 +152,13 @@ def test_each_optimizer_starts_fresh(tmp_path):
     key, state = key_for(config, Stream.TRAIN), built.make_state()
     first = lambda state, i: jax.tree.leaves(optax.tree.get(state.opt_state[i], "trace"))
     for start, count in ((0, 5), (5, 3), (8, 3), (11, 3), (14, 3)):
-        state, _, taken = built.advance(state, data, key, start, count)
-        assert taken == count
+        assert built.program.call_length(start, left=20) == count
+        state, _ = built.program.advance(state, data, key, count)
     buffers = [np.concatenate([np.ravel(x) for x in first(state, i)]) for i in (0, 2)]
     assert np.any(buffers[0]) and not np.any(buffers[1])
     assert int(state.opt_state[1].count) == 4
-    # More is asked for than the phase has left.
-    state, _, taken = built.advance(built.make_state(), data, key, 0, 8)
-    assert taken == 5
+    with pytest.raises(ValueError, match="num_steps=8 at minibatch 0 are not whole updates"):
+        built.program.advance(built.make_state(), data, key, 8)
 
 
 def test_statistics_and_clean_accuracy_follow_the_phase(norm_model, tmp_path, monkeypatch):

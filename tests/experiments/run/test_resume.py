@@ -6,8 +6,9 @@ import time
 import pytest
 
 from experiments.cli import process
-from experiments.run import build, checkpoints, loop, train
+from experiments.run import checkpoints, loop, train
 from experiments.run.directory import RunDirectory
+from jaxadv import training
 from tests.helpers.tiny_runs import Stopped, assert_same_run, parts, python, stop_after, tiny
 
 DRIVER = "tests.helpers.killed_run"
@@ -114,8 +115,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
             time.sleep(0.3)  # signals of one kind that come together count once
         raise AssertionError("the second one did not stop it")
 
-    make = build.build
-    monkeypatch.setattr(build, "build", lambda *a: make(*a)._replace(advance=advance))
+    monkeypatch.setattr(training.Program, "advance", advance)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as exit_:
         monkeypatch.setattr("experiments.run.environment.configure", lambda: None)

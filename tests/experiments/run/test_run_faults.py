@@ -159,23 +159,21 @@ jax.config.update("jax_num_cpu_devices", 2)
 import sys, time
 from tests.helpers.tiny_runs import tiny
 from experiments.cli import process
-from experiments.run import build, loop, train
+from experiments.run import loop, train
+from jaxadv import training
 
 loop.CALL_MINIBATCHES = {"cpu": 5}
-make, calls = build.build, []
+real, calls = training.Program.advance, []
 
-def build_slow(*args):
-    run = make(*args)
-    def advance(*arguments):
-        calls.append(None)
-        result = jax.block_until_ready(run.advance(*arguments))
-        if len(calls) == int(sys.argv[2]):
-            print("computing", flush=True)
-            time.sleep(300)
-        return result
-    return run._replace(advance=advance)
+def advance(*arguments):
+    calls.append(None)
+    result = jax.block_until_ready(real(*arguments))
+    if len(calls) == int(sys.argv[2]):
+        print("computing", flush=True)
+        time.sleep(300)
+    return result
 
-build.build = build_slow
+training.Program.advance = advance
 process.execute(lambda: train.train_and_evaluate(tiny(), sys.argv[1]))
 """
 

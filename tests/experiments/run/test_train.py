@@ -234,7 +234,7 @@ def test_the_learning_rate_drops_at_half_and_three_quarters(monkeypatch):
 def test_entropy_sgd_drops_at_the_next_outer_step(monkeypatch):
     config = tiny("at_ensgd", num_epochs=200, lr_drops=(0.5, 0.75), entropy__n_in=20)
     rate, options, built = captured_optimizer(monkeypatch, config)
-    assert built.phase_at(0).group == 20
+    assert built.program.phase_at(0).group == 20
     np.testing.assert_allclose(
         [float(rate(outer)) for outer in (0, 24, 25, 37, 38, 49)],
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001],
@@ -364,18 +364,13 @@ def test_a_non_finite_loss_in_the_first_epoch(method, tmp_path):
 @pytest.mark.parametrize("inside", [False, True], ids=["epoch's end", "inside an epoch"])
 def test_parameters_that_break_after_a_finite_loss_are_not_saved(inside, tmp_path, monkeypatch):
     """The loss of an update is computed before it, so that the loss of the last one is finite."""
-    make = build.build
+    real = training.Program.advance
 
-    def build_breaking(*args):
-        built = make(*args)
+    def advance(*arguments):
+        state, metrics = real(*arguments)
+        return state.replace(params=jax.tree.map(lambda p: p * np.inf, state.params)), metrics
 
-        def advance(*arguments):
-            state, *rest = built.advance(*arguments)
-            return state.replace(params=jax.tree.map(lambda p: p * np.inf, state.params)), *rest
-
-        return built._replace(advance=advance)
-
-    monkeypatch.setattr(build, "build", build_breaking)
+    monkeypatch.setattr(training.Program, "advance", advance)
     if inside:
         monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     with pytest.raises(FloatingPointError, match="parameters are not finite after minibatch 4"):

@@ -6,7 +6,7 @@ from experiments import settings
 from experiments.cli import train as cli
 from experiments.run import phases
 from jaxadv import training
-from tests.helpers.tiny_runs import ALL_METHODS
+from tests.helpers.tiny_runs import ALL_METHODS, spans
 
 # SPEC F.2 and F.3, by data set. n_in: of AT+EnSGD on ResNet-18; gamma_A: with SGD, with EntropySGD.
 # fmt: off
@@ -108,20 +108,20 @@ def test_phases(method, dataset):
     """SVHN: 5 epochs of SGD first. TRADES+AWP: 10, of which the code runs 9. Tuned: until 150."""
     expected, batches = expectation(method, dataset)
     config = settings.load_config(method, "paper", dataset)
-    found = phases.plan(config, batches)
+    found, n_in = spans(config, batches), config.entropy.n_in
     if not METHODS[method][2]:
-        assert found == [(False, 0, 200 * batches)]
+        assert found == [(0, 0, 200 * batches)]
         return
     warm = expected["warmup_epochs"] - expected["first_epoch"]
     warm = max(warm, 0) * batches
-    parts = [(False, 0, warm)] if warm else []
+    parts = [(0, 0, warm)] if warm else []
     if method == "trades_awp_ensgd_tuned":
         chains = -(-(150 * batches - warm) // 30)
         end = warm + 30 * chains  # the chain that crosses the end of epoch 150 is finished
         assert 150 * batches <= end < 150 * batches + 30
-        parts += [(True, warm, end), (False, end, 200 * batches)]
+        parts += [(n_in, warm, end), (0, end, 200 * batches)]
     else:
-        parts += [(True, warm, 200 * batches)]
+        parts += [(n_in, warm, 200 * batches)]
     assert found == parts
 
 
