@@ -36,7 +36,15 @@ def test_there_is_an_example_for_every_kind_of_model():
 def test_all_examples_are_run():
     """A page that gains an example gains a test here."""
     counts = {page: len(blocks) for page, blocks in BLOCKS.items() if blocks}
-    assert counts == {"README.md": 1, EVALUATION: 4, "docs/training.md": 2}
+    expected = {"README.md": 1, EVALUATION: 4, "docs/training.md": 2, "docs/autoattack.md": 1}
+    assert counts == expected
+
+
+def test_an_attack_of_your_own(capsys):
+    result = run(0, {}, "docs/autoattack.md")["result"]
+    assert list(result.accuracy) == ["clean", "noise", "apgd-ce", "apgd-dlr"]
+    assert 0 < (result.broken_by == "noise").sum() < 32
+    assert str(result.evaluations["noise"].forward) in capsys.readouterr().out
 
 
 def test_function(function):
