@@ -140,7 +140,9 @@ def test_the_drivers_of_attacks_do_not_ask_which_attack_it_is():
         if path.name == "plan.py":  # it names the attacks of each version
             continue
         text = path.read_text(encoding="utf-8")
-        found += [f"{path.name}: {word}" for word in ("APGD", "FAB", "Square") if word + "(" in text]
+        found += [
+            f"{path.name}: {word}" for word in ("APGD", "FAB", "Square") if word + "(" in text
+        ]
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Compare):
                 code = ast.unparse(node)

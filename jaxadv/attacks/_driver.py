@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
+from .._program import digest
 from .._program import trace as trace_program
 from .._types import Array, Key, Norm
 from . import _model, _rows
@@ -151,9 +152,11 @@ def _merge(found: Found, batch: Batch, new: Outcome, best: bool, events: Any) ->
     return Found(found.correct, found.robust & ~new.success, outcome, events)
 
 
-@functools.lru_cache(maxsize=64)
-def check_kernel(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm) -> Partial:
-    """Traces a kernel round a toy model: what it computes, or why it cannot run.
+def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm) -> str:
+    """A digest of what a kernel computes, traced anew: its code, and the globals that it reads.
+
+    Compiled programs and stores are keyed by it, so that a kernel changed in a notebook is never
+    confused with what it was.
 
     Args:
         kernel: the attack.
@@ -161,12 +164,22 @@ def check_kernel(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm:
         num_classes: K.
         norm: the norm.
 
-    Returns:
-        The program of a run, to compare kernels by (:func:`jaxadv._program.digest`).
-
     Raises:
-        ValueError: if the state or the outcome does not have a row an image.
+        ValueError: if it cannot run, or its state or outcome does not have a row an image.
     """
+    try:
+        hash(kernel)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(kernel).__name__} has options that are not hashable ({error}); "
+            "use numbers, strings and tuples"
+        ) from None
+    own = type(kernel).__module__.startswith(f"{__package__}.")
+    return (_cached_code if own else _code)(kernel, shape, num_classes, norm)
+
+
+def _code(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm) -> str:
+    """Traces one run round a toy model."""
     rows = 2
     name = type(kernel).__name__
 
@@ -193,7 +206,10 @@ def check_kernel(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm:
     program = trace_program(run, images, integers, eps, key, integers, number, name=name)
     if not isinstance(program.func.out, Outcome):
         raise ValueError(f"outcome of {name} returns no jaxadv.attacks.Outcome")
-    return program
+    return digest(program)
+
+
+_cached_code = functools.lru_cache(maxsize=64)(_code)  # the library's own do not change
 
 
 def _check_state(state: Any, name: str, rows: int) -> None:
@@ -226,9 +242,10 @@ class Rows(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a compiled program is specialized to."""
+    """What a compiled program is specialized to: a kernel, what it computes, and where."""
 
     kernel: Kernel
+    code: str
     norm: Norm
     randomized: bool
     mesh: Mesh | None

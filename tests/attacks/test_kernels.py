@@ -104,6 +104,28 @@ def test_a_store_resumes_and_knows_the_code_of_a_kernel(result, tmp_path):
         run(Noise(num_steps=60, scale=0.5), "apgd-ce", store=store)
 
 
+SIGN = 1.0
+
+
+def test_a_kernel_changed_in_place_is_never_what_it_was(monkeypatch):
+    """As in a notebook: a global that a step reads is assigned anew, or a method is replaced."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Shift(Noise):
+        def step(self, batch, state, number):
+            points = batch.project(batch.images + SIGN * batch.eps)
+            return state.tried(points, batch.correct(points, number), number)
+
+    found = run(Shift(num_steps=1), eps=0.2).images - X
+    assert (found >= 0).all() and found.any()
+    monkeypatch.setitem(globals(), "SIGN", -1.0)
+    found = run(Shift(num_steps=1), eps=0.2).images - X
+    assert (found <= 0).all() and found.any()
+    monkeypatch.setattr(Shift, "step", Noise.step)
+    found = run(Shift(num_steps=1), eps=0.2).images - X
+    assert (found < 0).any() and (found > 0).any()
+
+
 def test_a_kernel_that_cheats_is_caught():
     @dataclasses.dataclass(frozen=True)
     class Cheat(Noise):
@@ -132,6 +154,8 @@ def test_kernels_that_cannot_run_are_refused(members, message):
     broken = type("Broken", (Noise,), members)
     with pytest.raises((ValueError, NotImplementedError), match=message):
         run(broken())
+    with pytest.raises(ValueError, match="not hashable"):
+        run(Noise(scale=np.ones(3)))
     with pytest.raises(ValueError, match=r"attacks=.*Noise"):
         run(Noise)
     with pytest.raises(ValueError, match="is for version='custom'"):

@@ -54,11 +54,12 @@ class Chunks:
         randomized: whether the model takes a key.
         devices: devices that share the blocks of a chunk, or an empty list.
         workers: chunks that threads work on at the same time.
+        code: what each kernel of the plan computes.
     """
 
     def __init__(
         self, models, key, images, labels, num_classes, *, norm, eps, shapes, randomized, devices,
-        workers,
+        workers, code,
     ):  # fmt: skip
         self.images, self.labels = images, labels
         self.chunk = shapes[0] * shapes[1]
@@ -68,7 +69,7 @@ class Chunks:
         self._workers, self._stop = workers, threading.Event()
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
         self._mesh, self._norm, self._randomized = mesh, norm, randomized
-        self._models, self._key, self._eps = models, key, eps
+        self._models, self._key, self._eps, self._code = models, key, eps, code
 
     def each(
         self, ids: np.ndarray, compute: Callable[[np.ndarray], dict]
@@ -200,7 +201,9 @@ class Chunks:
         found = Candidates(ids, self.images.shape[1:])
         state, program = None, None
         for part in kernel.phases():
-            program = driver.Program(part, self._norm, self._randomized, self._mesh)
+            program = driver.Program(
+                part, self._code[place], self._norm, self._randomized, self._mesh
+            )
             model = self._models[shape[1]]
             state = driver.begin(model, *common, rows, state, program=program)
             for first, last in part.spans():

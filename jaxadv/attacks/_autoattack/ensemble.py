@@ -34,7 +34,7 @@ from ..._transfers import on_host
 from ..._types import Array, Key, LogitsFn, Norm
 from .. import _model
 from .._apgd.state import Rule
-from .._driver import Stream, check_kernel
+from .._driver import Stream, code_of
 from .._kernel import Kernel
 from . import checks, memory
 from .chunks import Chunks
@@ -167,9 +167,7 @@ def autoattack(
         square_full_range=square_full_range,
         early_stop=early_exit,
     )
-    kernels = {
-        name: check_kernel(kernel, shape, num_classes, norm) for name, kernel in plan.items()
-    }
+    code = {name: code_of(kernel, shape, num_classes, norm) for name, kernel in plan.items()}
     kept = Store(store)  # refused before anything is compiled
     devices = memory.default_devices() if devices is None else list(devices)
     workers = memory.default_workers(devices)
@@ -186,6 +184,7 @@ def autoattack(
         randomized=randomized,
         devices=devices,
         workers=workers,
+        code=list(code.values()),
     )
     settings = {
         "version": version,
@@ -202,8 +201,7 @@ def autoattack(
     few = min(_CHECKED, len(pixels))
     with kept:
         probe = chunks.logits(pixels[:few], np.arange(few), Stream.CLEAN, 0)
-        programs = {name: program_digest(program) for name, program in kernels.items()}
-        kept.open(settings | {"programs": programs}, probe if not randomized else probe * 0)
+        kept.open(settings | {"code": code}, probe if not randomized else probe * 0)
         started = time.monotonic()
         found = _check_model(logits_fn, trace, key, pixels[:few], classes[:few], randomized)
         reporter = Reporter(progress)
