@@ -12,7 +12,7 @@ from .paper.curves import Figure, Line
 from .paper.curves import main as draw
 from .paper.table1 import METHODS
 
-FIGURE = Figure(3, tuple(Line(method) for method in METHODS))
+FIGURE = Figure(3, tuple(map(Line, METHODS)))
 
 
 def main() -> None:

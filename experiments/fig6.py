@@ -6,11 +6,11 @@
 The paper expects AWP with EntropySGD above AWP with SGD at the same gamma_A.
 """
 
-from .fig3 import FIGURE as FIGURE3
 from .paper.curves import Figure, Line
 from .paper.curves import main as draw
+from .paper.table1 import METHODS
 
-FIGURE = Figure(6, (*FIGURE3.lines, Line("awp", gamma_of="entropy_sgd")))
+FIGURE = Figure(6, (*map(Line, METHODS), Line("awp", gamma_of="entropy_sgd")))
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from ..reporting.curves import average, draw_curves
 from ..reporting.reference_curves import ReferenceCurve
 from ..run import environment
 from ..run.directory import RunDirectory, write_json
+from ..run.train import train_and_evaluate
 from ..settings import Config, label, recipes
 from .runs import Cell, Row
 
@@ -115,8 +116,6 @@ def require(found: Sequence[Member], what: str, remedies: str) -> None:
 
 def train(found: Sequence[Member], data_dir: Any = None) -> None:
     """Trains the runs that are not finished; unfinished ones go on where they were."""
-    from ..run.train import train_and_evaluate
-
     missing = [member for member in found if not member.is_finished()]
     for number, member in enumerate(missing, 1):
         print(f"\n[{number}/{len(missing)}] {member.workdir()}")

@@ -30,6 +30,7 @@ class Phase(NamedTuple):
         n_in: inner iterations of EntropySGD; 0 is any other optimizer.
         extra_minibatch: of EntropySGD, see :meth:`Program.entropy_step`.
         perturbed_decay: of the others, see :meth:`Program.sgd_steps`.
+        first: its first minibatch. A program fills it in, and moves ``end`` to whole updates.
     """
 
     end: int
@@ -37,6 +38,7 @@ class Phase(NamedTuple):
     n_in: int = 0
     extra_minibatch: bool = False
     perturbed_decay: float = 0.0
+    first: int = 0
 
     @property
     def group(self) -> int:
@@ -44,29 +46,11 @@ class Phase(NamedTuple):
         return self.n_in + self.extra_minibatch if self.n_in else 1
 
 
-class Span(NamedTuple):
-    """A phase in its place.
-
-    Attributes:
-        first: its first minibatch.
-        end: the minibatch after its last one.
-        phase: what it is a part of.
-        init: from parameters to the state of its optimizer.
-        take: ``(state, data, key, num_steps) -> (state, metrics)``, compiled.
-    """
-
-    first: int
-    end: int
-    phase: Phase
-    init: Callable[[Params], Any]
-    take: Callable[..., tuple[TrainState, Metrics]]
-
-
 class Program:
     """The compiled programs of one model, objective and minibatch size.
 
     Attributes:
-        spans: the phases that have a minibatch, each in its place.
+        phases: those that have a minibatch, in their places.
 
     Args:
         apply_fn: ``(params, batch_stats, images, train) -> (logits, batch_stats)``.
@@ -127,7 +111,11 @@ class Program:
         self.clean_pass = clean_pass
         self.weight_perturbation = weight_perturbation
         self.sharding = sharding
-        self.spans = self._placed(phases)
+        self.phases = _placed(phases)
+        self._optimizers: list[Any] = [p.optimizer(p.first, p.n_in) for p in self.phases]
+        self._takes = [
+            self._taking(*pair) for pair in zip(self.phases, self._optimizers, strict=True)
+        ]
         self._latest: tuple[Array | None, int] = None, 0
 
     def batches_per_epoch(self, num_images: int) -> int:
@@ -141,12 +129,12 @@ class Program:
 
     def init(self, params: Params) -> Any:
         """The state of the only phase's optimizer, or a tuple of one a phase."""
-        states = tuple(span.init(params) for span in self.spans)
+        states = tuple(tx.init(params) for tx in self._optimizers)
         return states[0] if len(states) == 1 else states
 
     def phase_at(self, step: int) -> Phase:
         """The phase that takes the minibatch of that number; after the last one, the last."""
-        return self.spans[self._number_at(step)].phase
+        return self.phases[self._number_at(step)]
 
     def call_length(self, step: int, *, left: int, at_most: int | None = None) -> int:
         """Minibatches that the next call of :meth:`advance` can take.
@@ -160,13 +148,13 @@ class Program:
             One outer step of EntropySGD, which the end of the run makes shorter, or as many steps
             of SGD as its phase has; 0 if the next update has more minibatches than are left.
         """
-        span = self.spans[self._number_at(step)]
-        update = min(span.phase.group, span.end - step)
+        phase = self.phase_at(step)
+        update = min(phase.group, phase.end - step)
         if update > left:
             return 0
-        if span.phase.n_in:
+        if phase.n_in:
             return update
-        return min(left, left if at_most is None else at_most, span.end - step)
+        return min(left, left if at_most is None else at_most, phase.end - step)
 
     @on_host
     def advance(
@@ -195,14 +183,12 @@ class Program:
                 f"num_steps={num_steps} at minibatch {step} are not whole updates of one phase; "
                 "take the number that call_length returns"
             )
-        take, optimizers = self.spans[number].take, state.opt_state
-        if len(self.spans) == 1:
-            state, metrics = take(state, data, key, num_steps)
-        else:
-            state = state.replace(opt_state=optimizers[number])
-            state, metrics = take(state, data, key, num_steps)
-            others = optimizers[:number], optimizers[number + 1 :]
-            state = state.replace(opt_state=(*others[0], state.opt_state, *others[1]))
+        states = [state.opt_state] if len(self.phases) == 1 else list(state.opt_state)
+        state = state.replace(opt_state=states[number])
+        state, metrics = self._takes[number](state, data, key, num_steps)
+        if len(self.phases) > 1:
+            states[number] = state.opt_state
+            state = state.replace(opt_state=tuple(states))
         self._latest = state.step, step + num_steps
         return state, metrics
 
@@ -225,19 +211,14 @@ class Program:
 
             def body(_, carry):
                 state, metrics = carry
-                images, labels, attack_key = minibatch(state.step)
+                batch = minibatch(state.step)
                 grads, batch_stats, found = self._gradient(
-                    state.params,
-                    state.batch_stats,
-                    state.step,
-                    images,
-                    labels,
-                    attack_key,
-                    perturbed_decay,
+                    state.params, state.batch_stats, state.step, batch, perturbed_decay
                 )
                 updates, opt_state = tx.update(grads, state.opt_state, state.params)
                 params = optax.apply_updates(state.params, updates)
                 if self.clean_pass:
+                    images, labels, _ = batch
                     logits, batch_stats = self.apply_fn(params, batch_stats, images, True)
                     found["clean"] = jnp.sum(logits.argmax(axis=1) == labels, dtype=jnp.int32)
                 state = TrainState(state.step + 1, params, batch_stats, opt_state)
@@ -274,9 +255,8 @@ class Program:
 
             def grad_fn(params, step, carry):
                 batch_stats, metrics = carry
-                images, labels, attack_key = minibatch(step)
                 grads, batch_stats, found = self._gradient(
-                    params, batch_stats, step, images, labels, attack_key
+                    params, batch_stats, step, minibatch(step)
                 )
                 return grads, (batch_stats, _added(metrics, found))
 
@@ -335,18 +315,7 @@ class Program:
 
         return jax.jit(run)
 
-    def _placed(self, phases: Sequence[Phase]) -> tuple[Span, ...]:
-        spans, first = [], 0
-        for phase in phases:
-            length = -(-(phase.end - first) // phase.group) * phase.group
-            end = min(first + length, phases[-1].end)
-            if first < end:
-                tx = phase.optimizer(first, phase.n_in)
-                spans.append(Span(first, end, phase, tx.init, self._taking(phase, first, tx)))
-                first = end
-        return tuple(spans)
-
-    def _taking(self, phase: Phase, first: int, tx: Any):
+    def _taking(self, phase: Phase, tx: Any) -> Callable[..., tuple[TrainState, Metrics]]:
         if not phase.n_in:
             return self.sgd_steps(tx, perturbed_decay=phase.perturbed_decay)
         extra = phase.extra_minibatch
@@ -356,14 +325,16 @@ class Program:
             if num_steps == phase.group:
                 return whole(state, data, key)
             n_in = num_steps - extra  # the run ends inside a chain
-            shorter: Any = phase.optimizer(first, n_in)
+            shorter: Any = phase.optimizer(phase.first, n_in)
             return self.entropy_step(shorter, n_in, extra_minibatch=extra)(state, data, key)
 
         return take
 
     def _number_at(self, step: int) -> int:
-        last = len(self.spans) - 1
-        return next((i for i, span in enumerate(self.spans) if step < span.end), last)
+        if not self.phases:
+            raise ValueError("the program has no phases; pass phases=[training.Phase(...)]")
+        last = len(self.phases) - 1
+        return next((i for i, phase in enumerate(self.phases) if step < phase.end), last)
 
     def _minibatches(self, data: DeviceData, key: Key, first_step: Array, num_steps: int):
         """A function from the next ``num_steps`` minibatch counters to images, labels, attack key.
@@ -401,11 +372,10 @@ class Program:
         params: Params,
         batch_stats: PyTree,
         step: Array,
-        images: Array,
-        labels: Array,
-        attack_key: Key,
+        batch: tuple[Array, Array, Key],
         decay: float = 0.0,
     ) -> tuple[Params, PyTree, Metrics]:
+        images, labels, attack_key = batch
         adversarial, batch_stats = self.objective.perturb(
             attack_key, params, batch_stats, images, labels
         )
@@ -430,6 +400,18 @@ class Program:
         found = jax.eval_shape(_measured, state.step, loss, aux, labels, state.params)
         zeros = {name: jnp.zeros(value.shape, value.dtype) for name, value in found.items()}
         return zeros | {"bad_step": jnp.int32(NEVER)}
+
+
+def _placed(phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """The phases that have a minibatch, from the first to the end of the run."""
+    placed, first = [], 0
+    for phase in phases:
+        length = -(-(phase.end - first) // phase.group) * phase.group
+        end = min(first + length, phases[-1].end)
+        if first < end:
+            placed.append(phase._replace(first=first, end=end))
+            first = end
+    return tuple(placed)
 
 
 def _measured(step: Array, loss: Array, aux: LossAux, labels: Array, grads: Params) -> Metrics:

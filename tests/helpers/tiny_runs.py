@@ -118,7 +118,7 @@ def spans(config, batches):
     """Inner iterations, first minibatch and end of the phases of a run."""
     made = phases.make_phases(config, batches, jax.random.key(0))
     program = training.Program(None, None, batch_size=1, phases=made)
-    return [(span.phase.n_in, span.first, span.end) for span in program.spans]
+    return [(phase.n_in, phase.first, phase.end) for phase in program.phases]
 
 
 def assert_bitwise(found, expected):

@@ -265,6 +265,79 @@ def test_refreshed_statistics_belong_to_the_slow_weights(data, bn_variables):
     assert int(state.step) == 0
 
 
+def phased_program():
+    phases = [
+        training.Phase(3, lambda first, n_in: training.sgd(0.1)),
+        training.Phase(7, lambda first, n_in: entropy(n_in), n_in=3),  # two chains: to 9
+        training.Phase(10, lambda first, n_in: training.sgd(lambda t: 0.01 * (first + t))),
+        training.Phase(11, lambda first, n_in: entropy(n_in), n_in=2),  # the run ends inside
+    ]
+    return linear_program(phases=phases)
+
+
+def test_phases_follow_each_other_in_whole_updates():
+    program = phased_program()
+    assert [(p.first, p.end) for p in program.phases] == [(0, 3), (3, 9), (9, 10), (10, 11)]
+    assert [program.phase_at(step).n_in for step in (0, 2, 3, 8, 9, 10, 99)] == [
+        0,
+        0,
+        3,
+        3,
+        0,
+        2,
+        2,
+    ]
+    lengths = {0: 3, 1: 2, 3: 3, 6: 3, 9: 1, 10: 1, 11: 0}
+    assert {step: program.call_length(step, left=8) for step in lengths} == lengths
+    assert program.call_length(0, left=8, at_most=2) == 2
+    assert program.call_length(3, left=8, at_most=2) == 3  # a chain is not divided
+    assert program.call_length(3, left=2) == 0  # and waits for the next epoch
+
+
+def test_a_phase_that_the_chain_before_it_covers_is_left_out():
+    tx = lambda first, n_in: training.sgd(0.1)
+    phases = [training.Phase(4, tx, n_in=5), training.Phase(5, tx), training.Phase(7, tx)]
+    found = linear_program(phases=phases).phases
+    assert [(p.first, p.end) for p in found] == [(0, 5), (5, 7)]
+
+
+def test_a_program_advances_through_its_phases(data):
+    """Against the compiled steps by hand; another program goes on where the first one stopped."""
+    program, step = phased_program(), 0
+    state = training.TrainState.create(START, {}, program)
+    while count := program.call_length(step, left=11 - step):
+        if step == 6:
+            program = phased_program()
+        state, metrics = program.advance(state, data, KEY, count)
+        assert int(metrics["count"]) == 8 * count
+        step += count
+    assert int(state.step) == 11 and len(state.opt_state) == 4
+    hand = linear_program()
+    expected = training.TrainState.create(START, {}, training.sgd(0.1))
+    expected, _ = hand.sgd_steps(training.sgd(0.1))(expected, data, KEY, 3)
+    tx = entropy(3)
+    expected = expected.replace(opt_state=tx.init(expected.params))
+    for _ in range(2):
+        expected, _ = hand.entropy_step(tx, 3)(expected, data, KEY)
+    tx = training.sgd(0.09)
+    expected = expected.replace(opt_state=tx.init(expected.params))
+    expected, _ = hand.sgd_steps(tx)(expected, data, KEY, 1)
+    tx = entropy(1)
+    expected = expected.replace(opt_state=tx.init(expected.params))
+    expected, _ = hand.entropy_step(tx, 1)(expected, data, KEY)
+    close(state.params, expected.params, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_not_whole_updates_is_refused(data):
+    program = phased_program()
+    state = training.TrainState.create(START, {}, program)
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match=f"num_steps={wrong} at minibatch 0 are not whole"):
+            program.advance(state, data, KEY, wrong)
+    with pytest.raises(ValueError, match="the program has no phases"):
+        linear_program().advance(state, data, KEY, 1)
+
+
 @pytest.mark.parametrize("kind", ["sgd", "entropy"])
 def test_two_devices_give_the_result_of_one(data, bn_variables, kind):
     def run(sharding):
