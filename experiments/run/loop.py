@@ -8,9 +8,8 @@ import numpy as np
 
 from jaxadv import training
 
-from . import accuracy, checkpoints, environment, signals
+from . import accuracy, checkpoints, devices, environment, signals
 from .announce import announce
-from .devices import data_sharding, everywhere
 from .diagnostics import Diagnostics
 from .patience import CALL_SECONDS, Waiter
 from .progress import Bar
@@ -37,7 +36,7 @@ class Trainer:
         self.config, self.directory, self.task, self.run = config, directory, task, run
         self.shapes, self.verbose, self.say = shapes, verbose, say
         self.key = key_for(config, Stream.TRAIN)
-        self.placement = everywhere(data_sharding(config.batch_size))
+        self.placement = devices.everywhere(devices.data_sharding(config.batch_size))
         self.data = jax.device_put(training.DeviceData(*task.train), self.placement)
         self.total_steps = config.num_epochs * run.batches_per_epoch
         self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": {}}

@@ -8,8 +8,7 @@ from tqdm import tqdm
 
 from ..reporting.write import write_page
 from ..settings import Config
-from . import accuracy, build, checkpoints, environment
-from .devices import data_sharding
+from . import accuracy, build, checkpoints, devices, environment
 from .directory import RunDirectory, write_json
 from .loop import Trainer
 from .predictions import save_predictions
@@ -48,7 +47,7 @@ def train_and_evaluate(
     directory = RunDirectory(workdir)
     say = tqdm.write if verbose else lambda text: None
     task = load_task(config, data_dir)
-    run = build.build(config, task, data_sharding(config.batch_size))
+    run = build.build(config, task, devices.data_sharding(config.batch_size))
     shapes = jax.eval_shape(run.make_state)
     state_bytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes))
     report = directory.report_of(config)

@@ -314,7 +314,7 @@ def test_mistakes(monkeypatch, capsys, argument, message):
 
 def test_it_trains_what_is_missing_and_skips_what_exists(monkeypatch, tmp_path, capsys):
     configs = {method: tiny(method) for method in ("at", "at_ensgd")}
-    monkeypatch.setattr(cli, "load_config", lambda method, *_, **__: configs[method])
+    monkeypatch.setattr(settings, "load_config", lambda method, *_, **__: configs[method])
     monkeypatch.setattr("experiments.run.train.describe_report", lambda report: "done")
     command(monkeypatch, "--scale=smoke", "--seeds=1", "--methods=at")
     assert "[1/1] AT on digits, seed 0" in capsys.readouterr().out

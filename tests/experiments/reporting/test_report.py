@@ -204,7 +204,7 @@ def test_judging_a_run_renews_its_report(copy, monkeypatch, capsys):
     assert found["files"][-1] == str(copy.path / "report.html")
 
     # A page that can't be written is no reason to lose the numbers.
-    monkeypatch.setattr(report, "write", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("experiments.reporting.write.write", lambda *_, **__: 1 / 0)
     judge(None, 11.5)
     assert copy.report()["autoattack"]["selected"]["robust"] == 11.5
     assert "the results are saved, but the HTML report" in capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_without_the_data_set_the_rest_is_shown(copy, monkeypatch):
     def absent(*_):
         raise DataMissingError("digits: <not> here", "get it")
 
-    monkeypatch.setattr(build, "load_task", absent)
+    monkeypatch.setattr("experiments.reporting.write.load_task", absent)
     write(copy.path)
     page = read(copy)
     assert "the data set is not there: digits: <not> here get it" in page.words()
@@ -252,7 +252,7 @@ def test_a_report_that_fails_does_not_fail_the_training(monkeypatch, tmp_path, c
     def broken(*_args, **_options):
         raise RuntimeError("no fonts\nat all")
 
-    monkeypatch.setattr(report, "write", broken)
+    monkeypatch.setattr("experiments.reporting.write.write", broken)
     config = tiny()
     found = train.train_and_evaluate(config, tmp_path / "run")
     assert found == RunDirectory(tmp_path / "run").report()

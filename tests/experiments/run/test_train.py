@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.reporting.words import duration
-from experiments.run import announce, build, checkpoints, loop, train
-from experiments.run.devices import data_sharding
+from experiments.run import announce, build, checkpoints, devices, loop, train
 from experiments.run.directory import RunDirectory
 from experiments.run.task import Stream, key_for, load_task
 from jaxadv import optim, training
@@ -132,8 +131,8 @@ def test_another_seed_gives_another_run(finished, tmp_path):
 
 def test_one_device_and_two_agree(finished, tmp_path, monkeypatch):
     assert jax.device_count() == 2
-    assert data_sharding(24) is not None and data_sharding(25) is None
-    monkeypatch.setattr(build, "data_sharding", lambda batch_size: None)
+    assert devices.data_sharding(24) is not None and devices.data_sharding(25) is None
+    monkeypatch.setattr(devices, "data_sharding", lambda batch_size: None)
     run(tiny(), tmp_path)
     one = parts(tmp_path / "last.ckpt", tiny())
     two = parts(finished("at").directory.last, tiny())
