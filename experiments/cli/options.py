@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -69,8 +68,3 @@ def check_writable(path: Path) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OSError(f"{path}: {parent} is no folder that can be written; choose another place")
-
-
-def existing(argv: Sequence[str], *flags: str) -> bool:
-    """Whether one of these flags stands on a command line."""
-    return any(word in flags for word in argv)

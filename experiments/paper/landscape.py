@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv import attacks, losses, theory, training
-from jaxadv._types import Array
 
 from ..evaluation import subjects
 from ..evaluation.subjects import Subject
@@ -174,7 +173,7 @@ class Landscape:
         apply_fn, statistics = build.make_apply(subject.module), subject.batch_stats
         logits = lambda params, points: apply_fn(params, statistics, points, False)[0]
 
-        def attacked(params, batch) -> Array:
+        def attacked(params, batch) -> jax.Array:
             points, targets, indices = batch
             kept = jax.lax.stop_gradient(params)
             return attacks.pgd(

@@ -25,7 +25,8 @@ def resolve(config: Config, dataset: str) -> Config:
         ValueError: on values that make no sense, naming field, value and remedy.
 
     Example:
-        >>> config = base("laptop")
+        >>> from experiments import settings
+        >>> config = settings.base("laptop")
         >>> config.method = "at"
         >>> resolve(config, "digits").batch_size
         32
