@@ -181,6 +181,8 @@ def prepare(spec, arrays: Arrays, folder: Path, file_format: str) -> Path:
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        # Of a module in a package it would look for the package's files, and need one more library.
+        __module__ = "data_layouts"
         VERSION = tfds.core.Version("3.0.2")
         name = spec.name
 
