@@ -25,7 +25,7 @@ _F = TypeVar("_F", bound=Callable)
 def to_float64(tree: Any) -> Any:
     """Casts the floating arrays and numbers of a pytree to float64; the rest stays."""
 
-    def convert(leaf):
+    def convert(leaf: Any) -> Any:
         is_number = isinstance(leaf, np.ndarray | np.generic | jax.Array | float)
         if is_number and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             return jnp.asarray(leaf, jnp.float64)
@@ -37,7 +37,7 @@ def to_float64(tree: Any) -> Any:
 def to_numpy(tree: Any) -> Any:
     """Turns the JAX arrays of a pytree into NumPy arrays; typed keys stay."""
 
-    def convert(leaf):
+    def convert(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return np.asarray(leaf)
         return leaf
@@ -64,7 +64,7 @@ def in_float64(function: _F) -> _F:
 
     @on_host
     @functools.wraps(function)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         enabled = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
         if enabled:
             args, kwargs = to_float64((args, kwargs))

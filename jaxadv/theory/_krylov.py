@@ -36,11 +36,11 @@ def conjugate_gradients(
     size = jnp.sqrt(jnp.sum(b**2))
     unit = b / jnp.where(size > 0, size, 1.0)
 
-    def going(state):
+    def going(state: tuple) -> Array:
         _, _, _, rho, count, negative = state
         return (rho > tol**2) & (count < max_steps) & ~negative
 
-    def step(state):
+    def step(state: tuple) -> tuple:
         v, r, p, rho, count, _ = state
         q = apply(p)
         curvature = jnp.sum(p * q)
@@ -52,6 +52,7 @@ def conjugate_gradients(
 
     start = (0 * unit, unit, unit, jnp.sum(unit**2), jnp.array(0), jnp.array(False))
     v, _, _, rho, count, negative = jax.lax.while_loop(going, step, start)
+    # Met at once, there is no iterate yet; the right-hand side itself is a direction of ascent.
     v = jnp.where(negative & (count == 1), unit, v)
     return CG(size * v, jnp.sqrt(rho), count, negative)
 
@@ -129,7 +130,7 @@ def lanczos(
         if before is not None:
             w = _combine(w, before, off[-1])
         if reorthogonalize:
-            for other in basis + basis:
+            for other in basis + basis:  # once leaves an error of the size of what it removes
                 w = _combine(w, other, _dot(other, w))
         else:
             basis = []

@@ -49,7 +49,7 @@ def like(values: np.ndarray, tree: PyTree) -> PyTree:
 def moved(tree: PyTree, direction: PyTree, amount: float) -> PyTree:
     """``tree + amount * direction`` in the dtypes of ``tree``, as NumPy arrays."""
 
-    def move(p, d):
+    def move(p: Any, d: Any) -> np.ndarray:
         p = np.asarray(p)
         return np.asarray(p + amount * np.asarray(d, np.float64), p.dtype)
 

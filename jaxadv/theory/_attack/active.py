@@ -64,6 +64,7 @@ def active_set(feasible: Feasible, z: Array, g: Array, touches: float = TOUCHES)
     zero = jnp.zeros_like(pinned)
     pull, touching = jnp.zeros((), z.dtype), jnp.array(False)
     if feasible.norm == "linf":
+        # `Feasible` made this ball part of the box, so only its multiplier is left to find.
         free_gradient = g
         on_sphere = (jnp.abs(r) >= eps - near) & (r * g > 0)
         multiplier = jnp.sum(jnp.where(on_sphere, jnp.abs(g), 0.0))
@@ -89,10 +90,11 @@ def active_set(feasible: Feasible, z: Array, g: Array, touches: float = TOUCHES)
         zero = (jnp.abs(r) <= near) & touching & ~pinned
         support = ~(zero | at_low | at_high)
         signs = jnp.where(zero, 0.0, jnp.sign(r))
-        # The price of a zero that may move one way only counts that way.
+        # What moving off a zero would gain, where the box lets it: one way only at a bound.
         gain = jnp.where(at_low & zero, g, jnp.where(at_high & zero, -g, jnp.abs(g)))
         above = jnp.max(jnp.where(zero, gain, 0.0))
         below = jnp.min(jnp.where(zero | pinned, jnp.inf, signs * g))
+        # Without a free coordinate mu is an interval; its middle leaves both ends a margin.
         between = 0.5 * (above + jnp.where(jnp.isfinite(below), below, above))
         count = jnp.sum(support)
         mean = jnp.sum(jnp.where(support, signs * g, 0.0)) / jnp.maximum(count, 1)
@@ -102,14 +104,17 @@ def active_set(feasible: Feasible, z: Array, g: Array, touches: float = TOUCHES)
         fixed = zero | pinned | (_box_holds(at_low, at_high, free_gradient) & ~zero)
         normal = jnp.where(fixed, 0.0, signs)
     length = l2_norm(normal)
+    # A ball with no free coordinate along its normal holds nothing that the box does not.
     on_ball = touching & (multiplier > 0) & (length > 0)
     normal = jnp.where(on_ball, normal / jnp.where(length > 0, length, 1.0), 0.0)
 
+    # At a zero the sign matters: negative means that the attack would gain by leaving it.
     held = jnp.where(zero, free_gradient, jnp.abs(free_gradient))
     margin = jnp.min(jnp.where(fixed & ~pinned, held, jnp.inf))
     margin = jnp.minimum(margin, jnp.where(on_ball, multiplier, jnp.inf))
     room = jnp.minimum(feasible.high - z, z - feasible.low)
     if feasible.norm == "l1":
+        # The face of an L1 ball ends where one of its coordinates reaches zero.
         room = jnp.where(touching, jnp.minimum(room, jnp.abs(r)), room)
     slack = jnp.min(jnp.where(fixed, jnp.inf, room))
     if feasible.norm != "linf":

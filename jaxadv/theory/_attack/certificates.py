@@ -9,6 +9,7 @@ import numpy as np
 from ..._types import Array, PyTree
 from .active import ActiveSet, active_set
 from .feasible import Feasible, l2_norm
+from .problem import ScalarLoss
 
 KINDS = ("interior", "sphere", "vertex", "face", "degenerate", "unconverged")
 REGULAR = 1e-7  # margins, slacks and curvatures below this (without units) count as zero
@@ -58,7 +59,7 @@ class Analysis(NamedTuple):
     kind_code: Array
 
 
-def kind_name(code) -> Any:
+def kind_name(code: Array) -> Any:
     """The kind of a code, or an array of kinds for an array of codes."""
     names = np.asarray(KINDS)[np.asarray(code)]
     return str(names) if names.ndim == 0 else names
@@ -90,7 +91,9 @@ def tangent_curvature(active: ActiveSet, hessian: Array) -> Array:
     return jnp.where(active.tangent_dim > 0, jnp.linalg.eigvalsh(shifted)[0], jnp.inf)
 
 
-def _kink(gradient_fn, theta: PyTree, z: Array, g: Array, eps: Array, scale: Array) -> Array:
+def _kink(
+    gradient_fn: ScalarLoss, theta: PyTree, z: Array, g: Array, eps: Array, scale: Array
+) -> Array:
     """Largest first-order Taylor remainder of grad_x l along directions of x and of theta.
 
     Of second order in the step where the loss is smooth; as large as the jump at a kink, whichever
@@ -100,7 +103,7 @@ def _kink(gradient_fn, theta: PyTree, z: Array, g: Array, eps: Array, scale: Arr
     v = rng.normal(size=z.shape)
     v = jnp.asarray(v / np.linalg.norm(v), z.dtype)
 
-    def direction(leaf):
+    def direction(leaf: Array) -> Array:
         largest = jnp.max(jnp.abs(leaf), initial=0.0)
         signs = jnp.asarray(rng.choice([-1.0, 1.0], size=leaf.shape), leaf.dtype)
         return signs * jnp.where(largest > 0, largest, 1.0)
@@ -121,7 +124,9 @@ def _kink(gradient_fn, theta: PyTree, z: Array, g: Array, eps: Array, scale: Arr
     return jnp.max(jax.vmap(l2_norm)(jnp.concatenate(remainders))) / scale
 
 
-def analyse(loss, theta: PyTree, feasible: Feasible, z: Array, tol) -> Analysis:
+def analyse(
+    loss: ScalarLoss, theta: PyTree, feasible: Feasible, z: Array, tol: float | Array
+) -> Analysis:
     """Derivatives, active set, certificates and kind of a candidate; loss of (flat x, theta)."""
     gradient_fn = jax.grad(loss)
     value, g = jax.value_and_grad(loss)(z, theta)

@@ -9,28 +9,30 @@ from ..._types import Array, Norm, PyTree
 from .._krylov import conjugate_gradients
 from .active import TOUCHES, active_set
 from .certificates import relative_residual
-from .feasible import l2_norm
+from .feasible import Bounds, l2_norm
 from .optimal import candidates, choose, climb
-from .problem import Problem, make_problem
+from .problem import Problem, ScalarLoss, make_problem
 
 
-def _newton(problem: Problem, shape, z: Array, max_steps: int, cg_steps: int) -> Array:
+def _newton(
+    problem: Problem, shape: tuple[int, ...], z: Array, max_steps: int, cg_steps: int
+) -> Array:
     feasible, flat_loss = problem.feasible, problem.flat_loss(shape)
     loss = lambda z: flat_loss(z, problem.theta)
     slope = jax.value_and_grad(loss)
     precision = float(jnp.finfo(z.dtype).eps)
     touches = max(TOUCHES, 1e-4 if precision > 1e-10 else 0.0)
 
-    def going(state):
+    def going(state: tuple) -> Array:
         _, _, _, stalled, count = state
         return ~stalled & (count < max_steps)
 
-    def body(state):
+    def body(state: tuple) -> tuple:
         z, value, g, _, count = state
         active = active_set(feasible, z, g, touches)
         _, hessian = jax.linearize(jax.grad(loss), z)
 
-        def apply(v):
+        def apply(v: Array) -> Array:
             v = active.project(v)
             return active.pull * v - active.project(hessian(v))
 
@@ -59,7 +61,15 @@ def _newton(problem: Problem, shape, z: Array, max_steps: int, cg_steps: int) ->
 
 
 @jax.jit(static_argnames=("shape", "ascent_steps", "newton_steps", "cg_steps"))
-def _run(problem: Problem, x_adv, *, shape, ascent_steps, newton_steps, cg_steps) -> Array:
+def _run(
+    problem: Problem,
+    x_adv: Array,
+    *,
+    shape: tuple[int, ...],
+    ascent_steps: int,
+    newton_steps: int,
+    cg_steps: int,
+) -> Array:
     flat_loss, feasible = problem.flat_loss(shape), problem.feasible
     z = feasible.project(x_adv.reshape(-1))
     if ascent_steps:
@@ -71,14 +81,14 @@ def _run(problem: Problem, x_adv, *, shape, ascent_steps, newton_steps, cg_steps
 
 @on_host
 def climb_attack(
-    loss,
+    loss: ScalarLoss,
     theta: PyTree,
     x: Array,
     x_adv: Array,
     *,
     norm: Norm,
-    eps,
-    bounds=None,
+    eps: float | Array,
+    bounds: Bounds = None,
     ascent_steps: int = 100,
     newton_steps: int = 20,
     cg_steps: int = 50,

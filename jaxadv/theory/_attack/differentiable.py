@@ -20,13 +20,13 @@ from ..._types import Array, Norm, PyTree
 from .._float64 import in_float64
 from .active import active_set
 from .certificates import analyse, is_regular
-from .feasible import Feasible
+from .feasible import Bounds, Feasible
 from .kkt import kkt_residual, normalized_multiplier
 from .optimal import search
-from .problem import make_problem
+from .problem import ScalarLoss, make_problem
 
 
-def _zeros_for(tangents, primals):
+def _zeros_for(tangents: PyTree, primals: PyTree) -> PyTree:
     return jax.tree.map(
         lambda t, p: jnp.zeros_like(p) if isinstance(t, SymbolicZero) else t,
         tangents,
@@ -35,7 +35,7 @@ def _zeros_for(tangents, primals):
     )
 
 
-def _all_zero(tangents) -> bool:
+def _all_zero(tangents: PyTree) -> bool:
     leaves = jax.tree.leaves(tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
     return all(isinstance(leaf, SymbolicZero) for leaf in leaves)
 
@@ -54,7 +54,7 @@ class _Given(NamedTuple):
     bounds: Any
 
 
-def _refuse(tangents) -> None:
+def _refuse(tangents: PyTree) -> None:
     if not _all_zero(tangents):
         raise ValueError(
             "the attack was differentiated with respect to eps, bounds or the data of its loss; "
@@ -71,7 +71,7 @@ def _attack(settings: _Settings, given: _Given, theta: PyTree, x: Array) -> Arra
     return z.reshape(x.shape)
 
 
-def _attack_rule(settings: _Settings, primals, tangents):
+def _attack_rule(settings: _Settings, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     given, theta, x = primals
     _refuse(tangents[0])
     theta_dot, x_dot = _zeros_for(tangents[1:], (theta, x))
@@ -79,7 +79,7 @@ def _attack_rule(settings: _Settings, primals, tangents):
     z, frozen = x_adv.reshape(-1), jax.lax.stop_gradient
     loss = lambda z, theta: given.loss(z.reshape(x.shape), theta)
 
-    def feasible_of(x) -> Feasible:
+    def feasible_of(x: Array) -> Feasible:
         return Feasible.make(x, norm=settings.norm, eps=given.eps, bounds=given.bounds)
 
     # The active set is constant nearby; mu is a smooth function of everything else.
@@ -89,7 +89,7 @@ def _attack_rule(settings: _Settings, primals, tangents):
     moving = active_set(feasible_of(x), z, jax.grad(loss)(z, theta))
     nu = normalized_multiplier(still, held._replace(multiplier=moving.multiplier), scale)
 
-    def system(z, nu, theta, x):
+    def system(z: Array, nu: Array, theta: PyTree, x: Array) -> Array:
         return kkt_residual(jax.grad(loss)(z, theta), z, nu, feasible_of(x), held, scale)
 
     of_z, of_nu = jax.jacfwd(system, argnums=(0, 1))(z, nu, theta, x)
@@ -108,7 +108,7 @@ def _worst(settings: _Settings, given: _Given, theta: PyTree, x: Array) -> Array
     return given.loss(_attack(settings, given, theta, x), theta)
 
 
-def _worst_rule(settings: _Settings, primals, tangents):
+def _worst_rule(settings: _Settings, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     given, theta, x = primals
     _refuse(tangents[0])
     x_adv = _attack(settings, given, theta, x)
@@ -124,7 +124,15 @@ def _worst_rule(settings: _Settings, primals, tangents):
 _worst.defjvp(_worst_rule, symbolic_zeros=True)
 
 
-def _bind(function: Callable, loss, norm: Norm, eps, bounds, num_restarts: int, tol) -> Callable:
+def _bind(
+    function: Callable,
+    loss: ScalarLoss,
+    norm: Norm,
+    eps: float | Array,
+    bounds: Bounds,
+    num_restarts: int,
+    tol: float,
+) -> Callable:
     check_count("num_restarts", num_restarts, 0)
     settings = _Settings(norm, num_restarts, tol)
     run = jax.jit(function, static_argnums=0)
@@ -140,7 +148,13 @@ def _bind(function: Callable, loss, norm: Norm, eps, bounds, num_restarts: int, 
 
 
 def differentiable_attack(
-    loss, *, norm: Norm, eps, bounds=None, num_restarts: int = 8, tol=1e-9
+    loss: ScalarLoss,
+    *,
+    norm: Norm,
+    eps: float | Array,
+    bounds: Bounds = None,
+    num_restarts: int = 8,
+    tol: float = 1e-9,
 ) -> Callable[[PyTree, Array], Array]:
     r"""The optimal attack as a function (theta, x) -> x' with implicit derivatives of any order.
 
@@ -175,7 +189,13 @@ def differentiable_attack(
 
 
 def adversarial_loss(
-    loss, *, norm: Norm, eps, bounds=None, num_restarts: int = 8, tol=1e-9
+    loss: ScalarLoss,
+    *,
+    norm: Norm,
+    eps: float | Array,
+    bounds: Bounds = None,
+    num_restarts: int = 8,
+    tol: float = 1e-9,
 ) -> Callable[[PyTree, Array], Array]:
     r"""The adversarial loss (theta, x) -> l_eps whose ``jax.hessian`` is :math:`A + B^T D`.
 

@@ -5,13 +5,17 @@ projection, maximiser of a linear function, Frank-Wolfe gap and residual.
 """
 
 import dataclasses
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ..._checks import check_norm, is_concrete
 from ..._l1 import shrink
 from ..._types import Array, Norm
+
+Bounds: TypeAlias = tuple[ArrayLike, ArrayLike] | None  # lowest and highest values, or no box
 
 
 def l2_norm(v: Array) -> Array:
@@ -20,7 +24,7 @@ def l2_norm(v: Array) -> Array:
     return scale * jnp.sqrt(jnp.sum((v / scale) ** 2))
 
 
-def _l2_scale(magnitudes: Array, room: Array, eps) -> Array:
+def _l2_scale(magnitudes: Array, room: Array, eps: Array) -> Array:
     """The s >= 0 with norm(min(s magnitudes, room)) = eps; inf if that norm stays below eps."""
     largest = jnp.max(magnitudes)
     v = magnitudes / jnp.where(largest > 0, largest, 1.0)
@@ -36,6 +40,7 @@ def _l2_scale(magnitudes: Array, room: Array, eps) -> Array:
     scales = jnp.where(tails > 0, jnp.sqrt(jnp.maximum(squared, 0.0)), jnp.inf)
     ends = jnp.concatenate([breaks, jnp.full(1, jnp.inf, v.dtype)])
     starts = jnp.concatenate([jnp.zeros(1, v.dtype), breaks])
+    # Rounding must not push a solution at a breakpoint out of both of its pieces.
     right = (scales <= ends) & (scales >= starts * (1 - 1e-12)) & (full <= 1) & (tails > 0)
     scale = jnp.where(jnp.any(right), scales[jnp.argmax(right)], jnp.inf)
     return jnp.where(eps > 0, scale * safe_eps / jnp.where(largest > 0, largest, 1.0), jnp.inf)
@@ -53,7 +58,9 @@ class Feasible:
     norm: Norm = dataclasses.field(metadata=dict(static=True))
 
     @classmethod
-    def make(cls, x, *, norm: Norm, eps, bounds=None) -> "Feasible":
+    def make(
+        cls, x: ArrayLike, *, norm: Norm, eps: float | Array, bounds: Bounds = None
+    ) -> "Feasible":
         """Checks the arguments; for Linf the ball becomes part of the box."""
         check_norm(norm)
         if is_concrete(eps) and not (0 <= float(eps) < float("inf")):
@@ -66,6 +73,7 @@ class Feasible:
         if all(map(is_concrete, (x, low, high))) and not bool(jnp.all((low <= x) & (x <= high))):
             raise ValueError("x lies outside bounds; clip x into them, or pass the right bounds")
         eps = jnp.asarray(eps, x.dtype)
+        # eps = 0 holds every norm in place, which the box says without dividing by eps.
         reach = jnp.where((norm == "linf") | (eps == 0), eps, jnp.inf)
         return cls(x, eps, jnp.maximum(low, x - reach), jnp.minimum(high, x + reach), norm)
 
@@ -111,7 +119,7 @@ class Feasible:
         return l2_norm(self.project(z + g) - z)
 
 
-def _flat_like(bound, shape, dtype) -> Array:
+def _flat_like(bound: ArrayLike, shape: tuple[int, ...], dtype: Any) -> Array:
     bound = jnp.asarray(bound, dtype)
     if bound.ndim and bound.shape != shape:
         raise ValueError(f"a bound has shape {bound.shape}; pass a number or shape {shape}, as x")

@@ -19,9 +19,10 @@ from ..._checks import check_count, is_concrete
 from ..._types import Array, Key, Norm, PyTree
 from .._float64 import in_float64
 from .certificates import Analysis, Certificates, analyse, is_regular, kind_name
+from .feasible import Bounds
 from .kkt import kkt_residual, normalized_multiplier
 from .optimal import search
-from .problem import Problem, make_problem
+from .problem import Problem, ScalarLoss, make_problem
 
 
 class AttackJacobian(NamedTuple):
@@ -102,13 +103,15 @@ def _spectral_norm(matrix: Array) -> Array:
     )
 
 
-def implicit_jacobian(loss, theta: PyTree, problem: Problem, z: Array, found: Analysis):
+def implicit_jacobian(
+    loss: ScalarLoss, theta: PyTree, problem: Problem, z: Array, found: Analysis
+) -> tuple[Array, Array, Array]:
     """(D, dnu/dtheta, B) in ravelled parameters, from jax.jacobian of the KKT system."""
     flat, unravel = ravel_pytree(theta)
     feasible, active, scale = problem.feasible, found.active, found.scale
     nu = normalized_multiplier(feasible, active, scale)
 
-    def system(z, nu, flat):
+    def system(z: Array, nu: Array, flat: Array) -> Array:
         gradient = jax.grad(loss)(z, unravel(flat))
         return kkt_residual(gradient, z, nu, feasible, active, scale)
 
@@ -132,7 +135,9 @@ def _bordered(found: Analysis) -> tuple[Array, Array]:
 
 
 @jax.jit(static_argnames=("shape",))
-def _differentiate(problem: Problem, z: Array, value_gap, tol, *, shape) -> AttackJacobian:
+def _differentiate(
+    problem: Problem, z: Array, value_gap: Array, tol: float | Array, *, shape: tuple[int, ...]
+) -> AttackJacobian:
     loss, theta = problem.flat_loss(shape), problem.theta
     found = analyse(loss, theta, problem.feasible, z, tol)
     jacobian, nu_jacobian, mixed = implicit_jacobian(loss, theta, problem, z, found)
@@ -171,7 +176,9 @@ def _differentiate(problem: Problem, z: Array, value_gap, tol, *, shape) -> Atta
 
 
 @jax.jit(static_argnames=("shape",))
-def _hessians(problem: Problem, z: Array, tol, *, shape) -> AdversarialHessian:
+def _hessians(
+    problem: Problem, z: Array, tol: float | Array, *, shape: tuple[int, ...]
+) -> AdversarialHessian:
     loss, theta = problem.flat_loss(shape), problem.theta
     found = analyse(loss, theta, problem.feasible, z, tol)
     jacobian, _, mixed = implicit_jacobian(loss, theta, problem, z, found)
@@ -185,7 +192,15 @@ _search = jax.jit(search, static_argnames=("shape", "num_restarts"))
 
 
 def _candidate(
-    loss, theta, x, norm: Norm, eps, bounds, x_adv, key, num_restarts: int
+    loss: ScalarLoss,
+    theta: PyTree,
+    x: Array,
+    norm: Norm,
+    eps: float | Array,
+    bounds: Bounds,
+    x_adv: Array | None,
+    key: Key | None,
+    num_restarts: int,
 ) -> tuple[Problem, Array, Array]:
     """The problem, its attack (given or looked for) and the gap to the second best."""
     check_count("num_restarts", num_restarts, 0)
@@ -203,17 +218,17 @@ def _candidate(
 
 @in_float64
 def attack_jacobian(
-    loss,
+    loss: ScalarLoss,
     theta: PyTree,
     x: Array,
     *,
     norm: Norm,
-    eps,
-    bounds=None,
+    eps: float | Array,
+    bounds: Bounds = None,
     x_adv: Array | None = None,
     key: Key | None = None,
     num_restarts: int = 8,
-    tol=1e-9,
+    tol: float = 1e-9,
 ) -> AttackJacobian:
     r"""Jacobian :math:`D = dx'/d\theta` of the optimal attack, dense, with its certificates.
 
@@ -265,17 +280,17 @@ def attack_jacobian(
 
 @in_float64
 def adversarial_hessian(
-    loss,
+    loss: ScalarLoss,
     theta: PyTree,
     x: Array,
     *,
     norm: Norm,
-    eps,
-    bounds=None,
+    eps: float | Array,
+    bounds: Bounds = None,
     x_adv: Array | None = None,
     key: Key | None = None,
     num_restarts: int = 8,
-    tol=1e-9,
+    tol: float = 1e-9,
 ) -> AdversarialHessian:
     r"""Hessian :math:`A + B^T D` of the adversarial loss, dense, and its two parts.
 

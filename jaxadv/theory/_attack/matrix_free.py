@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ..._checks import check_count
 from ..._transfers import on_host
@@ -23,10 +24,10 @@ from .._krylov import Estimate, Extremes, lanczos, square_root
 from . import operators as products
 from .active import TOUCHES, active_set
 from .certificates import KINDS, REGULAR, relative_residual
-from .feasible import l2_norm
-from .problem import make_problem
+from .feasible import Bounds, l2_norm
+from .problem import ScalarLoss, make_problem
 
-_KINKED = 0.1
+_KINKED = 0.1  # a smooth loss stays far below, a ReLU network is of order 1
 
 
 class MatrixFreeJacobian(NamedTuple):
@@ -218,14 +219,14 @@ class MatrixFreeJacobian(NamedTuple):
 
 @on_host
 def matrix_free_jacobian(
-    loss,
+    loss: ScalarLoss,
     theta: PyTree,
     x: Array,
     x_adv: Array,
     *,
     norm: Norm,
-    eps,
-    bounds=None,
+    eps: float | Array,
+    bounds: Bounds = None,
     tol: float | None = None,
     cg_tol: float | None = None,
     cg_steps: int = 500,
@@ -339,12 +340,14 @@ def matrix_free_jacobian(
 
 
 @jax.jit
-def _value_and_gradient(loss, theta, x):
+def _value_and_gradient(loss: Partial, theta: PyTree, x: Array) -> tuple[Array, Array]:
     """The loss and its gradient in x."""
     return jax.value_and_grad(loss)(x, theta)
 
 
-def _kink(loss, theta, x, v, curved, radius: float, double: bool) -> float:
+def _kink(
+    loss: Partial, theta: PyTree, x: Array, v: Array, curved: Array, radius: float, double: bool
+) -> float:
     """How far H v is from a finite difference of the gradient over a step of the ball's size."""
     step = (1e-4 if double else 1e-2) * (radius if radius > 0 else 1.0)
     ends = [_value_and_gradient(loss, theta, x + s * step * v)[1] for s in (1, -1)]

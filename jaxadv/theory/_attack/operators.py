@@ -9,6 +9,7 @@ References:
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ class Point:
     cg_tol: float = dataclasses.field(metadata=dict(static=True))
     cg_steps: int = dataclasses.field(metadata=dict(static=True))
 
-    def input_gradient(self, x, theta) -> Array:
+    def input_gradient(self, x: Array, theta: PyTree) -> Array:
         """grad_x l, shaped like x."""
         return jax.grad(self.loss)(x, theta)
 
@@ -40,15 +41,15 @@ class Point:
         """P v for a v shaped like x."""
         return self.active.project(v.reshape(-1)).reshape(self.x_adv.shape)
 
-    def linear_solver(self):
+    def linear_solver(self) -> Callable[[Array], CG]:
         """The map v -> S^{-1} P v (as `CG`), with grad_x l linearised once."""
         _, hessian = jax.linearize(lambda x: self.input_gradient(x, self.theta), self.x_adv)
 
-        def apply(v):
+        def apply(v: Array) -> Array:
             v = self.project(v)
             return self.active.pull * v - self.project(hessian(v))
 
-        def solve(v) -> CG:
+        def solve(v: Array) -> CG:
             return conjugate_gradients(
                 apply, self.project(v), tol=self.cg_tol, max_steps=self.cg_steps
             )
@@ -74,7 +75,7 @@ def mixed_product(point: Point, u: PyTree) -> Array:
 def mixed_transpose_product(point: Point, w: Array) -> PyTree:
     """B^T w, a pytree like theta: the gradient in theta of the directional derivative along w."""
 
-    def slope(theta):
+    def slope(theta: PyTree) -> Array:
         return jax.jvp(lambda x: point.loss(x, theta), (point.x_adv,), (w,))[1]
 
     return jax.grad(slope)(point.theta)

@@ -2,8 +2,8 @@ r"""Optimal attacks to machine precision, for L2, Linf and L1 balls with or with
 
 Three stages per start (SPEC C.5), all starts at once: ascent with steps of decreasing length;
 monotone projected-gradient ascent with backtracking; Newton steps on the KKT system of the current
-active set, in which negative curvature is turned round, accepted if the loss grows or the residual
-halves. The best start wins and comes with its certificates.
+active set, with each Hessian eigenvalue replaced by its absolute value, accepted if the loss grows
+or the residual halves. The best start wins and comes with its certificates.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ from .certificates import (
     kind_name,
     relative_residual,
 )
-from .feasible import Feasible, l2_norm
-from .problem import Problem, make_problem
+from .feasible import Bounds, Feasible, l2_norm
+from .problem import FlatLoss, Problem, ScalarLoss, make_problem
 
 _PGD_STEPS, _ASCENT_STEPS, _NEWTON_STEPS = 30, 100, 60
 _FINE = 1e-14  # relative residual at which there is nothing left to gain
@@ -87,17 +87,17 @@ class PolishedAttack(NamedTuple):
         return kind_name(self.kind_code)
 
 
-def _ascend(loss, feasible: Feasible, z: Array) -> Array:
+def _ascend(loss: FlatLoss, feasible: Feasible, z: Array) -> Array:
     """Stage 1: steepest ascent with decreasing steps; the best iterate."""
     slope = jax.value_and_grad(loss)
 
-    def direction(g):
+    def direction(g: Array) -> Array:
         if feasible.norm == "linf":
             return jnp.sign(g)
         length = l2_norm(g)
         return g / jnp.where(length > 0, length, 1.0)
 
-    def step(carry, size):
+    def step(carry: tuple, size: Array) -> tuple:
         z, best, best_value = carry
         value, g = slope(z)
         better = value > best_value
@@ -111,21 +111,21 @@ def _ascend(loss, feasible: Feasible, z: Array) -> Array:
     return jnp.where(loss(last) > best_value, last, best)
 
 
-def climb(loss, feasible: Feasible, z: Array, max_steps: int = _ASCENT_STEPS) -> Array:
+def climb(loss: FlatLoss, feasible: Feasible, z: Array, max_steps: int = _ASCENT_STEPS) -> Array:
     """Stage 2: projected-gradient ascent that never lets the loss fall."""
     slope = jax.value_and_grad(loss)
 
-    def unit(g):
+    def unit(g: Array) -> Array:
         length = l2_norm(g)
         return feasible.eps / jnp.where(length > 0, length, 1.0)
 
-    def going(state):
+    def going(state: tuple) -> Array:
         z, _, g, step, count = state
         scale = jnp.where(l2_norm(g) > 0, l2_norm(g), 1.0)
         moving = relative_residual(feasible, z, g, scale) > 1e-6
         return moving & (count < max_steps) & (step > 1e-12 * unit(g))
 
-    def body(state):
+    def body(state: tuple) -> tuple:
         z, value, g, step, count = state
         new = feasible.project(z + step * g)
         new_value, new_g = slope(new)
@@ -138,12 +138,13 @@ def climb(loss, feasible: Feasible, z: Array, max_steps: int = _ASCENT_STEPS) ->
 
 
 def _newton_step(active: ActiveSet, g: Array, hessian: Array) -> Array:
-    """Newton's step on the tangent space, with negative curvature turned round."""
+    """Newton's step on the tangent space, each eigenvalue replaced by its absolute value."""
     projector = active.projector
     inside = projector @ hessian @ projector
     inside = active.pull * projector - 0.5 * (inside + inside.T)
     values, vectors = jnp.linalg.eigh(inside)
     magnitudes = jnp.abs(values)
+    # Directions without curvature, those outside the tangent space among them, get no step.
     usable = magnitudes > 1e-13 * jnp.max(magnitudes)
     coordinates = (vectors.T @ active.project(g)) / jnp.where(usable, magnitudes, 1.0)
     return active.project(vectors @ jnp.where(usable, coordinates, 0.0))
@@ -159,7 +160,7 @@ def candidates(
     held = jnp.where(active.fixed, r, 0.0)
     radius = jnp.sqrt(jnp.maximum(feasible.eps**2 - jnp.sum(held**2), 0.0))
 
-    def retract(size):
+    def retract(size: Array) -> Array:
         moved = jnp.where(active.fixed, 0.0, r + size * step)
         if feasible.norm == "l2":
             norm = l2_norm(moved)
@@ -172,7 +173,9 @@ def candidates(
     return jnp.concatenate([jax.vmap(retract)(sizes), jax.vmap(climb)(sizes)])
 
 
-def choose(residual: Array, value: Array, residuals: Array, values: Array, noise: Array):
+def choose(
+    residual: Array, value: Array, residuals: Array, values: Array, noise: Array
+) -> tuple[Array, Array]:
     """Which candidate to take, and whether any: one that halves the residual, or the highest."""
     halves = (residuals <= 0.5 * residual) & (values >= value - noise)
     by_residual = jnp.argmin(jnp.where(halves, residuals, jnp.inf))
@@ -181,16 +184,16 @@ def choose(residual: Array, value: Array, residuals: Array, values: Array, noise
     return best, jnp.any(halves) | jnp.any(values > value + noise)
 
 
-def _polish(loss, feasible: Feasible, z: Array) -> tuple[Array, Array, Array]:
+def _polish(loss: FlatLoss, feasible: Feasible, z: Array) -> tuple[Array, Array, Array]:
     """Stage 3: Newton on the KKT system, safeguarded; returns x', its loss and its residual."""
     slope = jax.value_and_grad(loss)
     hessian_fn = jax.jacfwd(jax.grad(loss))
 
-    def going(state):
+    def going(state: tuple) -> Array:
         _, _, _, residual, stalled, count = state
         return (residual > _FINE) & ~stalled & (count < _NEWTON_STEPS)
 
-    def body(state):
+    def body(state: tuple) -> tuple:
         z, value, g, residual, _, count = state
         hessian = hessian_fn(z)
         scale = gradient_scale(feasible, g, hessian)
@@ -234,7 +237,9 @@ def _starts(key: Key, feasible: Feasible, g: Array, num_restarts: int) -> Array:
     )
 
 
-def search(key: Key, problem: Problem, shape, num_restarts: int) -> tuple[Array, Array]:
+def search(
+    key: Key, problem: Problem, shape: tuple[int, ...], num_restarts: int
+) -> tuple[Array, Array]:
     """The best local maximum over all starts (flat), and the gap to the second best."""
     feasible, flat_loss = problem.feasible, problem.flat_loss(shape)
     loss = lambda z: flat_loss(z, problem.theta)
@@ -244,20 +249,22 @@ def search(key: Key, problem: Problem, shape, num_restarts: int) -> tuple[Array,
     values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
     top = jnp.max(values)
     size = jnp.abs(top) + l2_norm(jax.grad(loss)(points[jnp.argmax(values)])) * feasible.eps
+    # Values that tie differ by rounding; the residual says which start converged best.
     ties = values >= top - 1e-12 * size
     best = jnp.argmin(
         jnp.where(ties, jnp.where(jnp.isfinite(residuals), residuals, 1e300), jnp.inf)
     )
+    # A maximum that two starts found is not its own runner-up.
     apart = jnp.max(jnp.abs(points - points[best][None, :]), axis=1) > 1e-4 * feasible.eps
     others = jnp.max(jnp.where(apart & (residuals <= 1e-9), values, -jnp.inf))
     return points[best], jnp.maximum(values[best] - others, 0.0)
 
 
-def _falls_on_the_way(loss, feasible: Feasible, start: Array, end: Array) -> Array:
+def _falls_on_the_way(loss: FlatLoss, feasible: Feasible, start: Array, end: Array) -> Array:
     """Whether the loss falls on the way from start to end, on the arc if both are on a sphere."""
     first, last = start - feasible.x, end - feasible.x
 
-    def between(t):
+    def between(t: Array) -> Array:
         r = (1 - t) * first + t * last
         if feasible.norm == "l2":
             length = l2_norm(r)
@@ -272,13 +279,17 @@ def _falls_on_the_way(loss, feasible: Feasible, start: Array, end: Array) -> Arr
 
 
 @jax.jit(static_argnames=("shape", "num_restarts"))
-def _find(key, problem: Problem, tol, *, shape, num_restarts) -> OptimalAttack:
+def _find(
+    key: Key, problem: Problem, tol: float | Array, *, shape: tuple[int, ...], num_restarts: int
+) -> OptimalAttack:
     z, value_gap = search(key, problem, shape, num_restarts)
     return _report(problem, shape, z, tol, value_gap)
 
 
 @jax.jit(static_argnames=("shape",))
-def _follow(problem: Problem, x_adv, tol, *, shape) -> PolishedAttack:
+def _follow(
+    problem: Problem, x_adv: Array, tol: float | Array, *, shape: tuple[int, ...]
+) -> PolishedAttack:
     feasible, flat_loss = problem.feasible, problem.flat_loss(shape)
     loss = lambda z: flat_loss(z, problem.theta)
     start = feasible.project(x_adv.reshape(-1))
@@ -291,7 +302,9 @@ def _follow(problem: Problem, x_adv, tol, *, shape) -> PolishedAttack:
     )
 
 
-def _report(problem, shape, z, tol, value_gap) -> OptimalAttack:
+def _report(
+    problem: Problem, shape: tuple[int, ...], z: Array, tol: float | Array, value_gap: Array
+) -> OptimalAttack:
     found = analyse(problem.flat_loss(shape), problem.theta, problem.feasible, z, tol)
     return OptimalAttack(
         z.reshape(shape), found.value, found.kind_code, found.certificates, value_gap
@@ -301,15 +314,15 @@ def _report(problem, shape, z, tol, value_gap) -> OptimalAttack:
 @in_float64
 def optimal_attack(
     key: Key,
-    loss,
+    loss: ScalarLoss,
     theta: PyTree,
     x: Array,
     *,
     norm: Norm,
-    eps,
-    bounds=None,
+    eps: float | Array,
+    bounds: Bounds = None,
     num_restarts: int = 8,
-    tol=1e-9,
+    tol: float = 1e-9,
 ) -> OptimalAttack:
     r"""The attack that maximises the loss over :math:`C(x)`, with certificates, in float64.
 
@@ -359,7 +372,15 @@ def optimal_attack(
 
 @in_float64
 def polish_attack(
-    loss, theta: PyTree, x: Array, x_adv: Array, *, norm: Norm, eps, bounds=None, tol=1e-9
+    loss: ScalarLoss,
+    theta: PyTree,
+    x: Array,
+    x_adv: Array,
+    *,
+    norm: Norm,
+    eps: float | Array,
+    bounds: Bounds = None,
+    tol: float = 1e-9,
 ) -> PolishedAttack:
     """The local maximum next to a given attack: follows a branch as theta moves, or refines PGD.
 

@@ -12,7 +12,8 @@ from ..._program import trace
 from ..._types import Array, Norm, PyTree
 from .feasible import Feasible
 
-ScalarLoss = Callable[[Array, PyTree], Array]
+ScalarLoss = Callable[[Array, PyTree], Array]  # of x and theta
+FlatLoss = Callable[[Array], Array]  # of the flattened x
 
 
 class Problem(NamedTuple):

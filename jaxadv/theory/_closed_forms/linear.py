@@ -25,17 +25,22 @@ References:
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ..._checks import check_step, is_concrete
 from ..._types import Array, Norm
-from .._attack.feasible import Feasible
+from .._attack.feasible import Bounds, Feasible
 from .._float64 import in_float64
 
+_F = TypeVar("_F", bound=Callable)
 
-def check_p(p) -> float:
+
+def check_p(p: Any) -> float:
     """The exponent as a float; raises a ``ValueError`` unless it lies in [1, inf]."""
     if isinstance(p, str):
         raise ValueError(f"p={p!r} is a string; pass the exponent: 1, 2, numpy.inf, 1.5, ...")
@@ -45,16 +50,16 @@ def check_p(p) -> float:
     return p
 
 
-def in_float64_for_p(function):
+def in_float64_for_p(function: _F) -> _F:
     """`in_float64` for a function with the keyword p, which stays a number under ``jax.jit``."""
 
     @functools.wraps(function)
-    def wrapped(*args, p, **kwargs):
+    def wrapped(*args: Any, p: float, **kwargs: Any) -> Any:
         exponent = check_p(p)
         call = functools.wraps(function)(lambda *a, **k: function(*a, p=exponent, **k))
         return in_float64(call)(*args, **kwargs)
 
-    return wrapped
+    return cast(_F, wrapped)
 
 
 def dual_exponent(p: float) -> float:
@@ -62,7 +67,9 @@ def dual_exponent(p: float) -> float:
     return math.inf if p == 1 else 1.0 if math.isinf(p) else p / (p - 1)
 
 
-def check_example(theta, x, y, eps) -> tuple[Array, Array, Array]:
+def check_example(
+    theta: ArrayLike, x: ArrayLike, y: ArrayLike, eps: float | Array
+) -> tuple[Array, Array, Array]:
     theta, x, y = (jnp.asarray(a, float) for a in (theta, x, y))
     if theta.ndim != 1 or x.ndim < 1 or x.shape[-1] != theta.shape[0]:
         raise ValueError(
@@ -136,7 +143,15 @@ def _only_where_regular(theta: Array, p: float, values: Array, what: str) -> Arr
 
 
 @in_float64_for_p
-def linear_attack(theta, x, y, *, p, eps, bounds=None) -> Array:
+def linear_attack(
+    theta: ArrayLike,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    p: float,
+    eps: float | Array,
+    bounds: Bounds = None,
+) -> Array:
     r"""The optimal attack :math:`x' = x - y \epsilon u`, u a subgradient of the dual norm.
 
     * p = 2: :math:`u = \theta/\|\theta\|`; p = inf: :math:`u = \mathrm{sign}(\theta)`;
@@ -176,7 +191,7 @@ def linear_attack(theta, x, y, *, p, eps, bounds=None) -> Array:
     if p not in names:
         raise ValueError(f"bounds with p={p}; the box is supported for p in 1, 2 and inf")
 
-    def one(x, y):
+    def one(x: Array, y: Array) -> Array:
         return Feasible.make(x, norm=names[p], eps=eps, bounds=bounds).farthest(-y * theta)
 
     attacks = jax.vmap(one)(x.reshape(-1, x.shape[-1]), y.reshape(-1))
@@ -184,7 +199,15 @@ def linear_attack(theta, x, y, *, p, eps, bounds=None) -> Array:
 
 
 @in_float64_for_p
-def linear_margin(theta, x, y, *, p, eps, bias=0.0) -> Array:
+def linear_margin(
+    theta: ArrayLike,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    p: float,
+    eps: float | Array,
+    bias: float | Array = 0.0,
+) -> Array:
     r"""The smallest margin in the ball, :math:`M = y(\theta^T x + b) - \epsilon\|\theta\|_q`.
 
     Args:
@@ -211,7 +234,15 @@ def linear_margin(theta, x, y, *, p, eps, bias=0.0) -> Array:
 
 
 @in_float64_for_p
-def linear_loss(theta, x, y, *, p, eps, bias=0.0) -> Array:
+def linear_loss(
+    theta: ArrayLike,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    p: float,
+    eps: float | Array,
+    bias: float | Array = 0.0,
+) -> Array:
     r"""The adversarial logistic loss :math:`\ell_\epsilon(\theta) = \phi(M)`, convex in theta.
 
     All arguments are those of `linear_margin`.
@@ -232,7 +263,15 @@ def linear_loss(theta, x, y, *, p, eps, bias=0.0) -> Array:
 
 
 @in_float64_for_p
-def linear_gradient(theta, x, y, *, p, eps, bias=0.0) -> Array:
+def linear_gradient(
+    theta: ArrayLike,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    p: float,
+    eps: float | Array,
+    bias: float | Array = 0.0,
+) -> Array:
     r"""Gradient :math:`-s(-M)\, y x'` of the adversarial loss; a subgradient at its kinks.
 
     All arguments are those of `linear_margin`.
@@ -254,7 +293,15 @@ def linear_gradient(theta, x, y, *, p, eps, bias=0.0) -> Array:
 
 
 @in_float64_for_p
-def linear_hessian(theta, x, y, *, p, eps, bias=0.0) -> Array:
+def linear_hessian(
+    theta: ArrayLike,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    p: float,
+    eps: float | Array,
+    bias: float | Array = 0.0,
+) -> Array:
     r"""Hessian :math:`s(M)s(-M) v v^T + s(-M) \epsilon N`, with :math:`v = y x'`.
 
     The first term is the Hessian A at the frozen attack, the second the motion of the attack,
@@ -288,7 +335,9 @@ def linear_hessian(theta, x, y, *, p, eps, bias=0.0) -> Array:
 
 
 @in_float64_for_p
-def linear_attack_jacobian(theta, y, *, p, eps) -> Array:
+def linear_attack_jacobian(
+    theta: ArrayLike, y: ArrayLike, *, p: float, eps: float | Array
+) -> Array:
     r"""Jacobian :math:`D = -y\epsilon N` of the attack with respect to theta.
 
     For p = 2, :math:`D = -(y\epsilon/\|\theta\|)(I - \theta\theta^T/\|\theta\|^2)`: eigenvalue 0
@@ -320,7 +369,7 @@ def linear_attack_jacobian(theta, y, *, p, eps) -> Array:
 
 
 @in_float64
-def linear_spectrum(theta, x, y, *, eps) -> Array:
+def linear_spectrum(theta: ArrayLike, x: ArrayLike, y: ArrayLike, *, eps: float | Array) -> Array:
     r"""Eigenvalues of the Hessian for p = 2, in closed form, ascending.
 
     With :math:`c = s(M)s(-M)`, :math:`k = \epsilon s(-M)/\|\theta\|` and :math:`v = y x'` split

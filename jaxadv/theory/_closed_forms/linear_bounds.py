@@ -9,12 +9,14 @@ References:
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import scipy.optimize
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 
 from ..._types import Array
 from .._float64 import in_float64
@@ -41,11 +43,11 @@ def _positive(**values: float) -> None:
             raise ValueError(f"{name}={value} must be a finite number >= 0")
 
 
-def _sigmoid(t):
+def _sigmoid(t: Any) -> Any:
     return 0.5 * (1 + np.tanh(0.5 * t))
 
 
-def _maximum(function, low: float, high: float, num: int = 4001) -> float:
+def _maximum(function: Callable[[Any], Any], low: float, high: float, num: int = 4001) -> float:
     """Maximum on an interval: a grid, then Brent's method between the neighbours of its best."""
     grid = np.linspace(low, high, num)
     values = function(grid)
@@ -91,7 +93,7 @@ def cross_smoothness(product: float, *, dim: int = 2) -> float:
     if dim < 1:
         raise ValueError(f"dim={dim} must be at least 1")
 
-    def squared(m):
+    def squared(m: Any) -> Any:
         s, c = _sigmoid(-m), _sigmoid(m) * _sigmoid(-m)
         if dim == 1:
             return (s - c * m) ** 2
@@ -135,7 +137,7 @@ def logistic_constants(radius_x: float, radius_theta: float, *, dim: int = 2) ->
 
 
 @in_float64_for_p
-def adversarial_radius(x, *, p, eps) -> Array:
+def adversarial_radius(x: ArrayLike, *, p: float, eps: float | Array) -> Array:
     r"""Largest Euclidean norm in the ball round each example: the R' of the constants.
 
     :math:`\|x\| + \epsilon` for p = 2, :math:`\|\,|x| + \epsilon 1\|` for p = inf,
@@ -167,7 +169,7 @@ def adversarial_radius(x, *, p, eps) -> Array:
     return norms + eps * x.shape[-1] ** max(0.0, 0.5 - 1 / p)
 
 
-def theorem1_bound(x, *, eps: float, theta_min: float, theta_max: float) -> float:
+def theorem1_bound(x: ArrayLike, *, eps: float, theta_min: float, theta_max: float) -> float:
     r"""Theorem 1 (L2): smoothness of the adversarial loss on an annulus.
 
     :math:`C_{\theta\theta} + \epsilon C_{\theta x}/\theta_{min}` bounds
@@ -206,7 +208,7 @@ def theorem1_bound(x, *, eps: float, theta_min: float, theta_max: float) -> floa
     return constants.smoothness + eps * constants.cross / theta_min
 
 
-def theorem2_bound(x, *, eps: float) -> float:
+def theorem2_bound(x: ArrayLike, *, eps: float) -> float:
     r"""Theorem 2 (Linf): on an open orthant of theta the loss is :math:`R'^2/4`-smooth.
 
     The attack does not move there, so C_thth is all there is; across
@@ -231,7 +233,9 @@ def theorem2_bound(x, *, eps: float) -> float:
 
 
 @in_float64
-def local_smoothness_bound(theta, x, y, *, eps) -> Array:
+def local_smoothness_bound(
+    theta: ArrayLike, x: ArrayLike, y: ArrayLike, *, eps: float | Array
+) -> Array:
     r"""Sharper than Theorem 1, at one theta: :math:`R'^2/4 + \epsilon s(-M)/\|\theta\|`.
 
     The rank-one part of B is annihilated by the Jacobian of the attack. Its maximum over a convex
@@ -290,7 +294,7 @@ def annulus_smoothness(radius_x: float, *, eps: float, theta_min: float, theta_m
     if not 0 < theta_min <= theta_max < math.inf:
         raise ValueError(f"theta_min={theta_min}, theta_max={theta_max}: 0 < min <= max < inf")
 
-    def largest(along, norm):
+    def largest(along: Any, norm: float) -> Any:
         margin = norm * along
         c = _sigmoid(margin) * _sigmoid(-margin)
         k = eps * _sigmoid(-margin) / norm
@@ -313,7 +317,7 @@ def annulus_smoothness(radius_x: float, *, eps: float, theta_min: float, theta_m
     return best
 
 
-def theta_min_from_loss(loss: float, x, *, p, eps: float) -> float:
+def theta_min_from_loss(loss: float, x: ArrayLike, *, p: float, eps: float) -> float:
     r"""Distance to 0 that a loss value below log 2 guarantees.
 
     Every theta with :math:`L_\epsilon(\theta) \le c < \log 2` has
@@ -342,7 +346,7 @@ def theta_min_from_loss(loss: float, x, *, p, eps: float) -> float:
     return distance / lipschitz if distance else 0.0
 
 
-def collapse_threshold(x, y, *, p) -> float:
+def collapse_threshold(x: ArrayLike, y: ArrayLike, *, p: float) -> float:
     r"""The smallest radius at which theta = 0 minimises :math:`L_\epsilon`.
 
     That is :math:`\|\frac1N \sum_n y_n x_n\|_p`: beyond it adversarial training collapses.

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ..._types import Array
 from .linear import check_example, check_p, dual_norm, in_float64_for_p, linear_margin
@@ -29,7 +30,9 @@ class LinearKinks(NamedTuple):
 
 
 @in_float64_for_p
-def linear_kinks(theta, x, y, *, p, eps) -> LinearKinks:
+def linear_kinks(
+    theta: ArrayLike, x: ArrayLike, y: ArrayLike, *, p: float, eps: float | Array
+) -> LinearKinks:
     r"""Locations and jumps of the kinks of the adversarial loss.
 
     For p = inf the i-th partial derivative jumps by :math:`2\epsilon s(-M)` at
@@ -84,7 +87,7 @@ class LinearRegularity(NamedTuple):
     exponent: float
 
 
-def linear_regularity(p) -> LinearRegularity:
+def linear_regularity(p: float) -> LinearRegularity:
     r"""Where the loss is not smooth, and how badly, for each p: Lipschitz off 0 for 1 < p <= 2.
 
     Args:

@@ -76,6 +76,9 @@ def toy_margin_loss(u: ArrayLike, y: float = 1.0, *, model: Model = "linear") ->
     Example:
         >>> float(toy_margin_loss(0.0))  # log 2
         0.6931471805599453
+
+    References:
+        SPEC G.1; Kanai et al. (arXiv 2103.01400), section 5.1.
     """
     _check(model, None)
     return jax.nn.softplus(-y * _link(jnp.asarray(u, float), model))
@@ -91,7 +94,9 @@ def _dual_norm(theta: Array, norm: str) -> Array:
     return jnp.where(largest > 0, scale * jnp.sqrt(jnp.where(largest > 0, squares, 1.0)), 0.0)
 
 
-def _position(theta: Array, x: Array, y, model: str, norm: str | None, eps):
+def _position(
+    theta: Array, x: Array, y: float | Array, model: str, norm: str | None, eps: float | Array
+) -> tuple[Array, Array]:
     middle = theta @ x
     if norm is None:
         return middle, jnp.zeros((), int)
@@ -111,8 +116,8 @@ def _position(theta: Array, x: Array, y, model: str, norm: str | None, eps):
 @in_float64
 def toy_loss(
     theta: ArrayLike,
-    x=TOY_POINT,
-    y=1.0,
+    x: ArrayLike = TOY_POINT,
+    y: float | Array = 1.0,
     *,
     model: Model = "linear",
     norm: Literal["l2", "linf"] | None = "l2",
@@ -152,8 +157,8 @@ def toy_loss(
 @in_float64
 def toy_attack(
     theta: ArrayLike,
-    x=TOY_POINT,
-    y=1.0,
+    x: ArrayLike = TOY_POINT,
+    y: float | Array = 1.0,
     *,
     model: Model = "linear",
     norm: Literal["l2", "linf"] = "l2",
@@ -192,8 +197,8 @@ def toy_attack(
 @in_float64
 def toy_gradient(
     theta: ArrayLike,
-    x=TOY_POINT,
-    y=1.0,
+    x: ArrayLike = TOY_POINT,
+    y: float | Array = 1.0,
     *,
     model: Model = "linear",
     norm: Literal["l2", "linf"] = "l2",
@@ -231,7 +236,12 @@ def toy_gradient(
 
 @in_float64
 def toy_kink_jump(
-    theta: ArrayLike, x=TOY_POINT, y=1.0, *, model: Model = "linear", eps: float = TOY_EPS
+    theta: ArrayLike,
+    x: ArrayLike = TOY_POINT,
+    y: float | Array = 1.0,
+    *,
+    model: Model = "linear",
+    eps: float = TOY_EPS,
 ) -> Array:
     r"""Jump :math:`2\epsilon|\psi'(c)|` of the i-th partial derivative of the Linf loss.
 
@@ -261,9 +271,22 @@ def toy_kink_jump(
 
 @in_float64
 def toy_weak_convexity(
-    x=TOY_POINT, *, model: Model = "swish", norm: Literal["l2", "linf"] = "l2", eps: float = TOY_EPS
+    x: ArrayLike = TOY_POINT,
+    *,
+    model: Model = "swish",
+    norm: Literal["l2", "linf"] = "l2",
+    eps: float = TOY_EPS,
 ) -> Array:
     r"""Modulus :math:`w = \sup_u \max(0, -\psi''(u))\, R'^2`, :math:`R' = \max\|x'\|_2`, for y = 1.
+
+    Args:
+        x: data point, shape (d,).
+        model: "linear" or "swish".
+        norm: of the attack.
+        eps: radius.
+
+    Returns:
+        The modulus, a scalar.
 
     Example:
         >>> round(float(toy_weak_convexity(norm="linf")), 6)
@@ -287,8 +310,8 @@ def toy_weak_convexity(
 @in_float64
 def toy_pgd(
     theta: ArrayLike,
-    x=TOY_POINT,
-    y=1.0,
+    x: ArrayLike = TOY_POINT,
+    y: float | Array = 1.0,
     *,
     model: Model = "swish",
     norm: Literal["l2", "linf"] = "l2",
@@ -328,7 +351,7 @@ def toy_pgd(
     step = eps / 40 if step_size is None else step_size
     loss = lambda delta: jax.nn.softplus(-y * _link(theta @ (x + delta), model))
 
-    def advance(_, state):
+    def advance(_: Array, state: tuple) -> tuple:
         delta, best, best_loss = state
         value, gradient = jax.value_and_grad(loss)(delta)
         better = value > best_loss

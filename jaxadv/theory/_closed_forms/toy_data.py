@@ -42,6 +42,9 @@ def toy_dataset_loss(
         >>> theta = jnp.array([1.0915989, 0.0])
         >>> round(float(toy_dataset_loss(theta, points, labels, norm="linf")), 7)
         0.6470117
+
+    References:
+        Kanai et al. (arXiv 2103.01400), Figure 4.
     """
     _check("linear", norm)
     theta, points = jnp.asarray(theta, float), jnp.asarray(points, float)
@@ -53,10 +56,20 @@ def toy_dataset_loss(
 def toy_dataset(seed: int = 0, num_points: int = 100) -> tuple[np.ndarray, np.ndarray]:
     """The data set of Figure 4: standard normal points in the plane, label the sign of x_1.
 
+    Args:
+        seed: of the points.
+        num_points: N.
+
+    Returns:
+        Points of shape (N, 2) and labels -1 or 1 of shape (N,), in float64.
+
     Example:
         >>> points, labels = toy_dataset()
         >>> points.shape, sorted(set(labels.tolist()))
         ((100, 2), [-1.0, 1.0])
+
+    References:
+        Kanai et al. (arXiv 2103.01400), Figure 4.
     """
     check_count("num_points", num_points, 1)
     points = np.random.default_rng(seed).normal(size=(num_points, 2))

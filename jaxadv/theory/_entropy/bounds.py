@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 
 class CovarianceBounds(NamedTuple):
@@ -37,7 +38,9 @@ def _check(**values: float) -> None:
             )
 
 
-def covariance_bounds(covariance, *, gamma: float, beta: float = 1.0) -> CovarianceBounds:
+def covariance_bounds(
+    covariance: ArrayLike, *, gamma: float, beta: float = 1.0
+) -> CovarianceBounds:
     """The bounds that need the covariance of the Gibbs measure.
 
     Args:
@@ -54,6 +57,9 @@ def covariance_bounds(covariance, *, gamma: float, beta: float = 1.0) -> Covaria
     Example:
         >>> covariance_bounds(np.eye(2) / 2, gamma=1.0).spectral
         1.0
+
+    References:
+        SPEC D.2; Kanai et al. (arXiv 2103.01400), Theorem 3; errata E15.
     """
     _check(gamma=gamma, beta=beta)
     covariance = np.asarray(covariance, np.float64)
@@ -94,6 +100,9 @@ def weakly_convex_bounds(
     Example:
         >>> weakly_convex_bounds(gamma=2.0, weak_convexity=1.0)
         (-2.0, 2.0)
+
+    References:
+        SPEC D.2; Brascamp and Lieb 1976.
     """
     _check(gamma=gamma, weak_convexity=weak_convexity, beta=beta)
     upper = beta * gamma
@@ -120,6 +129,9 @@ def lipschitz_variance_bound(*, gamma: float, lipschitz: float, beta: float = 1.
     Example:
         >>> round(lipschitz_variance_bound(gamma=1.0, lipschitz=2.0), 9)
         5.828427125
+
+    References:
+        SPEC D.2.
     """
     _check(gamma=gamma, lipschitz=lipschitz, beta=beta)
     gamma, lipschitz = beta * gamma, beta * lipschitz
@@ -145,6 +157,9 @@ def lipschitz_bound(*, gamma: float, lipschitz: float, beta: float = 1.0) -> flo
     Example:
         >>> round(lipschitz_bound(gamma=1.0, lipschitz=6.0), 2)
         36.97
+
+    References:
+        SPEC D.2; erratum E16.
     """
     _check(gamma=gamma, lipschitz=lipschitz, beta=beta)
     gamma, lipschitz = beta * gamma, beta * lipschitz
@@ -167,6 +182,9 @@ def kink_curvature(jump: float, *, gamma: float, beta: float = 1.0) -> float:
     Example:
         >>> round(kink_curvature(0.6, gamma=100.0), 3)
         2.394
+
+    References:
+        SPEC D.2.
     """
     _check(gamma=gamma, beta=beta)
     return beta * jump * math.sqrt(beta * gamma / (2 * math.pi))

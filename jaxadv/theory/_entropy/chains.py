@@ -19,7 +19,7 @@ import numpy as np
 
 from ..._checks import check_count
 from ..._transfers import on_host
-from ..._types import Key, Params, PyTree
+from ..._types import Array, Key, Params, PyTree
 from ...optim import langevin_step
 
 
@@ -53,6 +53,9 @@ def average_weights(num_steps: int, new_weight: float) -> AverageWeights:
     Example:
         >>> round(average_weights(20, 0.25).effective_samples, 1)
         7.0
+
+    References:
+        SPEC D.3 and I.8.
     """
     check_count("num_steps", num_steps, 0)
     if not 0 < new_weight <= 1:
@@ -85,6 +88,9 @@ def effective_temperature(variance: float, *, curvature: float, step_size: float
     Example:
         >>> effective_temperature(0.5, curvature=2.0, step_size=0.0)
         1.0
+
+    References:
+        SPEC D.3 and I.8.
     """
     if not 0 <= step_size * curvature < 2:
         raise ValueError(
@@ -251,12 +257,15 @@ def langevin_trace(
         ...     num_steps=5, step_size=0.1, gamma=1.0, noise_std=0.0)
         >>> positions.shape, gradients.shape
         ((5, 3), (5, 3))
+
+    References:
+        SPEC D.3; Welling and Teh 2011.
     """
     check_count("num_steps", num_steps, 1)
     check_count("burn_in", burn_in, 0)
     anchor = jax.tree.map(jnp.asarray, anchor)
 
-    def step(state, index):
+    def step(state: tuple, index: Array) -> tuple:
         position, gradient = state
         moved = langevin_step(
             None if key is None else jax.random.fold_in(key, index),

@@ -19,9 +19,10 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from ..._checks import check_choice, check_count
 from ..._types import Array
@@ -83,7 +84,7 @@ def _check_positive(**values: float) -> None:
             raise ValueError(f"{name}={value} must be a finite number > 0")
 
 
-def _vector(theta) -> np.ndarray:
+def _vector(theta: ArrayLike) -> np.ndarray:
     theta = np.asarray(theta, np.float64)
     if theta.shape not in ((1,), (2,)):
         raise ValueError(
@@ -109,7 +110,7 @@ def reach(losses: np.ndarray, *, gamma: float, beta: float, lower_bound: float) 
 
 def gibbs_measure(
     loss: Callable[[Array], Array],
-    theta,
+    theta: ArrayLike,
     *,
     gamma: float,
     beta: float = 1.0,
@@ -179,7 +180,16 @@ def _edge(density: np.ndarray) -> float:
     return float(max(borders) / density.max())
 
 
-def _assemble(value, mean, covariance, theta, gamma, beta, edge, error) -> LocalEntropy:
+def _assemble(
+    value: Any,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    theta: np.ndarray,
+    gamma: float,
+    beta: float,
+    edge: float,
+    error: float,
+) -> LocalEntropy:
     m, strength = theta.shape[-1], beta * gamma
     constant = m / 2 * math.log(strength / (2 * math.pi))
     return LocalEntropy(
@@ -196,7 +206,7 @@ def _assemble(value, mean, covariance, theta, gamma, beta, edge, error) -> Local
 
 def local_entropy(
     loss: Callable[[Array], Array],
-    theta,
+    theta: ArrayLike,
     *,
     gamma: float,
     beta: float = 1.0,
@@ -325,7 +335,14 @@ def local_entropy_grid(
     return _assemble(value, mean, covariance, theta, gamma, beta, edge, error)
 
 
-def _separable(loss, grid, theta, rules: list[Nodes], gamma: float, beta: float):
+def _separable(
+    loss: Callable[[Array], Array],
+    grid: Sequence[np.ndarray],
+    theta: np.ndarray,
+    rules: list[Nodes],
+    gamma: float,
+    beta: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     m = len(grid)
     nodes = np.stack(np.meshgrid(*(r.points for r in rules), indexing="ij"), -1)
     exponents = -beta * evaluate(loss, nodes.reshape(-1, m)).reshape(nodes.shape[:-1])
@@ -364,7 +381,9 @@ def _moments(axis: np.ndarray, rule: Nodes, strength: float) -> list[np.ndarray]
     return [weights, offsets * weights, offsets**2 * weights]
 
 
-def _grid_edge(factors, left, right, total, rules: list[Nodes]) -> float:
+def _grid_edge(
+    factors: np.ndarray, left: np.ndarray, right: np.ndarray, total: np.ndarray, rules: list[Nodes]
+) -> float:
     """Mass in the outermost nodes relative to the whole, per node weight: largest of the grid."""
     ends = []
     for index in (0, -1):

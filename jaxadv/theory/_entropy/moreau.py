@@ -7,12 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ..._transfers import on_host
 from ..._types import Array
 from .measure import _check_positive, _vector
 from .quadrature import evaluate
 
+Objective = Callable[[np.ndarray], np.ndarray]  # places (N, m) -> values (N,)
 _GRID = 63  # nodes an axis: 63^2 points fit into one compiled call
 
 
@@ -34,7 +36,7 @@ class MoreauEnvelope(NamedTuple):
 @on_host
 def moreau_envelope(
     loss: Callable[[Array], Array],
-    theta,
+    theta: ArrayLike,
     *,
     gamma: float,
     lower_bound: float = 0.0,
@@ -77,7 +79,7 @@ def moreau_envelope(
     if here < lower_bound:
         raise ValueError(f"lower_bound={lower_bound} is above the loss {here:.6g} at theta")
 
-    def objective(points):
+    def objective(points: np.ndarray) -> np.ndarray:
         distances = np.sum((points - theta[None, :]) ** 2, axis=1)
         return evaluate(loss, points).reshape(-1) + gamma / 2 * distances
 
@@ -95,7 +97,9 @@ def moreau_envelope(
     return MoreauEnvelope(value, best, gamma * (theta - best))
 
 
-def _snap(objective, best, value, breaks):
+def _snap(
+    objective: Objective, best: np.ndarray, value: float, breaks: Sequence[float]
+) -> tuple[np.ndarray, float]:
     """Puts coordinates on kinks if that is no worse."""
     for axis in range(len(best)):
         for place in breaks:
@@ -109,7 +113,14 @@ def _snap(objective, best, value, breaks):
     return best, value
 
 
-def _newton(loss, objective, theta, gamma, best, value):
+def _newton(
+    loss: Callable[[Array], Array],
+    objective: Objective,
+    theta: np.ndarray,
+    gamma: float,
+    best: np.ndarray,
+    value: float,
+) -> tuple[np.ndarray, float]:
     """Up to four Newton steps; the zoom alone finds the place only to the root of the rounding."""
     with jax.enable_x64(True):
         full = lambda t: loss(t) + gamma / 2 * jnp.sum((t - jnp.asarray(theta)) ** 2)

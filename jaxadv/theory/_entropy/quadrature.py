@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ..._checks import check_count
 from ..._program import trace
@@ -70,7 +71,7 @@ def uniform_nodes(low: float, high: float, *, spacing: float) -> Nodes:
 
 
 @jax.jit
-def _values(points, function):
+def _values(points: Array, function: Partial) -> Array:
     return jax.vmap(function)(points)
 
 

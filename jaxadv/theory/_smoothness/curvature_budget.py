@@ -83,6 +83,9 @@ def curvature_budget(
         ...         lambda u: jax.jvp(attack, (jnp.asarray(theta),), (u,))[1])
         >>> round(found.total.largest, 12), round(found.frozen.largest, 12)  # eps / |theta|, 0
         (0.2, 0.0)
+
+    References:
+        SPEC A.9 (F3), H.2 and I.7.
     """
     lanczos_key, trace_key = jax.random.split(key)
     with precision_of(theta, x_adv):
@@ -90,15 +93,15 @@ def curvature_budget(
         gradient = jax.grad(loss, argnums=1)
 
         @jax.jit
-        def frozen(u):
+        def frozen(u: PyTree) -> PyTree:
             return jax.jvp(lambda t: gradient(x_adv, t), (theta,), (u,))[1]
 
         @jax.jit
-        def motion(u):
+        def motion(u: PyTree) -> PyTree:
             moved = attack_product(u)
             return jax.jvp(lambda x: gradient(x, theta), (x_adv,), (moved,))[1]
 
-        def total(u):
+        def total(u: PyTree) -> PyTree:
             return jax.tree.map(lambda a, b: a + b, frozen(u), motion(u))
 
         spectrum = lambda product: extreme_eigenvalues(

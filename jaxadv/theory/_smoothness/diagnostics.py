@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ..._checks import check_choice, check_count
 from ..._program import trace
@@ -149,6 +150,9 @@ def segment_weak_convexity(
         >>> attacks = [np.ones(1), np.ones(1)]
         >>> float(segment_weak_convexity(loss, np.zeros(1), np.ones(1), attacks))
         1.0
+
+    References:
+        SPEC A.9 (F2) and I.3.
     """
     check_count("num_points", num_points, 2)
     check_same_structure("end", end, "start", start)
@@ -167,8 +171,10 @@ def segment_weak_convexity(
 
 
 @jax.jit
-def _segment_curvatures(start, step, attacks, places, loss):
-    def curvature(x, place):
+def _segment_curvatures(
+    start: PyTree, step: PyTree, attacks: Array, places: Array, loss: Partial
+) -> Array:
+    def curvature(x: Array, place: Array) -> Array:
         along = lambda t: loss(x, jax.tree.map(lambda p, d: p + t * d, start, step))
         return jax.grad(jax.grad(along))(place)
 
@@ -264,7 +270,16 @@ def smoothness_along(
     return SmoothnessSplit(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def _split(step, before, frozen, after, x_0, x_1, bounds, learning_rate) -> tuple[float, ...]:
+def _split(
+    step: float,
+    before: np.ndarray,
+    frozen: np.ndarray,
+    after: np.ndarray,
+    x_0: Array,
+    x_1: Array,
+    bounds: tuple[Array, Array] | None,
+    learning_rate: float | None,
+) -> tuple[float, ...]:
     total, attack = after - before, after - frozen
     square = float(total @ total)
     change = float(np.linalg.norm(total)) / step
@@ -280,7 +295,7 @@ def _split(step, before, frozen, after, x_0, x_1, bounds, learning_rate) -> tupl
     )
 
 
-def _flips(x_0, x_1, bounds) -> float:
+def _flips(x_0: Array, x_1: Array, bounds: tuple[Array, Array] | None) -> float:
     if bounds is None:
         return np.nan
     low, high = (np.asarray(bound, np.float64) for bound in bounds)

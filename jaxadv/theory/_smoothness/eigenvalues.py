@@ -72,6 +72,9 @@ def extreme_eigenvalues(
         >>> found = extreme_eigenvalues(jax.random.key(0), lambda v: diagonal * v, diagonal)
         >>> round(found.largest, 4), abs(round(found.smallest, 4))
         (4.0, 0.0)
+
+    References:
+        SPEC I.7; Lanczos 1950.
     """
     check_count("num_steps", num_steps, 1)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -107,6 +110,9 @@ def hutchinson_trace(
         >>> diagonal = jnp.arange(5.0)
         >>> hutchinson_trace(jax.random.key(0), lambda v: diagonal * v, diagonal).value
         10.0
+
+    References:
+        SPEC I.7; Hutchinson 1990.
     """
     check_count("num_probes", num_probes, 1)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())

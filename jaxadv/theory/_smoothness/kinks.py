@@ -5,7 +5,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,6 +85,9 @@ def slope_exponent(
         >>> found = slope_exponent(lambda t: np.sign(t), np.zeros(1), np.ones(1))
         >>> round(found.exponent, 6)  # the kink of |t|
         -1.0
+
+    References:
+        SPEC B.8 and I.5.
     """
     check_count("num_levels", num_levels, 2)
     check_same_structure("direction", direction, "theta", theta)
@@ -183,7 +186,15 @@ def find_kinks(
     )
 
 
-def _bisect(gradient, low, high, at_low, at_high, resolution, min_jump):
+def _bisect(
+    gradient: Callable[[float], np.ndarray],
+    low: float,
+    high: float,
+    at_low: np.ndarray,
+    at_high: np.ndarray,
+    resolution: float,
+    min_jump: float,
+) -> tuple[float, float, np.ndarray] | None:
     """The bracket of the jump in a cell, None if the gradient is smooth there."""
     change = np.linalg.norm(at_high - at_low)
     shrinking = 0
@@ -204,7 +215,13 @@ def _bisect(gradient, low, high, at_low, at_high, resolution, min_jump):
     return (low, high, at_high - at_low) if change >= min_jump else None
 
 
-def _changed(signature_fn, theta, unit, low, high) -> tuple[int, ...]:
+def _changed(
+    signature_fn: Callable[[PyTree], Any] | None,
+    theta: PyTree,
+    unit: PyTree,
+    low: float,
+    high: float,
+) -> tuple[int, ...]:
     if signature_fn is None:
         return ()
     sides = [np.asarray(signature_fn(moved(theta, unit, place))).ravel() for place in (low, high)]

@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from ... import losses
 from ..._checks import check_count, check_eps, check_images, check_labels, check_norm, check_step
@@ -126,11 +128,19 @@ def loss_plane(
         >>> axes = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
         >>> loss_plane(lambda t: t @ t, jnp.zeros(2), axes, [0, 1], [0, 1, 2]).tolist()
         [[0.0, 1.0, 4.0], [1.0, 2.0, 5.0]]
+
+    References:
+        SPEC H.1; Li et al. 2018.
     """
     return _surface(evaluate, params, list(directions), [alphas, betas])
 
 
-def _surface(evaluate, params, directions, places) -> PyTree:
+def _surface(
+    evaluate: Callable[[Params], PyTree],
+    params: Params,
+    directions: Sequence[PyTree],
+    places: Sequence[ArrayLike],
+) -> PyTree:
     axes = [np.asarray(values, np.float64).reshape(-1) for values in places]
     if any(len(axis) == 0 for axis in axes):
         raise ValueError("alphas or betas is empty; give at least one place")
@@ -216,8 +226,8 @@ def adversarial_evaluation(
     batches = (split(images), split(labels), split(jnp.arange(count)))
 
     @jax.jit
-    def totals(model, params, batches):
-        def one(part):
+    def totals(model: Partial, params: Params, batches: tuple) -> dict[str, Array]:
+        def one(part: tuple) -> tuple[Array, Array]:
             x, y, indices = part
             if num_steps:
                 x, _ = pgd_stateful(
@@ -240,7 +250,7 @@ def adversarial_evaluation(
         loss_sums, correct = jax.lax.map(one, batches)
         return {"loss": loss_sums.sum() / count, "accuracy": correct.sum() / count}
 
-    def evaluate(params):
+    def evaluate(params: Params) -> dict[str, Array]:
         model = trace(apply_fn, params, batches[0][0], name="apply_fn")
         return totals(model, params, batches)
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ..._checks import check_count
 from ..._program import trace
@@ -133,12 +134,12 @@ def _norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
-def _scaled(tree: PyTree, factor) -> PyTree:
+def _scaled(tree: PyTree, factor: float | Array) -> PyTree:
     return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
-def _ascend(key, params, radius, loss, *, num_steps):
+def _ascend(key: Key, params: Params, radius: Array, loss: Partial, *, num_steps: int) -> tuple:
     leaves, treedef = jax.tree.flatten(params)
     draws = [
         jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
@@ -148,7 +149,7 @@ def _ascend(key, params, radius, loss, *, num_steps):
     start = _scaled(start, radius / _norm(start))
     at = jax.value_and_grad(lambda offset: loss(jax.tree.map(jnp.add, params, offset)))
 
-    def step(state, index):
+    def step(state: tuple, index: Array) -> tuple:
         offset, best, best_offset = state
         value, gradient = at(offset)
         better = value > best
@@ -190,6 +191,9 @@ def sharpness_order(
         >>> round(sharpness_order(jax.random.key(0), lambda t: jnp.abs(t).sum(), jnp.zeros(1),
         ...                       radius=0.1), 3)
         1.0
+
+    References:
+        SPEC H.2; erratum E23.
     """
     increases = [
         sharpness(key, loss, params, radius=r, **options).increase for r in (radius, radius / 2)

@@ -115,12 +115,14 @@ def active_set_stability(
     return ActiveSetStability(active, margin, speed, radius, room * speed, flips)
 
 
-def _row_norms(input_gradient, theta, x_adv) -> np.ndarray:
+def _row_norms(
+    input_gradient: Callable[[Params], Array], theta: Params, x_adv: Array
+) -> np.ndarray:
     """Norms of the rows of B, by one vector-Jacobian product a coordinate."""
     _, pullback = jax.vjp(input_gradient, theta)
     size = x_adv.size
 
-    def square(index):
+    def square(index: Array) -> Array:
         basis = jnp.zeros(size, x_adv.dtype).at[index].set(1.0).reshape(x_adv.shape)
         (row,) = pullback(basis)
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(row))
@@ -129,7 +131,9 @@ def _row_norms(input_gradient, theta, x_adv) -> np.ndarray:
     return np.sqrt(np.asarray(squares, np.float64)).reshape(x_adv.shape)
 
 
-def _row_norms_by_probes(key, input_gradient, theta, num_probes) -> np.ndarray:
+def _row_norms_by_probes(
+    key: Key, input_gradient: Callable[[Params], Array], theta: Params, num_probes: int
+) -> np.ndarray:
     """E[(B u)_i^2] is the squared norm of row i for standard normal u."""
     _, pushforward = jax.linearize(input_gradient, theta)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
