@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ._archives import read_members
 from ._dataset import Arrays, DataError
@@ -110,8 +111,6 @@ def read_npm(spec: Spec, path: Path) -> Arrays:
 
 
 def _sheet(spec: Spec, raw: bytes, count: int, where: str) -> np.ndarray:
-    from PIL import Image
-
     height, width, channels = spec.image_shape
     try:
         with warnings.catch_warnings():

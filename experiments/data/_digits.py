@@ -37,6 +37,7 @@ def load_digits() -> Dataset:
       >>> digits.train_images.shape, digits.test_images.shape
       ((1437, 8, 8, 1), (360, 8, 8, 1))
     """
+    # Here, because importing scikit-learn takes seconds that only this data set needs.
     import sklearn
     from sklearn import datasets
 

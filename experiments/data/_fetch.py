@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ._dataset import DataError, DataMissingError, Dataset
 from ._registry import SPECS, check_name
 from ._sources import Download, Spec, cache_path, data_folder, load_spec
@@ -112,8 +114,6 @@ def download(url: str, path: Path, md5: str, *, timeout: float = 20.0) -> None:
     """
     if path.exists():
         return
-    from tqdm import tqdm
-
     part = path.with_name(path.name + ".part")
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})

@@ -53,7 +53,7 @@ def read_mat(spec: Spec, path: Path) -> Arrays:
 
 
 def _variables(raw: bytes, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.io import loadmat
+    from scipy.io import loadmat  # here, because it takes as long to import as all the rest
 
     try:
         content = loadmat(io.BytesIO(raw), variable_names=("X", "y"))
