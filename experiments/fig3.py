@@ -8,16 +8,13 @@ The paper expects EntropySGD above SGD on test images at equal epochs and equal 
 accuracy below that of AT at the end, and AWP's underfitting relieved.
 """
 
-from .paper.curves import Figure, Line
 from .paper.curves import main as draw
-from .paper.table1 import METHODS
-
-FIGURE = Figure(3, tuple(map(Line, METHODS)))
+from .paper.figures import FIGURE3
 
 
 def main() -> None:
     """The command line."""
-    draw(FIGURE)
+    draw(FIGURE3)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,13 @@
 The paper expects AWP with EntropySGD above AWP with SGD at the same gamma_A.
 """
 
-from .paper.curves import Figure, Line
 from .paper.curves import main as draw
-from .paper.table1 import METHODS
-
-FIGURE = Figure(6, (*map(Line, METHODS), Line("awp", gamma_of="entropy_sgd")))
+from .paper.figures import FIGURE6
 
 
 def main() -> None:
     """The command line."""
-    draw(FIGURE)
+    draw(FIGURE6)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from experiments import fig3, fig6, settings
 from experiments.cli import train as cli
 from experiments.paper import curves
+from experiments.paper.figures import FIGURE3, FIGURE6
 from experiments.reporting import curves as drawing
 from experiments.reporting import reference_curves
 from experiments.reporting.curves import _draw_reference, average, draw_curves
@@ -74,7 +75,7 @@ def data(tmp_path, name):
 
 
 def test_a_line_is_the_mean_over_seeds_and_its_band_their_range(monkeypatch, tmp_path, capsys):
-    all_runs(fig3.FIGURE)
+    all_runs(FIGURE3)
     command(monkeypatch, fig3, "--scale=laptop", "--seeds=2")
     found = data(tmp_path, "fig3-digits-laptop")
     assert list(found["curves"]) == LABELS
@@ -93,7 +94,7 @@ def test_a_line_is_the_mean_over_seeds_and_its_band_their_range(monkeypatch, tmp
 
 
 def test_missing_runs_are_an_error_that_lists_their_commands(monkeypatch, tmp_path, capsys):
-    all_runs(fig3.FIGURE, seeds=1)
+    all_runs(FIGURE3, seeds=1)
     text = refused(monkeypatch, capsys, fig3, "--scale=laptop", "--seeds=2")
     assert text.startswith("error: 4 of the 8 runs of fig3 are missing")
     assert "--partial" in text and "--run" in text
@@ -105,7 +106,7 @@ def test_missing_runs_are_an_error_that_lists_their_commands(monkeypatch, tmp_pa
 
 
 def test_what_exists_is_drawn_if_asked_for(monkeypatch, tmp_path, capsys):
-    at, ensgd, *_ = curves.members(fig3.FIGURE.lines, "laptop", "digits", None, 1)
+    at, ensgd, *_ = curves.members(FIGURE3.lines, "laptop", "digits", None, 1)
     fabricate(at.workdir(), at.config(), metrics(3))
     fabricate(ensgd.workdir(), ensgd.config(), metrics(2), is_finished=False)
     command(monkeypatch, fig3, "--scale=laptop", "--seeds=1", "--partial")
@@ -122,8 +123,8 @@ def test_nothing_at_all_is_an_error_too(monkeypatch, capsys):
 
 
 def test_a_run_of_other_fields_is_refused(monkeypatch, capsys):
-    all_runs(fig3.FIGURE, seeds=1)
-    [member, *_] = curves.members(fig3.FIGURE.lines, "laptop", "digits", None, 1)
+    all_runs(FIGURE3, seeds=1)
+    [member, *_] = curves.members(FIGURE3.lines, "laptop", "digits", None, 1)
     config = member.config()
     config.learning_rate = 0.7
     write_json(RunDirectory(member.workdir()).config_file, config.to_dict())
@@ -134,8 +135,8 @@ def test_a_run_of_other_fields_is_refused(monkeypatch, capsys):
 @pytest.mark.parametrize(("dataset", "gamma"), [("cifar10", 0.005), ("cifar100", 0.007)])
 @pytest.mark.parametrize("model", [None, "wrn34_10"])
 def test_figure_6_adds_awp_at_the_gamma_of_entropy_sgd(dataset, gamma, model, tmp_path):
-    *four, extra = curves.members(fig6.FIGURE.lines, "paper", dataset, model, 1)
-    assert [m.line for m in four] == list(fig3.FIGURE.lines)
+    *four, extra = curves.members(FIGURE6.lines, "paper", dataset, model, 1)
+    assert [m.line for m in four] == list(FIGURE3.lines)
     assert extra.config().awp.gamma == gamma and extra.config().optimizer == "sgd"
     assert settings.label(extra.config()) == f"AWP({gamma:g})"
     assert four[2].config().awp.gamma == 0.01
@@ -146,7 +147,7 @@ def test_figure_6_adds_awp_at_the_gamma_of_entropy_sgd(dataset, gamma, model, tm
 @pytest.mark.parametrize("model", [None, "wrn34_10"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_listed_commands_train_the_runs_that_are_looked_for(model, seed):
-    for member in curves.members(fig6.FIGURE.lines, "paper", "svhn", model, 2):
+    for member in curves.members(FIGURE6.lines, "paper", "svhn", model, 2):
         if member.cell.seed != seed:
             continue
         words = shlex.split(member.command())
@@ -164,7 +165,7 @@ def test_missing_runs_are_trained_if_asked_for(monkeypatch, tmp_path):
         fabricate(workdir, config, metrics(2))
 
     monkeypatch.setattr("experiments.paper.curves.train_and_evaluate", train_and_evaluate)
-    [member, *_] = curves.members(fig6.FIGURE.lines, "smoke", "digits", None, 1)
+    [member, *_] = curves.members(FIGURE6.lines, "smoke", "digits", None, 1)
     fabricate(member.workdir(), member.config(), metrics(2))
     command(monkeypatch, fig6, "--scale=smoke", "--seeds=1", "--run", "--data-dir=there")
     assert trained == [(label, 0, Path("there")) for label in [*LABELS[1:], "AWP(0.001)"]]
@@ -222,7 +223,7 @@ def test_more_lines_than_colours_are_refused():
 
 
 def test_the_published_curves_lie_under_the_runs_that_they_are_of(monkeypatch, tmp_path):
-    all_runs(fig3.FIGURE, 1, dataset="cifar10", scale="paper", epochs=12)
+    all_runs(FIGURE3, 1, dataset="cifar10", scale="paper", epochs=12)
     drawn = []
     monkeypatch.setattr(
         drawing, "_draw_reference", lambda *a, real=_draw_reference: drawn.append(real(*a))
@@ -247,7 +248,7 @@ def test_a_reference_is_drawn_as_far_as_the_run_goes():
 
 
 def test_a_reference_that_fits_nothing_is_refused(monkeypatch, capsys):
-    all_runs(fig3.FIGURE, seeds=1)
+    all_runs(FIGURE3, seeds=1)
     text = refused(monkeypatch, capsys, fig3, "--scale=laptop", "--seeds=1", "--reference")
     assert "--reference: no published curve" in text and "cifar100 preact_resnet18" in text
 
