@@ -17,11 +17,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.cli.options import Parser
-from jaxadv import models, objectives, optim, training
+from jaxadv import models, optim, training
 
+from ._programs import adversarial_training
 from ._report import provenance
 from ._timing import alternate, ratio, summary
 
@@ -50,18 +50,13 @@ def build(options):
     module = make(options.width)
     shape = (size, size, channels)
     variables = module.init(jax.random.key(0), jnp.zeros((1, *shape)))
-
-    def apply_fn(params, batch_stats, x, train):
-        both = {"params": params, "batch_stats": batch_stats}
-        logits, changed = module.apply(both, x, train=train, mutable=["batch_stats"])
-        return logits, changed.get("batch_stats", {})
-
-    objective = objectives.adversarial_cross_entropy(apply_fn, num_steps=options.num_steps)
-    program = training.Program(apply_fn, objective, batch_size=options.batch_size)
-    rng = np.random.default_rng(0)
-    number = 4 * options.batch_size
-    images = jnp.asarray(rng.integers(0, 256, (number, *shape), np.uint8))
-    data = training.DeviceData(images, jnp.asarray(rng.integers(0, 10, number), jnp.int32))
+    program, data = adversarial_training(
+        module,
+        shape,
+        batch_size=options.batch_size,
+        num_steps=options.num_steps,
+        minibatches=4,
+    )
     return program, variables, data
 
 

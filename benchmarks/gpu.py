@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.options import Parser
-from jaxadv import models, objectives, training
+from jaxadv import models, training
 
+from ._programs import adversarial_training
 from ._report import provenance
 
 MODELS = {
@@ -109,19 +110,14 @@ def network(options, name: str, dtype, top: float) -> dict:
 
 def step(options, module, variables) -> dict:
     """One minibatch of adversarial training, ten in a call as in a run."""
-
-    def apply_fn(params, batch_stats, x, train):
-        both = {"params": params, "batch_stats": batch_stats}
-        logits, changed = module.apply(both, x, train=train, mutable=["batch_stats"])
-        return logits, changed["batch_stats"]
-
-    objective = objectives.adversarial_cross_entropy(apply_fn, num_steps=options.num_steps)
-    program = training.Program(apply_fn, objective, batch_size=options.batch_size)
-    tx, calls = training.sgd(0.1), 10
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.integers(0, 256, (calls * options.batch_size, 32, 32, 3), np.uint8))
-    labels = jnp.asarray(rng.integers(0, 10, calls * options.batch_size), jnp.int32)
-    data, key = training.DeviceData(images, labels), jax.random.key(0)
+    tx, calls, key = training.sgd(0.1), 10, jax.random.key(0)
+    program, data = adversarial_training(
+        module,
+        (32, 32, 3),
+        batch_size=options.batch_size,
+        num_steps=options.num_steps,
+        minibatches=calls,
+    )
     state = training.TrainState.create(variables["params"], variables["batch_stats"], tx)
     advance = program.sgd_steps(tx)
     started = time.perf_counter()

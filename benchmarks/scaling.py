@@ -16,18 +16,20 @@ import resource
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import settings
 from experiments.cli.options import Parser
-from jaxadv import models
+from experiments.run import build
+from experiments.run.task import Stream, key_for, load_task
+from jaxadv import models, optim, training
 from jaxadv.attacks import autoattack, pgd
 
-from . import entropy_sgd
+from ._programs import adversarial_training
 from ._report import provenance
 from ._timing import alternate, summary
 
@@ -68,10 +70,9 @@ def _pgd(batch_size: int = 16, num_steps: int = 10, width: int = 8):
 
 
 def _outer_step(n_in: int):
-    size = types.SimpleNamespace(model="small_convnet", width=16, batch_size=32, num_steps=10)
-    program, variables, data = entropy_sgd.build(size)
-    from jaxadv import optim, training
-
+    module, shape = models.small_convnet(10, features=(16, 32)), (8, 8, 1)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, *shape)))
+    program, data = adversarial_training(module, shape, batch_size=32, num_steps=10, minibatches=4)
     tx = optim.entropy_sgd(0.1, key=jax.random.key(1), n_in=n_in)
     state = training.TrainState.create(variables["params"], {}, tx)
     states = [jax.tree.map(jnp.array, state)]
@@ -170,15 +171,9 @@ def time_sweeps(options) -> dict:
 def child(options) -> None:
     """One process whose memory is measured."""
     if options.child == "train":
-        from experiments import settings
-        from experiments.run import build
-        from experiments.run.task import Stream, key_for, load_task
-
         config = settings.load_config("at", "laptop", "cifar10")
         task = load_task(config)
         run = build.build(config, task)
-        from jaxadv import training
-
         data, state = training.DeviceData(*map(jnp.asarray, task.train)), run.make_state()
         for _ in range(2):
             state, _ = run.program.advance(state, data, key_for(config, Stream.TRAIN), 2)
