@@ -10,9 +10,14 @@ import struct
 import types
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
+from jaxadv import models
+
+from . import _torch_resnet
 
 ARCHITECTURES = ("cnn4s2", "cnn4s2p0", "lenet5")
 
@@ -86,11 +91,6 @@ def _idx(path) -> np.ndarray:
 
 def jax_model(checkpoint: Checkpoint):
     """A function from images (B, H, W, C) to logits."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxadv.models._conv import conv2d
-
     w = {name: jnp.asarray(value) for name, value in checkpoint.weights.items()}
     mean, std = (
         jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (checkpoint.mean, checkpoint.std)
@@ -98,7 +98,7 @@ def jax_model(checkpoint: Checkpoint):
 
     def conv(x, name, stride, padding):
         kernel = w[f"{name}.weight"].transpose(2, 3, 1, 0)
-        y = conv2d(x, kernel, strides=stride, padding=padding)
+        y = models.conv2d(x, kernel, strides=stride, padding=padding)
         return jax.nn.relu(y + w[f"{name}.bias"].reshape(1, 1, 1, -1))
 
     def pool(x):
@@ -160,13 +160,6 @@ def torch_model(checkpoint: Checkpoint):
 
 def resnets(width: int, seed: int = 0) -> tuple[Callable, Callable]:
     """PreActResNet-18 with random weights in JAX, and the same in PyTorch (evaluation mode)."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxadv import models
-
-    from . import _torch_resnet
-
     module = models.preact_resnet18(10, width=width)
     variables = module.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
     tensors = _torch_resnet.weights(module, variables)

@@ -4,6 +4,7 @@ import contextlib
 import time
 from unittest import mock
 
+import jax
 import numpy as np
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -86,8 +87,6 @@ def _attack(runner, name, images, labels, seed):
 
 def start_noise(key, places, run: int, shape, norm: str) -> np.ndarray:
     """The start noise of APGD for images at these places of a data set, (B, H, W, C)."""
-    import jax
-
     if norm == "linf":
         draw = lambda key: jax.random.uniform(key, shape, minval=-1, maxval=1)
     else:
@@ -103,7 +102,6 @@ def _same_noise(runner, attacks, name: str, x, ids, norm: str, key):
     if key is None or not name.startswith("apgd"):
         yield
         return
-    import jax
     import torch  # pyright: ignore[reportMissingImports]
 
     attack = runner.apgd if name == "apgd-ce" else runner.apgd_targeted

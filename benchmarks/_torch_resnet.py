@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jaxadv import models
+
 
 def weights(module, variables, *, trainable: bool = False, device: str = "cpu") -> dict:
     """The variables of a model of ``jaxadv.models`` as PyTorch tensors by PyTorch name.
@@ -13,8 +15,6 @@ def weights(module, variables, *, trainable: bool = False, device: str = "cpu") 
         device: of PyTorch.
     """
     import torch  # pyright: ignore[reportMissingImports]
-
-    from jaxadv import models
 
     state = models.to_torch_state_dict(module, variables)
     tensors = {name: torch.from_numpy(np.array(v)).to(device) for name, v in state.items()}

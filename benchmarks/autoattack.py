@@ -16,10 +16,12 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.cli.options import Parser
 from experiments.evaluation import subjects
+from jaxadv.attacks import autoattack
 
 from . import _torch_resnet
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
@@ -49,12 +51,9 @@ def parse(arguments=None):
 
 def main(arguments=None) -> dict:
     """Runs both and returns what it writes."""
-    import jax
+    options = parse(arguments)
     import torch  # pyright: ignore[reportMissingImports]
 
-    from jaxadv.attacks import autoattack
-
-    options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     model: Any

@@ -17,11 +17,14 @@ import json
 import pathlib
 from unittest import mock
 
+import jax
 import numpy as np
 
 from experiments.cli.options import Parser
+from jaxadv.attacks import FAB, apgd, autoattack, fab, pgd
 
 from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
+from ._reference import run_reference
 from ._report import provenance
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -29,10 +32,6 @@ ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 def ours(checkpoint, x, y, options, key: int):
     """Verdicts after each attack, and the result, of jaxadv."""
-    import jax
-
-    from jaxadv.attacks import autoattack
-
     result = autoattack(
         jax.random.key(key),
         jax_model(checkpoint),
@@ -57,8 +56,6 @@ def reference(checkpoint, x, y, options) -> dict[str, dict[str, np.ndarray]]:
 
     What the file ``options.reference`` holds is not run again; what is run is added to it.
     """
-    import jax
-
     path = options.reference and pathlib.Path(options.reference)
     arrays: dict[str, np.ndarray] = {}
     if path and path.exists():
@@ -71,8 +68,6 @@ def reference(checkpoint, x, y, options) -> dict[str, dict[str, np.ndarray]]:
     for name in names:
         if any(entry.startswith(f"{name}/") for entry in arrays):
             continue
-        from ._reference import run_reference
-
         number = int(name.split()[-1])
         verdicts, seconds = run_reference(
             torch_model(checkpoint),
@@ -145,10 +140,6 @@ def min_norm(checkpoint, x, y, options) -> dict:
     images of a batch of 100 take the bias of the first one that is classified correctly. (It was
     corrected in the AutoAttack repository in October 2020.)
     """
-    import jax
-
-    from jaxadv.attacks import FAB, fab
-
     model, norms, correct = jax_model(checkpoint), [], []
     size = options.batch_size or (100 if options.first_alpha else 256)
     own, change = FAB.bias, contextlib.nullcontext()
@@ -221,10 +212,6 @@ def parse(arguments=None):
 
 def pgd_rate(checkpoint, x, y, options) -> dict:
     """Clean accuracy, and what PGD without random start leaves misclassified and breaks."""
-    import jax
-
-    from jaxadv.attacks import pgd
-
     model = jax_model(checkpoint)
     predict = jax.jit(lambda images: model(images).argmax(1))
     correct, wrong, size = [], [], options.batch_size or 256
@@ -253,12 +240,6 @@ def pgd_rate(checkpoint, x, y, options) -> dict:
 
 def first_attack(checkpoint, x, y, options) -> dict:
     """Accuracy after APGD-CE alone over independent runs of both: is the difference chance?"""
-    import jax
-
-    from jaxadv.attacks import apgd
-
-    from ._reference import run_reference
-
     model, torch_fn = jax_model(checkpoint), torch_model(checkpoint)
     size, found = options.batch_size or 250, {"jaxadv": [], "reference": []}
     for run in range(options.apgd_runs):

@@ -12,9 +12,12 @@ of images that each misclassifies in the end is printed beside the times.
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.options import Parser
+from jaxadv.attacks import pgd
 
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._report import provenance, use_devices
@@ -43,8 +46,6 @@ def task(options):
         x, y = load_images(options.data or checkpoint.dataset, options.batch_size)
         options.eps = checkpoint.eps if options.eps is None else options.eps
         return jax_model(checkpoint), torch_model(checkpoint), x, y
-    import jax.numpy as jnp
-
     model, torch_fn = resnets(options.width)
     shape = (options.batch_size, 32, 32, 3)
     x = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
@@ -55,12 +56,8 @@ def task(options):
 def rivals(options, spec, model, torch_fn, x, y) -> dict:
     """Calls by name; each returns adversarial images as (B, H, W, C)."""
     import foolbox  # pyright: ignore[reportMissingImports]
-    import jax
-    import jax.numpy as jnp
     import torch  # pyright: ignore[reportMissingImports]
     import torchattacks  # pyright: ignore[reportMissingImports]
-
-    from jaxadv.attacks import pgd
 
     images, labels, step = jnp.asarray(x), jnp.asarray(y), options.eps / 4
     split = jax.device_put((images, labels), spec)
@@ -101,8 +98,6 @@ def rivals(options, spec, model, torch_fn, x, y) -> dict:
 
 def main(arguments=None) -> dict:
     """Runs all and returns what it writes."""
-    import jax.numpy as jnp
-
     options = parse(arguments)
     spec = use_devices(options.devices)
     model, torch_fn, x, y = task(options)

@@ -13,9 +13,16 @@ import json
 import pathlib
 from unittest import mock
 
+import jax
 import numpy as np
 
+from experiments import settings
+from experiments.cli import process
 from experiments.cli.options import Parser
+from experiments.run import build, environment
+from experiments.run.devices import data_sharding, everywhere
+from experiments.run.task import Stream, key_for, load_task
+from jaxadv import training
 
 from ._report import provenance
 from ._timing import alternate, ratio, summary
@@ -36,13 +43,6 @@ class Variant:
     """One way to run the first minibatches of a method."""
 
     def __init__(self, config, task, *, gradients="auto", sharding=None):
-        import jax
-
-        from experiments.run import build
-        from experiments.run.devices import everywhere
-        from experiments.run.task import Stream, key_for
-        from jaxadv import training
-
         make = build.build_model
         chosen = lambda *arguments: make(*arguments).clone(gradients=gradients)
         with mock.patch.object(build, "build_model", chosen):
@@ -55,8 +55,6 @@ class Variant:
 
     def call(self, minibatches: int, at_once: int):
         """At least so many minibatches from the initial state, at most so many a compiled call."""
-        import jax
-
         # The compiled call takes over the buffers of its state.
         state = jax.tree.map(jax.numpy.array, self.start)
         step = 0
@@ -69,12 +67,6 @@ class Variant:
 
 def variants(method: str, dataset: str, minibatches: int | None) -> dict:
     """Calls by name; the first is what the entry point does."""
-    import jax
-
-    from experiments import settings
-    from experiments.run.devices import data_sharding
-    from experiments.run.task import load_task
-
     config = settings.load_config(method, "laptop", dataset)
     task = load_task(config)
     sharding = data_sharding(config.batch_size) if jax.device_count() > 1 else None
@@ -95,8 +87,6 @@ def variants(method: str, dataset: str, minibatches: int | None) -> dict:
 
 
 def _apart(a, b) -> float:
-    import jax
-
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in pairs]
     return (
@@ -106,9 +96,6 @@ def _apart(a, b) -> float:
 
 def main(arguments=None) -> dict:
     """Runs all and returns what it writes."""
-    from experiments.cli import process
-    from experiments.run import environment
-
     options = parse(arguments)
     environment.configure()
     process.split_cpu(options.dataset)

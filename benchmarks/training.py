@@ -14,12 +14,18 @@ compared. Compilation is in the first call and reported apart. The PyTorch side 
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
 
 from experiments.cli.options import Parser
+from jaxadv import models, objectives, optim, training
 
+from . import _torch_resnet
 from ._report import provenance, use_devices
 from ._timing import alternate, ratio, summary
+from ._torch_training import Trainer
 
 METHODS = ("at", "awp", "ensgd")
 N_IN = 4
@@ -46,11 +52,6 @@ class Ours:
     """The compiled programs of jaxadv on a device-resident data set."""
 
     def __init__(self, options, spec, module, variables, images, labels):
-        import jax
-        import jax.numpy as jnp
-
-        from jaxadv import objectives, optim, training
-
         def apply_fn(params, batch_stats, x, train):
             both = {"params": params, "batch_stats": batch_stats}
             if not train:
@@ -89,8 +90,6 @@ class Ours:
 
     def call(self, name: str):
         """One step of a method, until it is done."""
-        import jax
-
         state, metrics = self.steps[name](self.states[name], self.data, self.key)
         self.states[name] = jax.block_until_ready(state)
         return metrics
@@ -98,12 +97,6 @@ class Ours:
 
 def gradients(options, ours, theirs, module, variables, images, labels) -> float:
     """The relative difference between the parameter gradients of both on one minibatch."""
-    import jax
-    import jax.numpy as jnp
-    import torch  # pyright: ignore[reportMissingImports]
-
-    from jaxadv import models
-
     # The same bits for both: at full width a ReLU that flips moves the gradient by 1e-3.
     x = jnp.asarray(images[: options.batch_size].astype(np.float32) / 255)
     y = jnp.asarray(labels[: options.batch_size])
@@ -122,15 +115,6 @@ def gradients(options, ours, theirs, module, variables, images, labels) -> float
 
 def rivals(options) -> tuple[dict, float]:
     """Calls by name, and how far the gradients are apart."""
-    import jax
-    import jax.numpy as jnp
-    import torch  # pyright: ignore[reportMissingImports]
-
-    from jaxadv import models
-
-    from . import _torch_resnet
-    from ._torch_training import Trainer
-
     spec = use_devices(options.devices)
     size = options.image_size
     dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
@@ -181,8 +165,6 @@ def rivals(options) -> tuple[dict, float]:
 
 def main(arguments=None) -> dict:
     """Runs both and returns what it writes."""
-    import torch  # pyright: ignore[reportMissingImports]
-
     options = parse(arguments)
     options.methods = options.methods.split(",")
     if unknown := set(options.methods) - set(METHODS):

@@ -24,7 +24,7 @@ def test_the_text_is_what_the_program_prints(program):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", programs())
 def test_every_text_is_what_its_program_prints(program):
-    if program == "benchmarks.autoattack":
+    if program == "benchmarks.training":
         pytest.importorskip("torch")
     assert (FOLDER / f"{program}.txt").read_text() == own_text(program)
 
