@@ -222,6 +222,19 @@ def _train():
     return program.sgd_steps(tx)(create(WEIGHTS), data, new_key(), FOUR)
 
 
+def _advance():
+    phases = [
+        training.Phase(3, lambda first, n_in: training.sgd(0.1)),
+        training.Phase(5, lambda first, n_in: optim.entropy_sgd(0.1, n_in=n_in, noise=0.0), n_in=2),
+    ]
+    program, key = _program(phases=phases), new_key()
+    state = jax.jit(lambda params: training.TrainState.create(params, {}, program))(WEIGHTS)
+    data = training.DeviceData(EIGHT_BIT, CLASSES)
+    for count in (2, 1, 2):
+        state, metrics = program.advance(state, data, key, count)
+    return metrics
+
+
 def _train_entropy():
     tx = optim.entropy_sgd(0.1, key=new_key(), n_in=2)
     create = jax.jit(lambda params: training.TrainState.create(params, {}, tx))
@@ -234,6 +247,11 @@ def _train_entropy():
 TRAINING = {
     "sgd_steps": _train,
     "entropy_step": _train_entropy,
+    "advance": _advance,
+    "sgd": lambda: jax.jit(training.sgd(0.1).init)(WEIGHTS),
+    "step_decay": lambda: jax.jit(training.step_decay(0.1, num_epochs=4, batches_per_epoch=2))(
+        FOUR
+    ),
     "make_predict": lambda: training.make_predict(apply_fn, **BOX, step_size=0.05, num_steps=1)(
         WEIGHTS, {}, new_key(), EIGHT_BIT, CLASSES, PLACES
     ),
