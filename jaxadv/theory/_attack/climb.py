@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from ..._checks import check_count
 from ..._transfers import on_host
 from ..._types import Array, Norm, PyTree
-from .._krylov import conjugate_gradients
 from .active import TOUCHES, active_set
 from .certificates import relative_residual
 from .feasible import Bounds, l2_norm
+from .implicit import conjugate_solve, implicit_motion, tangent_residual
 from .optimal import candidates, choose, climb
 from .problem import Problem, ScalarLoss, make_problem
 
@@ -30,17 +30,14 @@ def _newton(
     def body(state: tuple) -> tuple:
         z, value, g, _, count = state
         active = active_set(feasible, z, g, touches)
-        _, hessian = jax.linearize(jax.grad(loss), z)
-
-        def apply(v: Array) -> Array:
-            v = active.project(v)
-            return active.pull * v - active.project(hessian(v))
-
+        residual_fn = tangent_residual(jax.grad(loss), active.project, active.pull, z)
         target = active.project(g)
-        # Negative curvature stops it with an ascent direction, as in Steihaug's method.
-        found = conjugate_gradients(apply, target, tol=1e-2, max_steps=cg_steps)
+        # Newton's step: where the attack would be if the gradient were 0 along the constraints.
+        # Negative curvature stops the solver with an ascent direction, as in Steihaug's method.
+        found = implicit_motion(residual_fn, z, target, conjugate_solve(1e-2, cg_steps))
         length = l2_norm(target)
-        curvature = target @ apply(target) / jnp.where(length > 0, length, 1.0) ** 2
+        curved = -jax.jvp(residual_fn, (z,), (target,))[1]
+        curvature = target @ curved / jnp.where(length > 0, length, 1.0) ** 2
         scale = l2_norm(g) + feasible.eps * jnp.abs(curvature)
         scale = jnp.where(scale > 0, scale, 1.0)
         residual = relative_residual(feasible, z, g, scale)

@@ -21,6 +21,7 @@ from .._float64 import in_float64
 from .active import active_set
 from .certificates import analyse, is_regular
 from .feasible import Bounds, Feasible
+from .implicit import dense_solve, implicit_motion
 from .kkt import kkt_residual, normalized_multiplier
 from .optimal import search
 from .problem import ScalarLoss, make_problem
@@ -87,15 +88,14 @@ def _attack_rule(settings: _Settings, primals: tuple, tangents: tuple) -> tuple[
     found = analyse(loss, frozen(theta), still, frozen(z), settings.tol)
     scale, held = found.scale, found.active
     moving = active_set(feasible_of(x), z, jax.grad(loss)(z, theta))
-    nu = normalized_multiplier(still, held._replace(multiplier=moving.multiplier), scale)
+    nu = normalized_multiplier(held._replace(multiplier=moving.multiplier), scale)
+    root = jnp.append(z, nu)
 
-    def system(z: Array, nu: Array, theta: PyTree, x: Array) -> Array:
-        return kkt_residual(jax.grad(loss)(z, theta), z, nu, feasible_of(x), held, scale)
+    def system(unknowns: Array, theta: PyTree, x: Array) -> Array:
+        return kkt_residual(loss, unknowns, theta, feasible_of(x), held, scale)
 
-    of_z, of_nu = jax.jacfwd(system, argnums=(0, 1))(z, nu, theta, x)
-    push = jax.jvp(lambda theta, x: system(z, nu, theta, x), (theta, x), (theta_dot, x_dot))[1]
-    matrix = jnp.concatenate([of_z, of_nu[:, None]], axis=1)
-    moved = -jnp.linalg.solve(matrix, push)[:-1]
+    _, push = jax.jvp(functools.partial(system, root), (theta, x), (theta_dot, x_dot))
+    moved = implicit_motion(lambda u: system(u, theta, x), root, push, dense_solve)[:-1]
     moved = jnp.where(is_regular(found.kind_code), moved, jnp.nan)
     return x_adv, moved.reshape(x.shape)
 

@@ -1,8 +1,8 @@
 r"""The Jacobian of the optimal attack by the implicit function theorem, and what it rests on.
 
 At a regular KKT point the attack moves with the parameters, :math:`D = dx'/d\theta`, and the
-adversarial loss has the Hessian :math:`A + B^T D`. D comes from `jax.jacobian` of the KKT system
-of the case at hand; with T a basis of the tangent space of the active constraints it equals
+adversarial loss has the Hessian :math:`A + B^T D`. D comes from the derivatives of the KKT
+system of the case at hand; with T a basis of the tangent space of the active constraints it equals
 :math:`-T (T^T W T)^{-1} T^T B`.
 
 References:
@@ -20,6 +20,7 @@ from ..._types import Array, Key, Norm, PyTree
 from .._float64 import in_float64
 from .certificates import Analysis, Certificates, analyse, is_regular, kind_name
 from .feasible import Bounds
+from .implicit import dense_solve, implicit_motion
 from .kkt import kkt_residual, normalized_multiplier
 from .optimal import search
 from .problem import Problem, ScalarLoss, make_problem
@@ -103,23 +104,20 @@ def _spectral_norm(matrix: Array) -> Array:
     )
 
 
-def implicit_jacobian(
-    loss: ScalarLoss, theta: PyTree, problem: Problem, z: Array, found: Analysis
+def _implicit_jacobian(
+    loss: ScalarLoss, problem: Problem, z: Array, found: Analysis
 ) -> tuple[Array, Array, Array]:
-    """(D, dnu/dtheta, B) in ravelled parameters, from jax.jacobian of the KKT system."""
-    flat, unravel = ravel_pytree(theta)
-    feasible, active, scale = problem.feasible, found.active, found.scale
-    nu = normalized_multiplier(feasible, active, scale)
+    """(D, dnu/dtheta, B) in ravelled parameters, from the KKT system."""
+    flat, unravel = ravel_pytree(problem.theta)
+    active, scale = found.active, found.scale
 
-    def system(z: Array, nu: Array, flat: Array) -> Array:
-        gradient = jax.grad(loss)(z, unravel(flat))
-        return kkt_residual(gradient, z, nu, feasible, active, scale)
+    def system(unknowns: Array, flat: Array) -> Array:
+        return kkt_residual(loss, unknowns, unravel(flat), problem.feasible, active, scale)
 
-    of_z, of_nu = jax.jacobian(system, argnums=(0, 1))(z, nu, flat)
-    # A row of this Jacobian costs a reverse pass, a column a forward one: d is the small side.
-    of_theta = jax.jacrev(system, argnums=2)(z, nu, flat)
-    matrix = jnp.concatenate([of_z, of_nu[:, None]], axis=1)
-    solution = -jnp.linalg.solve(matrix, of_theta)
+    root = jnp.append(z, normalized_multiplier(active, scale))
+    # A row of this matrix costs a reverse pass, a column a forward one: d is the small side.
+    push = jax.jacrev(system, argnums=1)(root, flat)
+    solution = implicit_motion(lambda u: system(u, flat), root, push, dense_solve)
     mixed = jax.jacrev(lambda flat: jax.grad(loss)(z, unravel(flat)))(flat)
     return solution[:-1], solution[-1], mixed
 
@@ -140,7 +138,7 @@ def _differentiate(
 ) -> AttackJacobian:
     loss, theta = problem.flat_loss(shape), problem.theta
     found = analyse(loss, theta, problem.feasible, z, tol)
-    jacobian, nu_jacobian, mixed = implicit_jacobian(loss, theta, problem, z, found)
+    jacobian, nu_jacobian, mixed = _implicit_jacobian(loss, problem, z, found)
     regular = is_regular(found.kind_code)
     still = found.certificates.tangent_dim == 0  # D = 0, not the rounding of a linear solve
     jacobian = jnp.where(regular, jnp.where(still, 0.0, jacobian), jnp.nan)
@@ -181,7 +179,7 @@ def _hessians(
 ) -> AdversarialHessian:
     loss, theta = problem.flat_loss(shape), problem.theta
     found = analyse(loss, theta, problem.feasible, z, tol)
-    jacobian, _, mixed = implicit_jacobian(loss, theta, problem, z, found)
+    jacobian, _, mixed = _implicit_jacobian(loss, problem, z, found)
     flat, unravel = ravel_pytree(theta)
     frozen = jax.hessian(lambda flat: loss(z, unravel(flat)))(flat)
     motion = jnp.where(is_regular(found.kind_code), mixed.T @ jacobian, jnp.nan)

@@ -3,15 +3,21 @@
 import jax
 import jax.numpy as jnp
 
-from ..._types import Array
+from ..._types import Array, PyTree
 from .active import ActiveSet
 from .feasible import Feasible
+from .problem import ScalarLoss
 
 
 def kkt_residual(
-    gradient: Array, z: Array, nu: Array, feasible: Feasible, active: ActiveSet, scale: Array
+    loss: ScalarLoss,
+    unknowns: Array,
+    theta: PyTree,
+    feasible: Feasible,
+    active: ActiveSet,
+    scale: Array,
 ) -> Array:
-    r"""F(x', nu; theta, x) = 0 says that x' is a KKT point; d + 1 equations for d + 1 unknowns.
+    r"""F(x', nu; theta, x) = 0 says that x' is a KKT point; d + 1 equations for (x', nu).
 
     * coordinates that the box or the Linf ball holds: x'_i stays where it is relative to what holds
       it (the box, x - eps or x + eps, for L1 x itself);
@@ -19,6 +25,8 @@ def kkt_residual(
       :math:`c = s^T r` (L1), r = x' - x, and :math:`t = \epsilon/scale` to make it free of units;
     * the ball: :math:`\|r\|^2 = \epsilon^2` (L2), :math:`s^T r = \epsilon` (L1), or nu = 0.
     """
+    z, nu = unknowns[:-1], unknowns[-1]
+    gradient = jax.grad(loss)(z, theta)
     eps = jnp.where(feasible.eps > 0, feasible.eps, 1.0)
     frozen = jax.lax.stop_gradient
     r = z - feasible.x
@@ -42,6 +50,6 @@ def kkt_residual(
     return jnp.append(first, second)
 
 
-def normalized_multiplier(feasible: Feasible, active: ActiveSet, scale: Array) -> Array:
+def normalized_multiplier(active: ActiveSet, scale: Array) -> Array:
     """The nu of `kkt_residual` that belongs to a multiplier mu: the unit of mu is that of g."""
     return jnp.where(active.on_ball, active.multiplier / scale, 0.0)

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ..._types import Array, PyTree
-from .._krylov import CG, conjugate_gradients
+from .._krylov import CG
 from .active import ActiveSet
+from .implicit import conjugate_solve, implicit_motion, tangent_residual
 
 
 @jax.tree_util.register_dataclass
@@ -41,20 +42,10 @@ class Point:
         """P v for a v shaped like x."""
         return self.active.project(v.reshape(-1)).reshape(self.x_adv.shape)
 
-    def linear_solver(self) -> Callable[[Array], CG]:
-        """The map v -> S^{-1} P v (as `CG`), with grad_x l linearised once."""
-        _, hessian = jax.linearize(lambda x: self.input_gradient(x, self.theta), self.x_adv)
-
-        def apply(v: Array) -> Array:
-            v = self.project(v)
-            return self.active.pull * v - self.project(hessian(v))
-
-        def solve(v: Array) -> CG:
-            return conjugate_gradients(
-                apply, self.project(v), tol=self.cg_tol, max_steps=self.cg_steps
-            )
-
-        return solve
+    def tangent_residual(self) -> Callable[[Array], Array]:
+        """The KKT system on the tangent space, a function of x'."""
+        gradient = lambda x: self.input_gradient(x, self.theta)
+        return tangent_residual(gradient, self.project, self.active.pull, self.x_adv)
 
 
 @jax.jit
@@ -90,15 +81,15 @@ def frozen_hessian_product(point: Point, u: PyTree) -> PyTree:
 
 @jax.jit
 def solve(point: Point, v: Array) -> CG:
-    """S^{-1} P v on the tangent space."""
-    return point.linear_solver()(v)
+    """S^{-1} P v on the tangent space: how x' moves when v is added to the input gradient."""
+    solver = conjugate_solve(point.cg_tol, point.cg_steps)
+    return implicit_motion(point.tangent_residual(), point.x_adv, point.project(v), solver)
 
 
 @jax.jit
 def tangent_product(point: Point, v: Array) -> Array:
     """S P v = -P W P v: the curvature that holds the attack."""
-    v = point.project(v)
-    return point.active.pull * v - point.project(hessian_product(point, v))
+    return -jax.jvp(point.tangent_residual(), (point.x_adv,), (v,))[1]
 
 
 @jax.jit
