@@ -11,7 +11,7 @@ beside its report: the same command goes on where it was stopped.
 
 import argparse
 
-from jaxadv._checks import NORMS
+from jaxadv.checks import NORMS
 
 from . import data
 from .cli import process

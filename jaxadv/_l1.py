@@ -8,7 +8,7 @@ order of the numbers, so that 31 (float32) or 63 (float64) halvings end at the e
 import jax
 import jax.numpy as jnp
 
-from ._types import Array
+from .types import Array
 
 
 def project_l1_box(images: Array, deltas: Array, eps) -> Array:

@@ -25,7 +25,7 @@ from jax.extend import core as jex
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.tree_util import Partial
 
-from ._types import PyTree
+from .types import PyTree
 
 # Functions of these modules only carry the user's derivative rules; they are made anew at every
 # trace and looked into, instead of being part of the key themselves.

@@ -11,9 +11,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from ._checks import check_choice
-from ._keys import typed_key
-from ._types import Array, Key
+from .checks import check_choice
+from .keys import typed_key
+from .types import Array, Key
 
 Augmentation: TypeAlias = Callable[[Key, Array], Array]
 

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._checks import check_norm, is_concrete
-from ._keys import as_key
 from ._l1 import shrink
-from ._types import Array, Key, Norm
+from .checks import check_norm, is_concrete
+from .keys import as_key
+from .types import Array, Key, Norm
 
 
 def _flat(x: Array) -> Array:

@@ -21,7 +21,7 @@ Example:
 import jax
 import jax.numpy as jnp
 
-from ._types import Array
+from .types import Array
 
 _TINY = 1e-12  # the floor of the DLR denominators in the published definition
 

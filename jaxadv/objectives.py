@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from . import balls, losses
-from ._checks import check_choice, check_count, check_eps, check_norm, check_step, is_concrete
-from ._keys import as_key
-from ._types import Array, Key, Norm, Params, PyTree
 from .attacks._pgd import pgd_stateful
+from .checks import check_choice, check_count, check_eps, check_norm, check_step, is_concrete
+from .keys import as_key
+from .types import Array, Key, Norm, Params, PyTree
 
 ApplyFn: TypeAlias = Callable[[Params, PyTree, Array, bool], tuple[Array, PyTree]]
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from jaxadv._inert_pickle import Inert, Name, Unpickler, ordered_dict
+from jaxadv.inert_pickle import Inert, Name, Unpickler, ordered_dict
 
 DATA = {
     "a" * 5000: [1, -2.5, (3,), "é\n", True, None, 2**70, b"\x00"],

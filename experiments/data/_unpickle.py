@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxadv._inert_pickle import Inert, Name, Unpickler
+from jaxadv.inert_pickle import Inert, Name, Unpickler
 
 from ._dataset import DataError
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxadv import training
-from jaxadv._checks import check_choice, check_count, check_eps, check_norm, check_step
-from jaxadv._keys import as_key
+from jaxadv.checks import check_choice, check_count, check_eps, check_norm, check_step
+from jaxadv.keys import as_key
 
 from .. import data
 from ..cli.options import check_writable

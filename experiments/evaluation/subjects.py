@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxadv import models
-from jaxadv._checks import check_choice
+from jaxadv.checks import check_choice
 
 from .. import data, settings
 from ..run import build, checkpoints

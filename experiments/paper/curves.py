@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxadv._checks import check_choice, check_count
+from jaxadv.checks import check_choice, check_count
 from jaxadv.models import MODELS
 
 from .. import settings

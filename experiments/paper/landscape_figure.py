@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxadv._checks import check_count
+from jaxadv.checks import check_count
 
 from .. import settings
 from ..cli import process

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxadv._checks import check_count
+from jaxadv.checks import check_count
 
 from .. import data, settings
 from ..cli import process

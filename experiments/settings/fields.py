@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxadv._checks import check_choice
+from jaxadv.checks import check_choice
 
 from .recipes import SCALES
 

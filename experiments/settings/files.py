@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxadv._checks import check_choice
+from jaxadv.checks import check_choice
 
 from .fields import Config, base, flatten
 from .recipes import SCALES

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from jaxadv._checks import check_choice
-from jaxadv._types import NORMS
+from jaxadv.checks import check_choice
 from jaxadv.optim._options import DEFAULTS as ENTROPY_DEFAULTS
 from jaxadv.optim._options import PRESETS as ENTROPY_PRESETS
+from jaxadv.types import NORMS
 
 from . import recipes
 from .fields import Config

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from jaxadv._checks import check_choice, check_count, check_eps
 from jaxadv.augment import AUGMENTATIONS
+from jaxadv.checks import check_choice, check_count, check_eps
 from jaxadv.models import MODELS
 
 from .recipes import NUM_FEATURES

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 
 from .._program import digest
 from .._program import trace as trace_program
-from .._types import Array, Key, Norm
+from ..types import Array, Key, Norm
 from . import _model, _rows
 from ._kernel import Batch, Kernel, Outcome
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import balls
-from .._types import Array, Key, Norm
+from ..types import Array, Key, Norm
 from . import _model, _rows
 
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from .._checks import as_radius, check_eps, check_images, check_indices, check_labels, check_norm
-from .._keys import as_key
 from .._program import auto_layout, trace
-from .._types import Array, Key
+from ..checks import as_radius, check_eps, check_images, check_indices, check_labels, check_norm
+from ..keys import as_key
+from ..types import Array, Key
 
 # points of shape (B, H, W, C) and the number of the evaluation -> logits (B, K)
 Forward = Callable[[Array, Any], Array]
@@ -55,7 +55,7 @@ def prepare(
     """Checks what every attack is given and brings it into one form.
 
     Args:
-        key: as :func:`jaxadv._keys.as_key` takes it.
+        key: as :func:`jaxadv.keys.as_key` takes it.
         logits_fn: the model.
         images: (B, H, W, C), floats in [0, 1].
         labels: (B,) integers.

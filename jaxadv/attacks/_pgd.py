@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import balls, losses
-from .._checks import as_radius, check_choice, check_count, check_step
 from .._program import trace
-from .._types import Array, Key, LogitsFn, LossFn, Norm, PyTree
+from ..checks import as_radius, check_choice, check_count, check_step
+from ..types import Array, Key, LogitsFn, LossFn, Norm, PyTree
 from . import _model
 
 INITS = ("uniform", "zero")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .._types import Array, Key, Norm
+from ..types import Array, Key, Norm
 
 TINY = 1e-12  # keeps a division by a norm finite
 

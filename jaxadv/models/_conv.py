@@ -27,7 +27,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxadv._types import Array
+from jaxadv.types import Array
 
 Gradients: TypeAlias = Literal["auto", "native", "explicit"]
 Pair: TypeAlias = tuple[int, int]

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxadv._types import Array
+from jaxadv.types import Array
 
 Activation: TypeAlias = str | Callable[[Array], Array]
 

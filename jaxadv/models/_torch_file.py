@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .._files import write_atomically
-from .._inert_pickle import Unpickler
+from ..inert_pickle import Unpickler
 from ._npz_file import read_npz
 from ._safetensors import is_safetensors, read_safetensors
 from ._stored import FileBytes, Storage, dtypes

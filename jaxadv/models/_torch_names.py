@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._inert_pickle import Inert, Name, ordered_dict
+from ..inert_pickle import Inert, Name, ordered_dict
 from ._stored import Storage, Tensor, Unreadable, dtypes, tensor_of
 
 # The storages of torch.save, and the type of their numbers.

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxadv._types import Array
+from jaxadv.types import Array
 
 from ._conv import Conv, Gradients
 from ._layers import (

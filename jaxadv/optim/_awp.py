@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._checks import is_concrete
-from .._types import Array, Params, PyTree
+from ..checks import is_concrete
+from ..types import Array, Params, PyTree
 from ._masks import check_floating, check_like, expand_mask
 from ._moments import accumulator_dtype
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from .._types import Array, Key, Params, PyTree
+from ..types import Array, Key, Params, PyTree
 from ._masks import check_floating, check_like, fill, hide, hides_leaves
 from ._moments import accumulator_dtype, zeros_accumulator
 from ._options import Options, resolve

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._checks import is_concrete
-from .._types import Params, PyTree
+from ..checks import is_concrete
+from ..types import Params, PyTree
 
 
 def _hidden(node: Any) -> bool:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._types import Params, PyTree
+from ..types import Params, PyTree
 
 
 class Averages(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._checks import check_choice, check_count, is_concrete
-from .._keys import typed_key
+from ..checks import check_choice, check_count, is_concrete
+from ..keys import typed_key
 from . import _sgld
 
 # SPEC: weight of the newest iterate; alpha = 0.3 of one TRADES run can be read either way.

@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._checks import check_choice
-from .._keys import typed_key
-from .._types import Key, Params, PyTree
+from ..checks import check_choice
+from ..keys import typed_key
+from ..types import Key, Params, PyTree
 from ._moments import accumulator_dtype, init_averages, update_averages, zeros_accumulator
 
 NOISE_CONVENTIONS = ("ucla", "paper", "temperature")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .._types import Params, PyTree
+from ..types import Params, PyTree
 from ._entropy_sgd import EntropySGDState
 from ._masks import same_place
 from ._stepwise import EntropySGDStepwiseState

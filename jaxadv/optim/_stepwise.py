@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from .._types import Array, Key, PyTree
+from ..types import Array, Key, PyTree
 from ._entropy_sgd import (
     check_trainable,
     copied,

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import is_concrete
 from .._transfers import on_host
+from ..checks import is_concrete
 
 _F = TypeVar("_F", bound=Callable)
 

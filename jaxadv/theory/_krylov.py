@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from .._types import Array, PyTree
+from ..types import Array, PyTree
 
 
 class CG(NamedTuple):

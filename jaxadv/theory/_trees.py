@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._types import PyTree
+from ..types import PyTree
 
 
 def precision_of(*trees: PyTree) -> contextlib.AbstractContextManager:

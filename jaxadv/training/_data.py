@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_labels, is_concrete
 from .._transfers import on_host
-from .._types import Array
+from ..checks import check_labels, is_concrete
+from ..types import Array
 from ._state import DeviceData
 
 _REMEDY = "pass uint8, or floats in [0, 1]"

@@ -2,9 +2,9 @@
 
 import jax
 
-from .._checks import check_labels
 from .._program import trace
 from ..attacks import pgd
+from ..checks import check_labels
 from ..objectives import ApplyFn
 from ._data import check_pixels, check_range, to_float
 from ._state import Predictions

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._checks import check_count
 from .._transfers import on_host
-from .._types import Array, Key, Params, PyTree
 from ..augment import Augmentation
+from ..checks import check_count
 from ..objectives import ApplyFn, LossAux, Objective
 from ..optim import awp_value_and_grad
+from ..types import Array, Key, Params, PyTree
 from ._data import CheckedStep, to_float
 from ._state import NEVER, DeviceData, Metrics, TrainState
 

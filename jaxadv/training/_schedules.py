@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import optax
 
-from .._checks import check_choice
+from ..checks import check_choice
 
 
 def sgd(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from .._types import Array, Params, PyTree
+from ..types import Array, Params, PyTree
 
 NEVER = jnp.iinfo(jnp.int32).max
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ... import balls
 from ..._l1 import order_statistic, project_l1_box
-from ..._types import Array, Norm
+from ...types import Array, Norm
 from .. import _model, _rows
 from .._kernel import Batch, Kernel, Outcome
 from .losses import loss_values

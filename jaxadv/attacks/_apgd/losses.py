@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from ... import losses
-from ..._types import Array
+from ...types import Array
 
 LOSSES = ("ce", "dlr", "margin")
 TARGETED_LOSSES = ("dlr-targeted", "ce-targeted")

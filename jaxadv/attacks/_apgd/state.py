@@ -2,7 +2,7 @@ r"""What a run of APGD remembers, what it reports, and when it examines its step
 
 from typing import Literal, NamedTuple
 
-from ..._types import Array, Norm
+from ...types import Array, Norm
 
 Rule = Literal["repo", "paper"]
 

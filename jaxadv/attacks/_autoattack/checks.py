@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from ... import losses
-from ..._types import Array
+from ...types import Array
 from .._kernel import Kernel
 from .result import Check
 

@@ -27,11 +27,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..._checks import check_count, check_labels, check_norm
-from ..._keys import as_key
 from ..._program import digest as program_digest
 from ..._transfers import on_host
-from ..._types import Array, Key, LogitsFn, Norm
+from ...checks import check_count, check_labels, check_norm
+from ...keys import as_key
+from ...types import Array, Key, LogitsFn, Norm
 from .. import _model
 from .._apgd.state import Rule
 from .._driver import Stream, code_of

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ... import losses
-from ..._keys import as_key
+from ...keys import as_key
 
 # Rows of a block on CPU, whatever the batch size: fixed shapes round in one way only.
 CPU_ROWS = 16

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from ..._checks import check_choice
+from ...checks import check_choice
 from .._apgd.kernel import APGD
 from .._apgd.losses import MIN_CLASSES
 from .._apgd.state import Rule

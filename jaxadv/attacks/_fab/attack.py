@@ -28,8 +28,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..._checks import check_count
-from ..._types import Array, Key, LogitsFn, Norm
+from ...checks import check_count
+from ...types import Array, Key, LogitsFn, Norm
 from .. import _model
 from .._driver import attack
 from .._kernel import Outcome

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..._types import Array, Norm
+from ...types import Array, Norm
 from .. import _rows
 from .._kernel import Batch, Kernel, Outcome
 from .._model import finite

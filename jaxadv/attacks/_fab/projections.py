@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._l1 import bisect_bits
-from ..._types import Array, Norm
+from ...types import Array, Norm
 
 _IMMOVABLE = 1e-8
 _MAX_STEPS = 60

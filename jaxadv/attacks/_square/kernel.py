@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Array, Key, Norm
+from ...types import Array, Key, Norm
 from .. import _model, _rows
 from .._kernel import Batch, Kernel, Outcome
 from . import windows

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._l1 import project_l1_box
-from ..._types import Array, Key, Norm
+from ...types import Array, Key, Norm
 from .. import _rows
 
 _LEVELS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ..._types import Array
+from ...types import Array
 from .feasible import Feasible, l2_norm
 
 # A coordinate this close to its bound (a point this close to the sphere), over eps, is on it.

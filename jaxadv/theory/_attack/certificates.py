@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Array, PyTree
+from ...types import Array, PyTree
 from .active import ActiveSet, active_set
 from .feasible import Feasible, l2_norm
 from .problem import ScalarLoss

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from ..._checks import check_count
 from ..._transfers import on_host
-from ..._types import Array, Norm, PyTree
+from ...checks import check_count
+from ...types import Array, Norm, PyTree
 from .active import TOUCHES, active_set
 from .certificates import relative_residual
 from .feasible import Bounds, l2_norm

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 
-from ..._checks import check_count
-from ..._types import Array, Norm, PyTree
+from ...checks import check_count
+from ...types import Array, Norm, PyTree
 from .._float64 import in_float64
 from .active import active_set
 from .certificates import analyse, is_regular

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ..._checks import check_norm, is_concrete
 from ..._l1 import shrink
-from ..._types import Array, Norm
+from ...checks import check_norm, is_concrete
+from ...types import Array, Norm
 
 Bounds: TypeAlias = tuple[ArrayLike, ArrayLike] | None  # lowest and highest values, or no box
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from ..._types import Array
+from ...types import Array
 from .._krylov import CG, conjugate_gradients
 
 _Solution = TypeVar("_Solution")

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from ..._checks import check_count, is_concrete
-from ..._types import Array, Key, Norm, PyTree
+from ...checks import check_count, is_concrete
+from ...types import Array, Key, Norm, PyTree
 from .._float64 import in_float64
 from .certificates import Analysis, Certificates, analyse, is_regular, kind_name
 from .feasible import Bounds

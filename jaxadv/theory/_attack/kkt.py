@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ..._types import Array, PyTree
+from ...types import Array, PyTree
 from .active import ActiveSet
 from .feasible import Feasible
 from .problem import ScalarLoss

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..._checks import check_count
 from ..._transfers import on_host
-from ..._types import Array, Norm, PyTree
+from ...checks import check_count
+from ...types import Array, Norm, PyTree
 from .._krylov import Estimate, Extremes, lanczos, square_root
 from . import operators as products
 from .active import TOUCHES, active_set

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ..._types import Array, PyTree
+from ...types import Array, PyTree
 from .._krylov import CG
 from .active import ActiveSet
 from .implicit import conjugate_solve, implicit_motion, tangent_residual

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..._checks import check_count
-from ..._types import Array, Key, Norm, PyTree
+from ...checks import check_count
+from ...types import Array, Key, Norm, PyTree
 from .._float64 import in_float64
 from .active import ActiveSet, active_set
 from .certificates import (

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ..._checks import is_concrete
 from ..._program import trace
-from ..._types import Array, Norm, PyTree
+from ...checks import is_concrete
+from ...types import Array, Norm, PyTree
 from .feasible import Feasible
 
 ScalarLoss = Callable[[Array, PyTree], Array]  # of x and theta

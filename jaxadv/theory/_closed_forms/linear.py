@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ..._checks import check_step, is_concrete
-from ..._types import Array, Norm
+from ...checks import check_step, is_concrete
+from ...types import Array, Norm
 from .._attack.feasible import Bounds, Feasible
 from .._float64 import in_float64
 

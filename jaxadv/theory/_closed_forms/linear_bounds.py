@@ -18,7 +18,7 @@ import scipy.optimize
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
-from ..._types import Array
+from ...types import Array
 from .._float64 import in_float64
 from .linear import check_p, in_float64_for_p, linear_margin
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ..._types import Array
+from ...types import Array
 from .linear import check_example, check_p, dual_norm, in_float64_for_p, linear_margin
 
 

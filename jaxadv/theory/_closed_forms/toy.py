@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ..._checks import check_choice, check_count
-from ..._types import Array
+from ...checks import check_choice, check_count
+from ...types import Array
 from .._float64 import in_float64
 
 Model: TypeAlias = Literal["linear", "swish"]

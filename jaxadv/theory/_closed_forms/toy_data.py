@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ..._checks import check_count
-from ..._types import Array
+from ...checks import check_count
+from ...types import Array
 from .._float64 import in_float64
 from .toy import TOY_EPS, _check, _dual_norm
 

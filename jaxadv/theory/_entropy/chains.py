@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._checks import check_count
 from ..._transfers import on_host
-from ..._types import Array, Key, Params, PyTree
+from ...checks import check_count
 from ...optim import langevin_step
+from ...types import Array, Key, Params, PyTree
 
 
 class AverageWeights(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ..._transfers import on_host
-from ..._types import Array
+from ...types import Array
 from .measure import _check_positive, _vector
 from .quadrature import evaluate
 

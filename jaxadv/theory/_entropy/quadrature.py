@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..._checks import check_count
 from ..._program import trace
-from ..._types import Array
+from ...checks import check_count
+from ...types import Array
 
 _SMALL, _LARGE = 4096, 16384  # points a compiled call, so that two programs serve every grid
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 
 from ..._transfers import on_host
-from ..._types import Array, Key, Params, PyTree
+from ...types import Array, Key, Params, PyTree
 from .._trees import as_arrays, precision_of
 from .eigenvalues import (
     ExtremeEigenvalues,

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..._checks import check_choice, check_count
 from ..._program import trace
 from ..._transfers import on_host
-from ..._types import Array, Params, PyTree
+from ...checks import check_choice, check_count
+from ...types import Array, Params, PyTree
 from .._trees import as_arrays, check_same_structure, precision_of, vector
 
 

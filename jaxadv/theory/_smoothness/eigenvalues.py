@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ..._checks import check_count
 from ..._transfers import on_host
-from ..._types import Key, PyTree
+from ...checks import check_count
+from ...types import Key, PyTree
 from .._krylov import lanczos
 from .._trees import like, precision_of, vector
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..._checks import check_count
-from ..._types import Params, PyTree
+from ...checks import check_count
+from ...types import Params, PyTree
 from .._trees import check_same_structure, moved, precision_of, vector
 
 

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..._checks import check_count
 from ..._program import trace
 from ..._transfers import on_host
-from ..._types import Array, Key, Params, PyTree
+from ...checks import check_count
+from ...types import Array, Key, Params, PyTree
 from .._trees import as_arrays, precision_of, vector
 from .eigenvalues import extreme_eigenvalues
 

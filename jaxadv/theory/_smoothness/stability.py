@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._checks import check_count
 from ..._transfers import on_host
-from ..._types import Array, Key, Params, PyTree
+from ...checks import check_count
+from ...types import Array, Key, Params, PyTree
 from .._trees import as_arrays, check_same_structure, precision_of
 
 

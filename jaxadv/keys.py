@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._types import Key
+from .types import Key
 
 _IMPL = "threefry2x32"
 

@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from ._types import NORMS, Array
+from .types import NORMS, Array
 
 
 def is_concrete(x) -> bool:
