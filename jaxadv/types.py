@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
+import numpy.typing as npt
 
 Array: TypeAlias = jax.Array
+ArrayLike: TypeAlias = npt.ArrayLike | jax.Array  # what jnp.asarray takes
 Key: TypeAlias = jax.Array  # a typed PRNG key, made by jax.random.key
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any

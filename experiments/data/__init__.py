@@ -5,6 +5,8 @@
 """
 
 from ._archives import extract as extract
+from ._checks import check_images as check_images
+from ._checks import check_labels as check_labels
 from ._dataset import DataError as DataError
 from ._dataset import DataMissingError as DataMissingError
 from ._dataset import Dataset as Dataset
@@ -13,5 +15,3 @@ from ._dataset import split as split
 from ._fetch import ensure as ensure
 from ._registry import NAMES as NAMES
 from ._registry import load as load
-from .checks import check_images as check_images
-from .checks import check_labels as check_labels

@@ -9,11 +9,10 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from ..._l1 import shrink
 from ...checks import check_norm, is_concrete
-from ...types import Array, Norm
+from ...types import Array, ArrayLike, Norm
 
 Bounds: TypeAlias = tuple[ArrayLike, ArrayLike] | None  # lowest and highest values, or no box
 

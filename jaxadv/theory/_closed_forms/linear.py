@@ -294,7 +294,7 @@ def linear_gradient(
 
 @in_float64_for_p
 def linear_hessian(
-    theta: ArrayLike,
+    theta: Array,
     x: ArrayLike,
     y: ArrayLike,
     *,

@@ -16,9 +16,8 @@ import jax
 import numpy as np
 import scipy.optimize
 from jax import numpy as jnp
-from jax.typing import ArrayLike
 
-from ...types import Array
+from ...types import Array, ArrayLike
 from .._float64 import in_float64
 from .linear import check_p, in_float64_for_p, linear_margin
 
@@ -294,7 +293,7 @@ def annulus_smoothness(radius_x: float, *, eps: float, theta_min: float, theta_m
     if not 0 < theta_min <= theta_max < math.inf:
         raise ValueError(f"theta_min={theta_min}, theta_max={theta_max}: 0 < min <= max < inf")
 
-    def largest(along: Any, norm: float) -> Any:
+    def largest(along: Any, norm: Any) -> Any:
         margin = norm * along
         c = _sigmoid(margin) * _sigmoid(-margin)
         k = eps * _sigmoid(-margin) / norm

@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from ...types import Array
+from ...types import Array, ArrayLike
 from .linear import check_example, check_p, dual_norm, in_float64_for_p, linear_margin
 
 

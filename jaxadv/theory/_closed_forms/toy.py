@@ -22,10 +22,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from ...checks import check_choice, check_count
-from ...types import Array
+from ...types import Array, ArrayLike
 from .._float64 import in_float64
 
 Model: TypeAlias = Literal["linear", "swish"]

@@ -5,10 +5,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from ...checks import check_count
-from ...types import Array
+from ...types import Array, ArrayLike
 from .._float64 import in_float64
 from .toy import TOY_EPS, _check, _dual_norm
 

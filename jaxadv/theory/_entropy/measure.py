@@ -22,10 +22,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from ...checks import check_choice, check_count
-from ...types import Array
+from ...types import Array, ArrayLike
 from .quadrature import Nodes, evaluate, gauss_panels, uniform_nodes
 
 _TAIL = 8.5  # standard deviations: the mass of a normal beyond is 2e-17

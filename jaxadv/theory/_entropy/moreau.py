@@ -7,10 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from ..._transfers import on_host
-from ...types import Array
+from ...types import Array, ArrayLike
 from .measure import _check_positive, _vector
 from .quadrature import evaluate
 

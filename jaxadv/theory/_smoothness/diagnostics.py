@@ -265,7 +265,9 @@ def smoothness_along(
             x_next = attack_fn(theta_next)
             frozen = vector(grad_fn(x_adv, theta_next))
             after = vector(grad_fn(x_next, theta_next))
-            rows.append(_split(step, gradient, frozen, after, x_adv, x_next, bounds, learning_rate))
+            rows.append(
+                _split(float(step), gradient, frozen, after, x_adv, x_next, bounds, learning_rate)
+            )
             theta, x_adv, gradient = theta_next, x_next, after
     return SmoothnessSplit(*(np.array(column) for column in zip(*rows, strict=True)))
 

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 
 from ... import losses
 from ..._program import trace
@@ -26,7 +25,7 @@ from ..._transfers import on_host
 from ...attacks import pgd_stateful
 from ...checks import check_count, check_eps, check_images, check_labels, check_norm, check_step
 from ...keys import as_key
-from ...types import Array, Key, LossFn, Norm, Params, PyTree
+from ...types import Array, ArrayLike, Key, LossFn, Norm, Params, PyTree
 from .._trees import as_arrays, check_same_structure, precision_of
 
 ApplyFn = Callable[[Params, Array], Array]  # parameters, images (B, H, W, C) -> logits (B, K)

@@ -95,7 +95,7 @@ def active_set_stability(
         theta, x_adv = as_arrays((theta, x_adv))
         input_gradient = lambda t: jax.grad(loss)(x_adv, t)
         gradient = np.asarray(input_gradient(theta), np.float64)
-        if num_probes is None:
+        if num_probes is None or key is None:
             speed = _row_norms(input_gradient, theta, x_adv)
         else:
             speed = _row_norms_by_probes(key, input_gradient, theta, num_probes)
@@ -125,7 +125,7 @@ def _row_norms(
     def square(index: Array) -> Array:
         basis = jnp.zeros(size, x_adv.dtype).at[index].set(1.0).reshape(x_adv.shape)
         (row,) = pullback(basis)
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(row))
+        return jnp.asarray(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(row)))
 
     squares = jax.jit(lambda: jax.lax.map(square, jnp.arange(size)))()
     return np.sqrt(np.asarray(squares, np.float64)).reshape(x_adv.shape)
