@@ -16,8 +16,9 @@ import jax
 import numpy as np
 import scipy.optimize
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 
-from ...types import Array, ArrayLike
+from ...types import Array
 from .._float64 import in_float64
 from .linear import check_p, in_float64_for_p, linear_margin
 

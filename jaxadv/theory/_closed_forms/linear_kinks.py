@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from ...types import Array, ArrayLike
+from ...types import Array
 from .linear import check_example, check_p, dual_norm, in_float64_for_p, linear_margin
 
 
