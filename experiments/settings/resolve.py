@@ -4,8 +4,7 @@ import math
 from typing import Any
 
 from jaxadv.checks import check_choice
-from jaxadv.optim._options import DEFAULTS as ENTROPY_DEFAULTS
-from jaxadv.optim._options import PRESETS as ENTROPY_PRESETS
+from jaxadv.optim import ENTROPY_SGD_PRESETS, EntropySGDOptions
 from jaxadv.types import NORMS
 
 from . import recipes
@@ -128,11 +127,15 @@ def _fill_entropy(config: Config) -> None:
     entropy: Any = config.entropy
     values: dict[str, Any]
     if entropy.preset is not None:
-        check_choice("config.entropy.preset", entropy.preset, ENTROPY_PRESETS)
-        values = ENTROPY_DEFAULTS | ENTROPY_PRESETS[entropy.preset]
+        check_choice("config.entropy.preset", entropy.preset, ENTROPY_SGD_PRESETS)
+        values = vars(ENTROPY_SGD_PRESETS[entropy.preset](learning_rate=0.1, key=0))
     else:
         own = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-        values = ENTROPY_DEFAULTS | own | {"inner_momentum": config.momentum}
+        values = (
+            vars(EntropySGDOptions(learning_rate=0.1, key=0))
+            | own
+            | {"inner_momentum": config.momentum}
+        )
     # The Lua code has no outer momentum and a rate of 1, the effective step of 0.1 / (1 - 0.9).
     values["learning_rate"] = 1.0 if entropy.preset == "lua" else config.learning_rate
     convert = lambda weight: 1 - weight if entropy.alpha_weighs == "old" else weight

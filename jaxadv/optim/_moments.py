@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from ..types import Params, PyTree
 
@@ -27,19 +27,20 @@ class Averages(NamedTuple):
     variance: PyTree
 
 
-def accumulator_dtype(x: ArrayLike):
+def accumulator_dtype(x: ArrayLike) -> DTypeLike:
     """Dtype in which sums over values like ``x`` are kept: at least float32."""
     return jnp.promote_types(jnp.result_type(x), jnp.float32)
 
 
-def zeros_accumulator(params: Params) -> PyTree:
-    """Zeros shaped like ``params`` in the accumulation dtype."""
-    return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), accumulator_dtype(p)), params)
+def widen(tree: PyTree, like: PyTree) -> PyTree:
+    """``tree`` in the accumulation dtypes of ``like``."""
+    return jax.tree.map(lambda x, p: jnp.asarray(x, accumulator_dtype(p)), tree, like)
 
 
 def init_averages(params: Params, *, variance: bool) -> Averages:
     """Moments of a chain that has not moved: all zero."""
-    return Averages(zeros_accumulator(params), zeros_accumulator(params) if variance else None)
+    zeros = lambda: jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), accumulator_dtype(p)), params)
+    return Averages(zeros(), zeros() if variance else None)
 
 
 def update_averages(
@@ -47,17 +48,12 @@ def update_averages(
 ) -> Averages:
     """Gives the newest iterate the weight ``new_weight`` in the moments of e = theta' - theta.
 
-    The moments are centred at the anchor, because E[theta'^2] - mu^2 cancels in float32 (a true
+    The moments are centered at the anchor, because E[theta'^2] - mu^2 cancels in float32 (a true
     variance of 1e-14 comes out as 1e-10), and the variance is updated in place of E[e^2]:
     with d = e - a1, ``var <- (1 - w)(var + w d^2)`` equals E[e^2] - a1^2 and is never negative.
     """
     keep = 1 - new_weight
-
-    def deviation(p, a):
-        dtype = accumulator_dtype(p)
-        return p.astype(dtype) - a.astype(dtype)
-
-    e = jax.tree.map(deviation, position, anchor)
+    e = jax.tree.map(jnp.subtract, widen(position, position), widen(anchor, position))
     variance = averages.variance
     if variance is not None:
         variance = jax.tree.map(

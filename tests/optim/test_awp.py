@@ -1,7 +1,5 @@
 """AWP against the published algorithm in NumPy float64, alone, under SGD and inside EntropySGD."""
 
-import awp_numpy
-import entropy_sgd_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,8 @@ import pytest
 
 from jaxadv import optim, training
 from jaxadv.optim._awp import awp_perturbation
+from tests.references import awp as awp_numpy
+from tests.references import entropy_sgd as entropy_sgd_numpy
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(7, 5)), RNG.integers(0, 3, 7)

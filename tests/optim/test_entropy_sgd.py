@@ -1,13 +1,13 @@
 """EntropySGD against an independent NumPy version, and the presets."""
 
-import entropy_sgd_numpy
 import jax
 import numpy as np
 import pytest
-from entropy_quadratic import W0, draws_of, make_batches, numpy_grad, run
 
 from jaxadv import optim
-from jaxadv.optim import _options
+from jaxadv.optim._entropy_sgd import options as _options
+from tests.helpers.entropy_quadratic import W0, draws_of, make_batches, numpy_grad, run
+from tests.references import entropy_sgd as entropy_sgd_numpy
 
 # The code of Chaudhari et al. adds the noise to the gradient: it enters with a minus sign.
 CODE, PAPER = -1, 1
@@ -127,13 +127,11 @@ def test_presets_resolve_to_the_documented_table():
         if line.strip().startswith("==="):
             break
         name, *cells = line.replace("(inert)", "").split()
-        if name not in _options.Options._fields:
+        if name not in optim.EntropySGDOptions.__dataclass_fields__:
             continue
         rows += 1
         for preset, cell in zip(columns, cells, strict=True):
-            options = _options.resolve(
-                {"learning_rate": 0.1, "key": jax.random.key(0)}, preset=preset
-            )
+            options = _options.resolve(preset, {"learning_rate": 0.1, "key": jax.random.key(0)})
             value = getattr(options, name)
             assert (str(value) if isinstance(value, str | bool) else float(value)) == (
                 cell if isinstance(value, str | bool) else float(cell)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from entropy_quadratic import W0, grad_fn, split
 
 from jaxadv import optim
-from jaxadv.optim import _options
+from jaxadv.optim._entropy_sgd import options as _options
+from tests.helpers.entropy_quadratic import W0, grad_fn, split
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_bad_arguments_are_named_at_construction(factory, options, message):
 def test_named_new_weights():
     for name, value in {"ucla": 0.25, "trades_slow_a": 0.3, "trades_slow_b": 0.7}.items():
         arguments = {"learning_rate": 0.1, "noise": 0, "new_weight": name}
-        assert _options.resolve(arguments, None).new_weight == value
+        assert _options.resolve(None, arguments).new_weight == value
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from entropy_quadratic import W0, grad_fn, join, loss, make_batches, run, split
 
 from jaxadv import optim
-from jaxadv.optim import _entropy_sgd, _options
+from jaxadv.optim._entropy_sgd import forms
+from jaxadv.optim._entropy_sgd import options as _options
+from tests.helpers.entropy_quadratic import W0, grad_fn, join, loss, make_batches, run, split
 
 
 def test_without_inner_steps_it_is_nesterov_sgd_of_optax(x64):
@@ -117,8 +118,8 @@ def test_newton_matrix_needs_beta(x64):
     common |= {"noise": 1 / beta, "noise_convention": "temperature", "second_order": True}
     offset = jnp.array([-1.0])
     direction = {
-        aware: _entropy_sgd.entropy_direction(
-            _options.resolve(common | {"beta_aware": aware}, None),
+        aware: forms.entropy_direction(
+            _options.resolve(None, common | {"beta_aware": aware}),
             offset,
             variance,
             jnp.zeros([], jnp.int32),
@@ -160,9 +161,9 @@ def test_beta_aware_newton_step_heads_for_the_minimum_of_a_quadratic(x64):
 
 def test_curvature_is_clamped(x64):
     options = _options.resolve(
-        {"learning_rate": 0.1, "noise": 0, "gamma": 2.0, "second_order": True}, None
+        None, {"learning_rate": 0.1, "noise": 0, "gamma": 2.0, "second_order": True}
     )
-    direction = _entropy_sgd.entropy_direction(
+    direction = forms.entropy_direction(
         options, jnp.array([-1.0, -1.0]), jnp.array([0.46, 5.0]), jnp.zeros([], jnp.int32)
     )
     np.testing.assert_allclose(direction, [10.0, 10.0])

@@ -13,14 +13,13 @@ and one unadjusted Langevin step with a minibatch gradient :math:`g` is
     + \sigma\,\mathcal N(0, I), \qquad \sigma = \sqrt{2\eta'/\beta}.
 
 Nothing here knows a loss or a data set: :func:`langevin_step` is the integrator,
-:func:`nesterov_momentum` and :func:`add_weight_decay` are what the reference code puts between the
-minibatch gradient and the integrator, :func:`langevin_chain` scans over stacked minibatches.
+:func:`langevin_chain` scans over stacked minibatches. `LangevinStep` is one step of that chain,
+which `entropy_sgd` also takes one minibatch at a time.
 
 Sums (momentum buffers, averages) are kept in float32 for 16-bit parameters and in the parameters'
 dtype otherwise; the iterate always has the parameters' dtype.
 """
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,12 +30,16 @@ from jax.typing import ArrayLike
 from ..checks import check_choice
 from ..keys import typed_key
 from ..types import Key, Params, PyTree
-from ._moments import accumulator_dtype, init_averages, update_averages, zeros_accumulator
+from ._moments import Averages, accumulator_dtype, init_averages, update_averages, widen
+from ._momentum import MomentumSGD, is_zero
 
 NOISE_CONVENTIONS = ("ucla", "paper", "temperature")
 
 # (theta', minibatch, carry) -> (minibatch gradient at theta', carry)
 GradFn = Callable[[Params, PyTree, Any], tuple[Params, Any]]
+
+# What a chain carries besides its position: the averages, and the state of the inner optimizer.
+Chain = tuple[Averages, PyTree]
 
 
 class LangevinAverages(NamedTuple):
@@ -51,11 +54,6 @@ class LangevinAverages(NamedTuple):
     offset: PyTree
     variance: PyTree
     position: Params
-
-
-def is_zero(value: Any) -> bool:
-    """Whether ``value`` is the Python number 0, so that a whole term can be left out."""
-    return isinstance(value, numbers.Real) and value == 0
 
 
 def noise_std(noise: ArrayLike, *, step_size: ArrayLike, convention: str) -> ArrayLike:
@@ -98,46 +96,96 @@ def temperature(noise: ArrayLike, *, convention: str) -> ArrayLike:
     return {"ucla": noise * noise, "paper": noise * noise / 2, "temperature": noise}[convention]
 
 
-def add_weight_decay(direction: PyTree, position: Params, weight_decay: ArrayLike) -> PyTree:
-    """Adds ``weight_decay * position`` to ``direction``.
+def start_chain(inner: Any, anchor: Params, *, variance: bool) -> Chain:
+    """The chain before its first step."""
+    return init_averages(anchor, variance=variance), inner.init(widen(anchor, anchor))
 
-    Example:
-        >>> float(add_weight_decay(jnp.array(1.0), jnp.array(2.0), 0.5))
-        2.0
+
+class LangevinStep(NamedTuple):
+    """One step of a chain around an anchor, and its place in the averages.
+
+    Attributes:
+        inner: the optimizer that makes a step of the gradient.
+        step_size: eta', of the pull and the noise, and of the gradient if MomentumSGD takes it.
+        gamma: strength of the pull to the anchor.
+        noise_std: standard deviation of the noise.
+        new_weight: weight of the newest iterate in the averages.
+        ascend: flips the sign of the gradient.
     """
-    if is_zero(weight_decay):
-        return direction
-    return jax.tree.map(
-        lambda d, p: (d + weight_decay * p.astype(d.dtype)).astype(d.dtype), direction, position
-    )
+
+    inner: Any
+    step_size: ArrayLike
+    gamma: ArrayLike
+    noise_std: ArrayLike = 0.0
+    new_weight: ArrayLike = 0.25
+    ascend: bool = False
+
+    def increment(
+        self, key: Key | None, position: Params, grads: PyTree, anchor: Params, state: PyTree
+    ) -> tuple[Params, PyTree]:
+        """What the step adds to ``position``, in its dtype, and the new state of ``inner``.
+
+        ``inner`` works in the accumulation dtype. Its momentum sees neither the pull nor the noise,
+        as in the reference code.
+        """
+        wide, grads = widen(position, position), widen(grads, position)
+        pull = jax.tree.map(lambda a, p: self.gamma * (a - p), widen(anchor, position), wide)
+        if self.ascend:
+            grads = jax.tree.map(jnp.negative, grads)
+        updates, state = self.inner.update(grads, state, wide)
+        if isinstance(self.inner, MomentumSGD):
+            join = lambda u, q: (self.step_size * (u + q)).astype(u.dtype)
+        else:
+            join = lambda u, q: (u + self.step_size * q).astype(u.dtype)
+        updates = jax.tree.map(join, updates, pull)
+        if not is_zero(self.noise_std):
+            if key is None:
+                raise ValueError(
+                    f"key=None with noise_std={self.noise_std}; pass jax.random.key(0)"
+                )
+            noise = _tree_normal(typed_key(key), position)
+            updates = jax.tree.map(lambda u, n: u + self.noise_std * n, updates, noise)
+        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, position), state
+
+    def advance(
+        self, key: Key | None, position: Params, grads: PyTree, anchor: Params, chain: Chain
+    ) -> tuple[Params, Chain]:
+        """The increment of ``position``, and what the chain becomes."""
+        averages, state = chain
+        increment, state = self.increment(key, position, grads, anchor, state)
+        position = jax.tree.map(jnp.add, position, increment)
+        averages = update_averages(averages, position, anchor, new_weight=self.new_weight)
+        return increment, (averages, state)
+
+    def run(
+        self,
+        key: Key | None,
+        anchor: Params,
+        grad_fn: GradFn,
+        batches: PyTree,
+        carry: Any,
+        *,
+        num_steps: int,
+        variance: bool,
+    ) -> tuple[LangevinAverages, Any]:
+        """The chain from its anchor over stacked minibatches."""
+
+        def body(state: Any, step: Any) -> tuple[Any, None]:
+            position, chain, carry = state
+            index, batch = step
+            grads, carry = call_grad_fn(grad_fn, position, batch, carry)
+            increment, chain = self.advance(fold(key, index), position, grads, anchor, chain)
+            return (jax.tree.map(jnp.add, position, increment), chain, carry), None
+
+        start = (anchor, start_chain(self.inner, anchor, variance=variance), carry)
+        steps = (jnp.arange(num_steps, dtype=jnp.int32), batches)
+        (position, (averages, _), carry), _ = jax.lax.scan(body, start, steps, length=num_steps)
+        return LangevinAverages(*averages, position), carry
 
 
-def nesterov_momentum(
-    buffer: PyTree, direction: PyTree, *, momentum: ArrayLike, nesterov: bool = True
-) -> tuple[PyTree, PyTree]:
-    """One step of momentum: ``b <- m b + d``, then ``d + m b`` (Nesterov) or ``b`` (heavy ball).
-
-    Args:
-        buffer: the momentum buffer b, shaped like ``direction``; None if ``momentum`` is 0.
-        direction: the gradient-like direction d.
-        momentum: the factor m in [0, 1).
-        nesterov: Nesterov's look-ahead form, or the classical one.
-
-    Returns:
-        The new direction and the new buffer.
-
-    Example:
-        >>> direction, buffer = nesterov_momentum(jnp.array(1.0), jnp.array(2.0), momentum=0.5)
-        >>> float(direction), float(buffer)
-        (3.25, 2.5)
-    """
-    if is_zero(momentum):
-        return direction, buffer
-    buffer = jax.tree.map(lambda b, d: (momentum * b + d).astype(b.dtype), buffer, direction)
-    if not nesterov:
-        return buffer, buffer
-    ahead = jax.tree.map(lambda d, b: (d + momentum * b).astype(b.dtype), direction, buffer)
-    return ahead, buffer
+def fold(key: Key | None, number: ArrayLike) -> Key | None:
+    """The key of one step of many, if there is noise."""
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def _tree_normal(key: Key, like: Params) -> PyTree:
@@ -149,36 +197,6 @@ def _tree_normal(key: Key, like: Params) -> PyTree:
         for i, x in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, draws)
-
-
-def langevin_increment(
-    key: Key | None,
-    position: Params,
-    grad: PyTree,
-    anchor: Params,
-    *,
-    step_size: ArrayLike,
-    gamma: ArrayLike,
-    noise_std: ArrayLike = 0.0,
-) -> Params:
-    """What `langevin_step` adds to ``position``, in the dtype of ``position``."""
-
-    def drift(p, g, a):
-        dtype = accumulator_dtype(p)
-        pull = gamma * (a.astype(dtype) - p.astype(dtype))
-        return (step_size * (pull - g.astype(dtype))).astype(dtype)
-
-    increment = jax.tree.map(drift, position, grad, anchor)
-    if not is_zero(noise_std):
-        if key is None:
-            raise ValueError(f"key=None with noise_std={noise_std}; pass jax.random.key(seed)")
-        key = typed_key(key)
-        increment = jax.tree.map(
-            lambda i, n: (i + noise_std * n).astype(i.dtype),
-            increment,
-            _tree_normal(key, position),
-        )
-    return jax.tree.map(lambda i, p: i.astype(p.dtype), increment, position)
 
 
 def langevin_step(
@@ -229,47 +247,9 @@ def langevin_step(
         Welling and Teh, "Bayesian learning via stochastic gradient Langevin dynamics", 2011.
         Kanai et al. (arXiv 2103.01400), Algorithm 1, whose printed sign of the gradient is wrong.
     """
-    increment = langevin_increment(
-        key, position, grad, anchor, step_size=step_size, gamma=gamma, noise_std=noise_std
-    )
+    step = LangevinStep(MomentumSGD(), step_size, gamma, noise_std)
+    increment, _ = step.increment(key, position, grad, anchor, None)
     return jax.tree.map(jnp.add, position, increment)
-
-
-def inner_increment(
-    key: Key | None,
-    position: Params,
-    grad: PyTree,
-    anchor: Params,
-    buffer: PyTree,
-    *,
-    step_size: ArrayLike,
-    gamma: ArrayLike,
-    noise_std: ArrayLike = 0.0,
-    momentum: ArrayLike = 0.0,
-    nesterov: bool = True,
-    weight_decay: ArrayLike = 0.0,
-    decay_after_momentum: bool = False,
-    ascend: bool = False,
-) -> tuple[Params, PyTree]:
-    """The inner step of EntropySGD: weight decay and momentum on the gradient, then Langevin.
-
-    Momentum sees the gradient and (unless ``decay_after_momentum``) the weight decay, but neither
-    the pull towards the anchor nor the noise, as in the reference code.
-
-    Returns:
-        The increment of ``position`` and the new momentum buffer.
-    """
-    sign = -1 if ascend else 1
-    direction = jax.tree.map(lambda g, p: sign * g.astype(accumulator_dtype(p)), grad, position)
-    if not decay_after_momentum:
-        direction = add_weight_decay(direction, position, weight_decay)
-    direction, buffer = nesterov_momentum(buffer, direction, momentum=momentum, nesterov=nesterov)
-    if decay_after_momentum:
-        direction = add_weight_decay(direction, position, weight_decay)
-    increment = langevin_increment(
-        key, position, direction, anchor, step_size=step_size, gamma=gamma, noise_std=noise_std
-    )
-    return increment, buffer
 
 
 def check_batches(batches: PyTree, num_steps: int, name: str) -> None:
@@ -283,22 +263,21 @@ def check_batches(batches: PyTree, num_steps: int, name: str) -> None:
             )
 
 
-def call_grad_fn(grad_fn: GradFn, position: Params, batch: PyTree, carry: Any):
+def call_grad_fn(
+    grad_fn: GradFn, position: Params, batch: PyTree, carry: Any
+) -> tuple[PyTree, Any]:
     """Calls ``grad_fn`` and checks that it keeps its contract."""
-    result = grad_fn(position, batch, carry)
+    result, expected = grad_fn(position, batch, carry), jax.tree.structure(position)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise ValueError(
-            f"grad_fn returned a {type(result).__name__}; it must return (gradients, carry), "
-            "and carry may be passed through unchanged"
-        )
-    grads, carry = result
-    found, expected = jax.tree.structure(grads), jax.tree.structure(position)
-    if found != expected:
-        raise ValueError(
-            f"grad_fn returned gradients of structure {found}, but params has structure "
-            f"{expected}; it must return (gradients, carry) in that order"
-        )
-    return grads, carry
+        found = f"a {type(result).__name__}"
+    elif jax.tree.structure(result[0]) != expected:
+        found = f"gradients of structure {jax.tree.structure(result[0])}, not {expected} as params"
+    else:
+        return result
+    raise ValueError(
+        f"grad_fn returned {found}; it must return (gradients, carry) in that order, and carry may "
+        "be passed through unchanged"
+    )
 
 
 def langevin_chain(
@@ -372,34 +351,7 @@ def langevin_chain(
         num_steps = int(jnp.shape(leaves[0])[0])
     check_batches(batches, num_steps, "num_steps")
     key = None if key is None else typed_key(key)
+    inner = MomentumSGD(momentum, nesterov, weight_decay, decay_after_momentum)
+    step = LangevinStep(inner, step_size, gamma, noise_std, new_weight, ascend)
     params = jax.tree.map(jnp.asarray, params)
-    buffer = None if is_zero(momentum) else zeros_accumulator(params)
-
-    def body(state, step):
-        position, buffer, averages, carry = state
-        index, batch = step
-        step_key = None if key is None else jax.random.fold_in(key, index)
-        grads, carry = call_grad_fn(grad_fn, position, batch, carry)
-        increment, buffer = inner_increment(
-            step_key,
-            position,
-            grads,
-            params,
-            buffer,
-            step_size=step_size,
-            gamma=gamma,
-            noise_std=noise_std,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-            decay_after_momentum=decay_after_momentum,
-            ascend=ascend,
-        )
-        position = jax.tree.map(jnp.add, position, increment)
-        averages = update_averages(averages, position, params, new_weight=new_weight)
-        return (position, buffer, averages, carry), None
-
-    start = (params, buffer, init_averages(params, variance=variance), carry)
-    steps = (jnp.arange(num_steps, dtype=jnp.int32), batches)
-    (position, _, averages, carry), _ = jax.lax.scan(body, start, steps, length=num_steps)
-    return LangevinAverages(averages.offset, averages.variance, position), carry
+    return step.run(key, params, grad_fn, batches, carry, num_steps=num_steps, variance=variance)

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from ..types import Params, PyTree
-from ._entropy_sgd import EntropySGDState
-from ._masks import same_place
-from ._stepwise import EntropySGDStepwiseState
+from ...types import Params, PyTree
+from .._masks import same_place
+from .forms import EntropySGDState, EntropySGDStepwiseState
 
 _KINDS = (EntropySGDState, EntropySGDStepwiseState)
 

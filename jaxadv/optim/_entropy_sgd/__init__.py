@@ -1,0 +1,1 @@
+"""EntropySGD: the factory, its options, and its two forms."""
