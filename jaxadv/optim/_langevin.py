@@ -180,7 +180,8 @@ class LangevinStep(NamedTuple):
         start = (anchor, start_chain(self.inner, anchor, variance=variance), carry)
         steps = (jnp.arange(num_steps, dtype=jnp.int32), batches)
         (position, (averages, _), carry), _ = jax.lax.scan(body, start, steps, length=num_steps)
-        return LangevinAverages(*averages, position), carry
+        offset, variances = averages
+        return LangevinAverages(offset, variances, position), carry
 
 
 def fold(key: Key | None, number: ArrayLike) -> Key | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from experiments import checkpoints
+from experiments.run import checkpoints
 from tests.helpers import entropy_checkpoints
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "entropy_sgd_states.npz"

@@ -229,7 +229,7 @@ def entropy_direction(
 
 
 def _checked_grad_fn(
-    grad_fn: Any, batches: PyTree, n_in: int, params: Params, all_params: PyTree
+    grad_fn: GradFn, batches: PyTree, n_in: int, params: Params, all_params: PyTree
 ) -> GradFn:
     """``grad_fn`` of the parameters that ``optax.masked`` shows; hidden ones stay as they are."""
     if not callable(grad_fn):

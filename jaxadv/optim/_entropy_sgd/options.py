@@ -157,7 +157,7 @@ class EntropySGDOptions:
 
     def chain_key(self, key_data: Array | None, count: Array) -> Key | None:
         """The key of outer step ``count``, or None when there is no noise."""
-        if is_zero(self.noise):
+        if is_zero(self.noise) or key_data is None:
             return None
         return fold(jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(self.key)), count)
 
