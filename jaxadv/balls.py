@@ -14,8 +14,8 @@ Example:
     True
 
 References:
-    SPEC A.3 and A.4: Kanai et al., "Smoothness Analysis of Adversarial Training", section 2;
-    Madry et al. 2018 (PGD); Duchi et al. 2008 (L1 projection).
+    docs/formulas.md A.3 and A.4: Kanai et al., "Smoothness Analysis of Adversarial Training",
+    section 2; Madry et al. 2018 (PGD); Duchi et al. 2008 (L1 projection).
 """
 
 import functools
@@ -119,7 +119,7 @@ def project(points: Array, images: Array, *, norm: Norm, eps, exact: bool = Fals
         [[1.0, 0.5]]
 
     References:
-        SPEC A.3. L1 exact: Croce and Hein, "Mind the box", 2021, proposition 2.1.
+        formulas A.3. L1 exact: Croce and Hein, "Mind the box", 2021, proposition 2.1.
     """
     check_norm(norm)
     return _project(points, images, _sizes("eps", eps, images), norm=norm, exact=exact)
@@ -270,7 +270,7 @@ def ascent_step(gradients: Array, points: Array, *, norm: Norm, step_size) -> Ar
         [[0.25, 0.0]]
 
     References:
-        SPEC A.4; Madry et al. 2018 for Linf and L2.
+        formulas A.4; Madry et al. 2018 for Linf and L2.
     """
     check_norm(norm)
     step_size = _sizes("step_size", step_size, points)

@@ -43,7 +43,7 @@ class Check(NamedTuple):
         expected: what it should equal, or the bound that it should respect.
         tolerance: largest absolute deviation; None for a bound.
         holds: the verdict.
-        source: place in the specification or the paper.
+        source: place in docs/formulas.md, docs/errata.md or the paper.
     """
 
     name: str

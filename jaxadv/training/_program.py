@@ -295,7 +295,7 @@ class Program:
             ``(state, data, key) -> batch_stats``.
 
         References:
-            ``dry_feed`` of the EntropySGD code of Chaudhari et al.; SPEC D.7.
+            ``dry_feed`` of the EntropySGD code of Chaudhari et al.; docs/formulas.md D.7.
         """
 
         def run(state: TrainState, data: DeviceData, key: Key):

@@ -1,4 +1,4 @@
-"""Claims on constraints: projections, Linf and the box, ReLU; SPEC C.3, C.4, E13, E14, E21."""
+"""Claims on constraints: projections, Linf and the box, ReLU; formulas C.3, C.4, E13, E14, E21."""
 
 import functools
 
@@ -85,7 +85,7 @@ def _attacks(q, largest, centres, images, kind: str) -> np.ndarray:
 
 @claim(
     "Lipschitz attack under any convex constraint",
-    "SPEC C.3 (U)",
+    "formulas C.3 (U)",
     "|x'(a) - x'(b)| <= (C_thx/c) |a - b| if -H >= c I (L1, L2, Linf, with the box)",
 )
 def _strongly_concave(rng, count):
@@ -122,7 +122,7 @@ def _linf(rng, count):
 
 @claim(
     "Regularised attack",
-    "SPEC C.3 (U3)",
+    "formulas C.3 (U3)",
     "maximising l - (tau/2)|delta|^2 gives a C_thx/(tau - rho)-Lipschitz attack under Linf where "
     "the exact one jumps, and a loss at most (tau/2) d eps^2 below (linear model, box-free)",
 )
@@ -141,7 +141,7 @@ def _regularised(rng, count):
 
 @claim(
     "Linf attacks with a fixed active set",
-    "SPEC C.4; E14",
+    "formulas C.4; E14",
     "the attack moves by at most |B_F|/min(-H_FF) |dtheta|, at a vertex not at all (networks)",
 )
 def _active(rng, count):
@@ -151,7 +151,7 @@ def _active(rng, count):
 
 @claim(
     "Stability of a vertex",
-    "SPEC C.4",
+    "formulas C.4",
     "an Linf vertex stays while |dtheta| < min_i |g_i|/|B_i| (l = x^T M theta; flips)",
 )
 def _vertex(rng, count):
@@ -171,7 +171,7 @@ def _vertex(rng, count):
 
 @claim(
     "A coordinate that switches",
-    "SPEC C.4; E14",
+    "formulas C.4; E14",
     "under Linf the attack jumps by 2 eps wherever g_i changes sign",
     "only if H_ii >= 0; if H_ii = -h < 0 it moves continuously, with slope 1/h",
 )

@@ -1,4 +1,4 @@
-"""Claims on EntropySGD and on the toy: sections 5 and 6 of the paper, SPEC D, E2, E9 to E29."""
+"""Claims on EntropySGD and on the toy: sections 5, 6 of the paper, formulas D, E2, E9 to E29."""
 
 import functools
 from typing import Any
@@ -64,7 +64,11 @@ def _spectral(rng, count):
     return Trial(measured, np.array(bounds), _witness(cases)), None
 
 
-@claim("Smoothed convex loss", "SPEC D.2 (c)", "-F is gamma-smooth if L is convex (linear model)")
+@claim(
+    "Smoothed convex loss",
+    "formulas D.2 (c)",
+    "-F is gamma-smooth if L is convex (linear model)",
+)
 def _convex(rng, count):
     del rng, count
     cases = _cases("linear")
@@ -74,7 +78,7 @@ def _convex(rng, count):
 
 @claim(
     "Smoothed Lipschitz loss",
-    "SPEC D.2 (e)",
+    "formulas D.2 (e)",
     "grad F is max(gamma, (G^2 + G sqrt(G^2 + 4 gamma))/2)-Lipschitz if L is G-Lipschitz",
 )
 def _lipschitz(rng, count):
@@ -226,7 +230,7 @@ def _corner(rng, count):
 
 @claim(
     "(MON) for exact attacks",
-    "SPEC A.9",
+    "formulas A.9",
     "minus the monotonicity quotient of the swish loss is at most w",
 )
 def _monotone(rng, count):

@@ -1,4 +1,4 @@
-"""The register of errata E1 to E35: which claims check which, and why the others cannot be."""
+"""The errata E1 to E35 of docs/errata.md: which claims check which, and why some cannot be."""
 
 import re
 
@@ -27,7 +27,7 @@ def claims_of(erratum: str) -> list[str]:
 
 
 def _mentioned(place: str) -> set[str]:
-    """Errata in a place such as "Lemma 5; E1" or "SPEC G.2, E9, E18"."""
+    """Errata in a place such as "Lemma 5; E1" or "formulas G.2, E9, E18"."""
     return set(re.findall(r"\bE\d+\b", place))
 
 

@@ -1,4 +1,4 @@
-"""Claims on smoothness in general and on every norm: SPEC A.5 to A.9, B.2, B.8; E5, E19, E20, E24.
+"""Claims on smoothness in general: formulas A.5 to A.9, B.2, B.8; errata E5, E19, E20, E24.
 
 The quadratic of `_quadratics` has exact attacks: the loss -|x' - M theta|^2/2 + theta^T S theta/2
 is largest at the projection of M theta.
@@ -58,7 +58,7 @@ def _lemma1(rng, count):
 
 @claim(
     "Danskin",
-    "SPEC A.9 (F1)",
+    "formulas A.9 (F1)",
     "the one-sided derivative of l_eps along v is max G(x', theta)^T v over all maximisers (Linf)",
 )
 def _danskin(rng, count):
@@ -76,7 +76,7 @@ def _danskin(rng, count):
 
 @claim(
     "(MON) for PGD",
-    "SPEC A.9 (F2)",
+    "formulas A.9 (F2)",
     "attacks by PGD-10 satisfy (MON) as exact ones do (swish toy)",
 )
 def _monotone_pgd(rng, count):
@@ -116,7 +116,7 @@ def _roughness(place: str) -> np.ndarray:
 
 @claim(
     "Roughness for every p",
-    "SPEC B.8",
+    "formulas B.8",
     "at theta_i = 0 (p = 1: at a tie) slopes of grad l_eps grow like h^e with e = -1 for p = 1 and "
     "inf, 0 for 1 < p <= 2, 1/(p - 1) - 1 for p > 2 (deviation of e)",
 )
@@ -127,7 +127,7 @@ def _exponents(rng, count):
     return Trial(deviation, np.full(len(deviation), 0.02), witness), None
 
 
-@claim("Kink at the origin", "SPEC B.8", "at theta = 0 that exponent is -1 for every p")
+@claim("Kink at the origin", "formulas B.8", "at theta = 0 that exponent is -1 for every p")
 def _origin(rng, count):
     del rng, count
     deviation = np.abs(_roughness("origin") + 1)

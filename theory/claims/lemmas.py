@@ -1,4 +1,4 @@
-"""Claims on Lemmas 4 and 5: SPEC C.1 to C.3 and A.9, E1, E8, E10, E11, E12."""
+"""Claims on Lemmas 4 and 5: formulas C.1 to C.3 and A.9, E1, E8, E10, E11, E12."""
 
 import functools
 
@@ -51,7 +51,7 @@ def _lemma5(rng, count):
 
 @claim(
     "Lemma 5, sharp",
-    "SPEC C.2; E11",
+    "formulas C.2; E11",
     "by at most |T^T B|/c_T |dtheta|, and that is no more than Lemma 5",
 )
 def _sharp(rng, count):
@@ -66,7 +66,7 @@ def _sharp(rng, count):
 
 @claim(
     "Hessian of the adversarial loss",
-    "SPEC C.1, C.2",
+    "formulas C.1, C.2",
     "|grad l_eps| changes by |A + B^T D| |dtheta|",
 )
 def _bend(rng, count):
@@ -80,7 +80,7 @@ def _bend(rng, count):
 
 @claim(
     "(CURV)",
-    "SPEC A.9 (F3)",
+    "formulas A.9 (F3)",
     "the Hessian of the loss with frozen attack is that of l_eps",
     "the motion of the attack adds B^T D, which is positive semidefinite",
 )
@@ -272,7 +272,7 @@ def _flat(rng, count):
 
 @claim(
     "Lipschitz attack on the sphere",
-    "SPEC C.3 (U2)",
+    "formulas C.3 (U2)",
     "|x'(a) - x'(b)| <= C_thx/(kappa/eps - rho) |a - b| if |g| >= kappa and H <= rho I (L2)",
 )
 def _global_sphere(rng, count):

@@ -1,4 +1,4 @@
-"""Claims on the linear model: section 3 of the paper, SPEC A.7 and B."""
+"""Claims on the linear model: section 3 of the paper, formulas A.7 and B."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Attacks on random smooth networks, solved once for all claims of SPEC C that need them."""
+"""Attacks on random smooth networks, solved once for all claims of formulas C that need them."""
 
 import functools
 from typing import Any, NamedTuple

@@ -35,7 +35,7 @@ class Claim(NamedTuple):
 
     Attributes:
         name: short.
-        place: in the paper, and in the errata.
+        place: in the paper, docs/formulas.md or docs/errata.md.
         statement: as printed.
         correction: what is true instead; "" if the statement is right.
         run: from (random generator, number of instances) to the trial of the printed statement and

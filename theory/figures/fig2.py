@@ -71,7 +71,7 @@ def _slice(gamma: float, height: float = 1.5) -> dict[str, np.ndarray]:
 def _checks(axis, data, smoothed, mode, gamma) -> list[style.Check]:
     checks, spacing = [], float(axis[1] - axis[0])
     equals, at_most, at_least = style.equals, style.at_most, style.at_least
-    golden = {  # at (-2, 2) and (2, -2): SPEC K.2
+    golden = {  # at (-2, 2) and (2, -2): formulas K.2
         "linear": ((0.018149927917810, 4.018149927917809), (0.095277582195082, 5.700406486189009),
                    (0.183900740888339, 6.401660178414046)),
         "swish": ((0.019490729175178, 0.729766468490294), (0.116213872105457, 0.803257655729558),

@@ -12,7 +12,7 @@ from .. import style, surfaces
 from . import fig4
 
 GAMMAS = (0.1, 1.0, 10.0)  # of the contour maps
-# argmin of -F on the plot square with the grid of 81 points (SPEC D.2, E18), L2.
+# argmin of -F on the plot square with the grid of 81 points (formulas D.2, E18), L2.
 ARGMIN = {0.03: (2.0, 0.15), 1.0: (2.0, 0.05), 10.0: (1.3, 0.05)}
 
 

@@ -21,7 +21,8 @@ from ...types import Array, Key
 from .._langevin import NOISE_CONVENTIONS, LangevinStep, fold, noise_std
 from .._momentum import MomentumSGD, is_zero
 
-# SPEC: weight of the newest iterate; alpha = 0.3 of one TRADES run can be read either way.
+# docs/formulas.md D.6 and E28: weight of the newest iterate; alpha = 0.3 of one TRADES run can be
+# read either way.
 NEW_WEIGHTS = {"ucla": 0.25, "paper_literal": 0.75, "trades_slow_a": 0.3, "trades_slow_b": 0.7}
 
 _SIZE = "a finite number >= 0"

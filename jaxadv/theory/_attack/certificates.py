@@ -17,7 +17,7 @@ _KINK_STEP, _KINK = 1e-5, 1e-6
 
 
 class Certificates(NamedTuple):
-    """What is known about one candidate x' for an attack (SPEC C.5).
+    """What is known about one candidate x' for an attack (docs/formulas.md C.5).
 
     Attributes:
         gap: Frank-Wolfe gap max over C(x) of g^T(z - x'); 0 iff KKT, and a bound on

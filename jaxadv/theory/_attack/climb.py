@@ -124,7 +124,7 @@ def climb_attack(
         [0.6, 0.8]
 
     References:
-        SPEC C.5, stages 2 and 3; Steihaug 1983.
+        docs/formulas.md C.5, stages 2 and 3; Steihaug 1983.
     """
     check_count("ascent_steps", ascent_steps, 0)
     check_count("newton_steps", newton_steps, 0)

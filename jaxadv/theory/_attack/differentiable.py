@@ -158,9 +158,9 @@ def differentiable_attack(
 ) -> Callable[[PyTree, Array], Array]:
     r"""The optimal attack as a function (theta, x) -> x' with implicit derivatives of any order.
 
-    The tangent is :math:`D\dot\theta + D_x\dot x`, from the KKT system of the active set (SPEC C.1,
-    C.2, C.4), also under ``jax.vmap``, ``jax.jit`` and reverse mode. At degenerate and
-    unconverged points, which `attack_jacobian` labels, the tangent is NaN.
+    The tangent is :math:`D\dot\theta + D_x\dot x`, from the KKT system of the active set
+    (docs/formulas.md C.1, C.2, C.4), also under ``jax.vmap``, ``jax.jit`` and reverse mode. At
+    degenerate and unconverged points, which `attack_jacobian` labels, the tangent is NaN.
 
     Args:
         loss: function of (x, theta) to a scalar, one example, twice differentiable near x'.
@@ -183,7 +183,7 @@ def differentiable_attack(
         [[0.5, 0.0], [0.0, 0.0]]
 
     References:
-        SPEC C.6, last paragraph.
+        formulas C.6, last paragraph.
     """
     return _bind(_attack, loss, norm, eps, bounds, num_restarts, tol)
 
@@ -218,6 +218,6 @@ def adversarial_loss(
         [[-0.5, 0.0], [0.0, -1.0]]
 
     References:
-        SPEC A.9 (F1, F3), C.6.
+        formulas A.9 (F1, F3), C.6.
     """
     return _bind(_worst, loss, norm, eps, bounds, num_restarts, tol)

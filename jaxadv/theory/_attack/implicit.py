@@ -5,7 +5,7 @@ the KKT system with its active set frozen: whole (`kkt_residual`, solved as a ma
 tangent space of the active constraints (`tangent_residual`, solved by conjugate gradients).
 
 References:
-    SPEC C.1, C.2, C.4, C.6.
+    docs/formulas.md C.1, C.2, C.4, C.6.
 """
 
 from collections.abc import Callable

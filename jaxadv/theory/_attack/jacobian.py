@@ -6,7 +6,7 @@ system of the case at hand; with T a basis of the tangent space of the active co
 :math:`-T (T^T W T)^{-1} T^T B`.
 
 References:
-    SPEC C.1, C.2, C.4; Kanai et al., Lemmas 4 and 5; errata E1, E8, E10, E11.
+    docs/formulas.md C.1, C.2, C.4; Kanai et al., Lemmas 4 and 5; errata E1, E8, E10, E11.
 """
 
 from typing import Any, NamedTuple
@@ -270,7 +270,7 @@ def attack_jacobian(
         ('sphere', [[0.5, 0.0], [0.0, 0.0]], 0.5)
 
     References:
-        SPEC C.1, C.2, C.4; Kanai et al., Lemmas 4 and 5.
+        formulas C.1, C.2, C.4; Kanai et al., Lemmas 4 and 5.
     """
     problem, z, value_gap = _candidate(loss, theta, x, norm, eps, bounds, x_adv, key, num_restarts)
     return _differentiate(problem, z, value_gap, tol, shape=jnp.shape(x))
@@ -313,7 +313,7 @@ def adversarial_hessian(
         ([[0.0, 0.0], [0.0, 0.0]], 'interior')
 
     References:
-        SPEC A.9 (F3), C.1, C.2, C.4.
+        formulas A.9 (F3), C.1, C.2, C.4.
     """
     problem, z, _ = _candidate(loss, theta, x, norm, eps, bounds, x_adv, key, num_restarts)
     return _hessians(problem, z, tol, shape=jnp.shape(x))

@@ -6,7 +6,7 @@ of width 16 on a 32x32x3 image takes seconds in float32 once it is compiled; los
 in the arrays they close over (weights, labels) share the compilation.
 
 References:
-    SPEC C.6, I.1, I.2, I.7.
+    docs/formulas.md C.6, I.1, I.2, I.7.
 """
 
 from collections.abc import Callable
@@ -266,7 +266,7 @@ def matrix_free_jacobian(
         ('sphere', 0.5, [0.5, 0.0])
 
     References:
-        SPEC C.6.
+        formulas C.6.
     """
     check_count("cg_steps", cg_steps, 1)
     check_count("lanczos_steps", lanczos_steps, 1)

@@ -5,7 +5,7 @@ With l(x, theta) the loss of one example, at an attack x': H, A and B are produc
 space of the active constraints, which is never formed; nothing of size d x m exists.
 
 References:
-    SPEC C.6.
+    docs/formulas.md C.6.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ def tangent_product(point: Point, v: Array) -> Array:
 
 @jax.jit
 def inverse_bordered_product(point: Point, vector: Any) -> Any:
-    """K^{-1} (a, v) for the bordered Hessian K of the paper, by one solve (SPEC C.2)."""
+    """K^{-1} (a, v) for the bordered Hessian K of the paper, by one solve (formulas C.2)."""
     a, v = vector
     n = point.active.normal.reshape(point.x_adv.shape)
     along = hessian_product(point, n)

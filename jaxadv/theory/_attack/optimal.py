@@ -1,9 +1,9 @@
 r"""Optimal attacks to machine precision, for L2, Linf and L1 balls with or without a box.
 
-Three stages per start (SPEC C.5), all starts at once: ascent with steps of decreasing length;
-monotone projected-gradient ascent with backtracking; Newton steps on the KKT system of the current
-active set, with each Hessian eigenvalue replaced by its absolute value, accepted if the loss grows
-or the residual halves. The best start wins and comes with its certificates.
+Three stages per start (docs/formulas.md C.5), all starts at once: ascent with steps of decreasing
+length; monotone projected-gradient ascent with backtracking; Newton steps on the KKT system of the
+current active set, with each Hessian eigenvalue replaced by its absolute value, accepted if the
+loss grows or the residual halves. The best start wins and comes with its certificates.
 """
 
 from typing import Any, NamedTuple
@@ -363,7 +363,7 @@ def optimal_attack(
         ('sphere', [0.6, 0.8])
 
     References:
-        SPEC C.5.
+        formulas C.5.
     """
     check_count("num_restarts", num_restarts, 0)
     problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
@@ -412,7 +412,7 @@ def polish_attack(
         ('interior', [0.5, 0.5])
 
     References:
-        SPEC C.5, stages 2 and 3.
+        formulas C.5, stages 2 and 3.
     """
     problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
     if jnp.shape(x_adv) != jnp.shape(x):

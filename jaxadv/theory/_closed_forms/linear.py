@@ -20,7 +20,7 @@ Example:
     4.511048
 
 References:
-    SPEC B; Kanai et al., "Smoothness Analysis of Adversarial Training", section 3.1.
+    docs/formulas.md B; Kanai et al., "Smoothness Analysis of Adversarial Training", section 3.1.
 """
 
 import functools
@@ -123,7 +123,7 @@ def _dual_hessian(theta: Array, q: float) -> Array:
 
 
 def is_regular(theta: Array, p: float) -> Array:
-    """Whether the adversarial loss is twice differentiable at theta (SPEC B.8)."""
+    """Whether the adversarial loss is twice differentiable at theta (formulas B.8)."""
     magnitudes = jnp.abs(theta)
     if p > 2:
         return jnp.all(magnitudes > 0)
@@ -181,7 +181,7 @@ def linear_attack(
         [-0.5, 0.5]
 
     References:
-        SPEC B.2; for p = 2 and inf the proofs of Lemmas 2 and 3.
+        formulas B.2; for p = 2 and inf the proofs of Lemmas 2 and 3.
     """
     theta, x, y = check_example(theta, x, y, eps)
     if bounds is None:
@@ -227,7 +227,7 @@ def linear_margin(
         2.0
 
     References:
-        SPEC B.2.
+        formulas B.2.
     """
     theta, x, y = check_example(theta, x, y, eps)
     return y * (x @ theta + bias) - eps * dual_norm(theta, dual_exponent(p))
@@ -257,7 +257,7 @@ def linear_loss(
         0.095277582
 
     References:
-        SPEC B.2.
+        formulas B.2.
     """
     return jnp.logaddexp(0.0, -linear_margin(theta, x, y, p=p, eps=eps, bias=bias))
 
@@ -285,7 +285,7 @@ def linear_gradient(
         [-1.0, -0.5]
 
     References:
-        SPEC B.3.
+        formulas B.3.
     """
     margin = linear_margin(theta, x, y, p=p, eps=eps, bias=bias)
     attack = linear_attack(theta, x, y, p=p, eps=eps)
@@ -322,7 +322,7 @@ def linear_hessian(
         [[0.0, 0.0], [0.0, 0.0]]
 
     References:
-        SPEC B.3.
+        formulas B.3.
     """
     margin = linear_margin(theta, x, y, p=p, eps=eps, bias=bias)[..., None, None]
     attack = linear_attack(theta, x, y, p=p, eps=eps)
@@ -361,7 +361,7 @@ def linear_attack_jacobian(
         [[0.0, 0.0], [0.0, -0.25]]
 
     References:
-        SPEC B.4, B.8.
+        formulas B.4, B.8.
     """
     theta, _, y = check_example(theta, jnp.zeros_like(jnp.asarray(theta, float)), y, eps)
     jacobian = -y * eps * _dual_hessian(theta, dual_exponent(p))
@@ -395,7 +395,7 @@ def linear_spectrum(theta: ArrayLike, x: ArrayLike, y: ArrayLike, *, eps: float 
         True
 
     References:
-        SPEC B.3.
+        formulas B.3.
     """
     theta, x, y = check_example(theta, x, y, eps)
     size = theta.shape[0]

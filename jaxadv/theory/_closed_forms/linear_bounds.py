@@ -5,7 +5,7 @@ The constants of Assumption 1 for :math:`\ell = \phi(y\theta^T x')` on
 them, sharper local ones, and what a loss value says about the distance of theta to 0.
 
 References:
-    SPEC B.4 to B.7; Kanai et al., Theorems 1 and 2; errata E6 and E33.
+    docs/formulas.md B.4 to B.7; Kanai et al., Theorems 1 and 2; errata E6 and E33.
 """
 
 import math
@@ -87,7 +87,7 @@ def cross_smoothness(product: float, *, dim: int = 2) -> float:
         0.9276705119
 
     References:
-        SPEC B.5.
+        formulas B.5.
     """
     _positive(product=product)
     if dim < 1:
@@ -128,7 +128,7 @@ def logistic_constants(radius_x: float, radius_theta: float, *, dim: int = 2) ->
         LogisticConstants(lipschitz=1.0, smoothness=1.0, cross=0.5)
 
     References:
-        SPEC B.5.
+        formulas B.5.
     """
     _positive(radius_x=radius_x, radius_theta=radius_theta)
     product = radius_x * radius_theta
@@ -158,7 +158,7 @@ def adversarial_radius(x: ArrayLike, *, p: float, eps: float | Array) -> Array:
         5.5
 
     References:
-        SPEC B.5.
+        formulas B.5.
     """
     x = jnp.asarray(x, float)
     if math.isinf(p):
@@ -195,7 +195,7 @@ def theorem1_bound(x: ArrayLike, *, eps: float, theta_min: float, theta_max: flo
         2.9589
 
     References:
-        SPEC B.6; Kanai et al., Theorem 1.
+        formulas B.6; Kanai et al., Theorem 1.
     """
     if not 0 < theta_min <= theta_max < math.inf:
         raise ValueError(
@@ -227,7 +227,7 @@ def theorem2_bound(x: ArrayLike, *, eps: float) -> float:
         1.25
 
     References:
-        SPEC B.7; Kanai et al., Theorem 2.
+        formulas B.7; Kanai et al., Theorem 2.
     """
     return float(np.max(adversarial_radius(x, p=math.inf, eps=eps))) ** 2 / 4
 
@@ -256,7 +256,7 @@ def local_smoothness_bound(
         0.6904
 
     References:
-        SPEC B.6.
+        formulas B.6.
     """
     theta = jnp.asarray(theta, float)
     norm = jnp.linalg.norm(theta)
@@ -288,7 +288,7 @@ def annulus_smoothness(radius_x: float, *, eps: float, theta_min: float, theta_m
         1.33515
 
     References:
-        SPEC B.6.
+        formulas B.6.
     """
     _positive(radius_x=radius_x, eps=eps)
     if not 0 < theta_min <= theta_max < math.inf:
@@ -339,7 +339,7 @@ def theta_min_from_loss(loss: float, x: ArrayLike, *, p: float, eps: float) -> f
         0.0959
 
     References:
-        SPEC B.4.
+        formulas B.4.
     """
     lipschitz = float(np.mean(adversarial_radius(x, p=p, eps=eps)))
     distance = max(math.log(2) - loss, 0.0)
@@ -365,7 +365,7 @@ def collapse_threshold(x: ArrayLike, y: ArrayLike, *, p: float) -> float:
         5.0
 
     References:
-        SPEC B.4.
+        formulas B.4.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     return float(np.linalg.norm((y[:, None] * x).mean(axis=0), check_p(p)))

@@ -56,7 +56,7 @@ def linear_kinks(
         0.4474226804
 
     References:
-        SPEC B.7, B.8; the jump replaces the paper's proof of Theorem 2 (erratum E5).
+        docs/formulas.md B.7, B.8; the jump replaces the paper's proof of Theorem 2 (erratum E5).
     """
     theta, x, y = check_example(theta, x, y, eps)
     size, origin = theta.shape[0], jnp.asarray(eps, float)
@@ -104,7 +104,7 @@ def linear_regularity(p: float) -> LinearRegularity:
         LinearRegularity(singular='theta_i = 0 for some i', exponent=0.5)
 
     References:
-        SPEC B.8.
+        formulas B.8.
     """
     p = check_p(p)
     if p == 1:

@@ -15,7 +15,7 @@ So :math:`l_\epsilon(\theta) = \psi(c)` exactly, where the paper uses PGD for wa
 vector; use ``jax.vmap`` for many.
 
 References:
-    SPEC G; Kanai et al. (arXiv 2103.01400), section 5.1; errata E9 and E22.
+    docs/formulas.md G; Kanai et al. (arXiv 2103.01400), section 5.1; errata E9 and E22.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
@@ -77,7 +77,7 @@ def toy_margin_loss(u: ArrayLike, y: float = 1.0, *, model: Model = "linear") ->
         0.6931471805599453
 
     References:
-        SPEC G.1; Kanai et al. (arXiv 2103.01400), section 5.1.
+        formulas G.1; Kanai et al. (arXiv 2103.01400), section 5.1.
     """
     _check(model, None)
     return jax.nn.softplus(-y * _link(jnp.asarray(u, float), model))
@@ -145,7 +145,7 @@ def toy_loss(
         0.183900740888
 
     References:
-        SPEC G.1.
+        formulas G.1.
     """
     _check(model, norm)
     theta, x = jnp.asarray(theta, float), jnp.asarray(x, float)
@@ -179,7 +179,7 @@ def toy_attack(
         [-0.6, 0.8]
 
     References:
-        SPEC G.1.
+        formulas G.1.
     """
     _check(model, norm)
     theta, x = jnp.asarray(theta, float), jnp.asarray(x, float)
@@ -223,7 +223,7 @@ def toy_gradient(
         [0.5, -0.5]
 
     References:
-        SPEC A.4 (envelope).
+        formulas A.4 (envelope).
     """
     _check(model, norm)
     theta, x = jnp.asarray(theta, float), jnp.asarray(x, float)
@@ -259,7 +259,7 @@ def toy_kink_jump(
         0.4474227
 
     References:
-        SPEC B.7 and G.2.
+        formulas B.7 and G.2.
     """
     _check(model, "linf")
     theta, x = jnp.asarray(theta, float), jnp.asarray(x, float)
@@ -292,7 +292,7 @@ def toy_weak_convexity(
         1.15794
 
     References:
-        SPEC A.9 (F2) and G.2.
+        formulas A.9 (F2) and G.2.
     """
     _check(model, norm)
     x = jnp.asarray(x, float)
@@ -342,7 +342,7 @@ def toy_pgd(
         [-0.6, 0.6]
 
     References:
-        SPEC A.4 and G.3.
+        formulas A.4 and G.3.
     """
     _check(model, norm)
     check_count("num_steps", num_steps, 0)

@@ -5,7 +5,7 @@ functions here bound it, from the covariance :math:`\Sigma_\theta` or from const
 For a temperature other than 1, read :math:`\beta\gamma` for gamma and :math:`\beta L` for L.
 
 References:
-    SPEC D.2; Kanai et al. (arXiv 2103.01400), Theorem 3; errata E15, E16 and E18.
+    docs/formulas.md D.2; Kanai et al. (arXiv 2103.01400), Theorem 3; errata E15, E16 and E18.
 """
 
 import math
@@ -59,7 +59,7 @@ def covariance_bounds(
         1.0
 
     References:
-        SPEC D.2; Kanai et al. (arXiv 2103.01400), Theorem 3; errata E15.
+        formulas D.2; Kanai et al. (arXiv 2103.01400), Theorem 3; errata E15.
     """
     _check(gamma=gamma, beta=beta)
     covariance = np.asarray(covariance, np.float64)
@@ -102,7 +102,7 @@ def weakly_convex_bounds(
         (-2.0, 2.0)
 
     References:
-        SPEC D.2; Brascamp and Lieb 1976.
+        formulas D.2; Brascamp and Lieb 1976.
     """
     _check(gamma=gamma, weak_convexity=weak_convexity, beta=beta)
     upper = beta * gamma
@@ -131,7 +131,7 @@ def lipschitz_variance_bound(*, gamma: float, lipschitz: float, beta: float = 1.
         5.828427125
 
     References:
-        SPEC D.2.
+        formulas D.2.
     """
     _check(gamma=gamma, lipschitz=lipschitz, beta=beta)
     gamma, lipschitz = beta * gamma, beta * lipschitz
@@ -159,7 +159,7 @@ def lipschitz_bound(*, gamma: float, lipschitz: float, beta: float = 1.0) -> flo
         36.97
 
     References:
-        SPEC D.2; erratum E16.
+        formulas D.2; erratum E16.
     """
     _check(gamma=gamma, lipschitz=lipschitz, beta=beta)
     gamma, lipschitz = beta * gamma, beta * lipschitz
@@ -184,7 +184,7 @@ def kink_curvature(jump: float, *, gamma: float, beta: float = 1.0) -> float:
         2.394
 
     References:
-        SPEC D.2.
+        formulas D.2.
     """
     _check(gamma=gamma, beta=beta)
     return beta * jump * math.sqrt(beta * gamma / (2 * math.pi))

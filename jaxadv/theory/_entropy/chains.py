@@ -6,7 +6,7 @@ give those of the local entropy's Hessian. A chain of 20 steps is usually far fr
 say how far.
 
 References:
-    SPEC D.1 (I1), D.3 and I.8.
+    docs/formulas.md D.1 (I1), D.3 and I.8.
 """
 
 import math
@@ -55,7 +55,7 @@ def average_weights(num_steps: int, new_weight: float) -> AverageWeights:
         7.0
 
     References:
-        SPEC D.3 and I.8.
+        formulas D.3 and I.8.
     """
     check_count("num_steps", num_steps, 0)
     if not 0 < new_weight <= 1:
@@ -90,7 +90,7 @@ def effective_temperature(variance: float, *, curvature: float, step_size: float
         1.0
 
     References:
-        SPEC D.3 and I.8.
+        formulas D.3 and I.8.
     """
     if not 0 <= step_size * curvature < 2:
         raise ValueError(
@@ -172,7 +172,7 @@ def langevin_diagnostics(
         (True, True)
 
     References:
-        SPEC I.8.
+        formulas I.8.
     """
     stacks = [_rows(positions, "positions"), _rows(gradients, "gradients")]
     iterates, slopes = stacks
@@ -259,7 +259,7 @@ def langevin_trace(
         ((5, 3), (5, 3))
 
     References:
-        SPEC D.3; Welling and Teh 2011.
+        formulas D.3; Welling and Teh 2011.
     """
     check_count("num_steps", num_steps, 1)
     check_count("burn_in", burn_in, 0)

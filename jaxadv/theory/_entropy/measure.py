@@ -14,7 +14,7 @@ normalised integrand. EntropySGD minimises -F.
   integrals are products of three matrices.
 
 References:
-    SPEC D.1 and G.4; Kanai et al. (arXiv 2103.01400), section 6 and equations 10 to 12.
+    docs/formulas.md D.1 and G.4; Kanai et al. (arXiv 2103.01400), section 6 and equations 10 to 12.
 """
 
 import math
@@ -148,7 +148,7 @@ def gibbs_measure(
         2.0
 
     References:
-        SPEC D.1 and G.4 (c).
+        formulas D.1 and G.4 (c).
     """
     theta = _vector(theta)
     _check_positive(gamma=gamma, beta=beta)
@@ -231,7 +231,7 @@ def local_entropy(
         [0.75, -1.5]
 
     References:
-        SPEC D.1; Kanai et al., equations 10 to 12.
+        formulas D.1; Kanai et al., equations 10 to 12.
     """
     theta = _vector(theta)
     options = {
@@ -303,7 +303,7 @@ def local_entropy_grid(
         ((5, 5), 0.5)
 
     References:
-        SPEC G.4 (b) and (c).
+        formulas G.4 (b) and (c).
     """
     check_choice("rule", rule, ("gauss", "uniform"))
     check_count("num_nodes", num_nodes, 3)

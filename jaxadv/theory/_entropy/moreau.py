@@ -70,7 +70,7 @@ def moreau_envelope(
         (2.75, [2.5])
 
     References:
-        SPEC D.1 and I.9.
+        docs/formulas.md D.1 and I.9.
     """
     theta = _vector(theta)
     _check_positive(gamma=gamma)

@@ -6,7 +6,7 @@ A is the Hessian at the frozen attack, which the usual Hessian-vector product gi
 is what it leaves out.
 
 References:
-    SPEC A.9 (F3), H.2 and I.7.
+    docs/formulas.md A.9 (F3), H.2 and I.7.
 """
 
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def curvature_budget(
         (0.2, 0.0)
 
     References:
-        SPEC A.9 (F3), H.2 and I.7.
+        formulas A.9 (F3), H.2 and I.7.
     """
     lanczos_key, trace_key = jax.random.split(key)
     with precision_of(theta, x_adv):

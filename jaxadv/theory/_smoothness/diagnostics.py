@@ -5,7 +5,7 @@ changes because theta changes and because the attack moves; and because the exac
 of functions, it can't change in every way: a violation of (MON) shows that an attack failed.
 
 References:
-    SPEC A.9, I.3 and I.4.
+    docs/formulas.md A.9, I.3 and I.4.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def monotonicity_audit(
         (-1.0, [True])
 
     References:
-        SPEC A.9 (F2) and I.3.
+        formulas A.9 (F2) and I.3.
     """
     check_choice("pairs", pairs, ("consecutive", "all"))
     if not weak_convexity >= 0:
@@ -152,7 +152,7 @@ def segment_weak_convexity(
         1.0
 
     References:
-        SPEC A.9 (F2) and I.3.
+        formulas A.9 (F2) and I.3.
     """
     check_count("num_points", num_points, 2)
     check_same_structure("end", end, "start", start)
@@ -251,7 +251,7 @@ def smoothness_along(
         ([2.0], [1.0], [0.5])
 
     References:
-        SPEC I.4.
+        formulas I.4.
     """
     _check_checkpoints(checkpoints)
     with precision_of(checkpoints[0]):

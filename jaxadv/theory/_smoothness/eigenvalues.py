@@ -74,7 +74,7 @@ def extreme_eigenvalues(
         (4.0, 0.0)
 
     References:
-        SPEC I.7; Lanczos 1950.
+        docs/formulas.md I.7; Lanczos 1950.
     """
     check_count("num_steps", num_steps, 1)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -112,7 +112,7 @@ def hutchinson_trace(
         10.0
 
     References:
-        SPEC I.7; Hutchinson 1990.
+        formulas I.7; Hutchinson 1990.
     """
     check_count("num_probes", num_probes, 1)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())

@@ -1,7 +1,7 @@
 r"""Where along a line the gradient of a loss jumps, by how much, and how rough it is there.
 
 References:
-    SPEC B.8, B.9 and I.5.
+    docs/formulas.md B.8, B.9 and I.5.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,7 @@ def slope_exponent(
         -1.0
 
     References:
-        SPEC B.8 and I.5.
+        formulas B.8 and I.5.
     """
     check_count("num_levels", num_levels, 2)
     check_same_structure("direction", direction, "theta", theta)
@@ -150,7 +150,7 @@ def find_kinks(
         ([0.3], [2.0], ((0,),))
 
     References:
-        SPEC I.5.
+        formulas I.5.
     """
     check_count("num_points", num_points, 1)
     check_same_structure("direction", direction, "theta", theta)

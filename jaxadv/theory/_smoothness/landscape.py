@@ -7,8 +7,8 @@ What is drawn is the adversarial loss itself: attacks crafted at theta and kept 
 it everywhere else.
 
 References:
-    SPEC H.1; Li et al., "Visualizing the loss landscape of neural nets", 2018; Kanai et al.
-    (arXiv 2103.01400), Figure 7.
+    docs/formulas.md H.1; Li et al., "Visualizing the loss landscape of neural nets", 2018; Kanai et
+    al. (arXiv 2103.01400), Figure 7.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ def filter_normalized_direction(key: Key, params: Params, *, ignore_vectors: boo
         ([5.0, 1.0], Array(0., dtype=float32))
 
     References:
-        SPEC H.1.
+        formulas H.1.
     """
     with precision_of(params):
         leaves, treedef = jax.tree.flatten(as_arrays(params))
@@ -94,7 +94,7 @@ def loss_line(
         [2.0, 0.0, 8.0]
 
     References:
-        SPEC H.1; Kanai et al., Figure 7.
+        formulas H.1; Kanai et al., Figure 7.
     """
     return _surface(evaluate, params, [direction], [alphas])
 
@@ -129,7 +129,7 @@ def loss_plane(
         [[0.0, 1.0, 4.0], [1.0, 2.0, 5.0]]
 
     References:
-        SPEC H.1; Li et al. 2018.
+        formulas H.1; Li et al. 2018.
     """
     return _surface(evaluate, params, list(directions), [alphas, betas])
 
@@ -207,7 +207,7 @@ def adversarial_evaluation(
         1.3133
 
     References:
-        SPEC H.1.
+        formulas H.1.
     """
     key = as_key(key)
     check_norm(norm)

@@ -9,8 +9,8 @@ is of first order in r and the second derivative says nothing about it; :func:`s
 tells the two apart.
 
 References:
-    SPEC H.2; Kanai et al. (arXiv 2103.01400), Definition 2, equations 73 to 75; Dinh et al. 2017;
-    erratum E23.
+    docs/formulas.md H.2; Kanai et al. (arXiv 2103.01400), Definition 2, equations 73 to 75; Dinh et
+    al. 2017; erratum E23.
 """
 
 import functools
@@ -109,7 +109,7 @@ def sharpness(
         0.03
 
     References:
-        SPEC H.2; Kanai et al., equation 73.
+        formulas H.2; Kanai et al., equation 73.
     """
     _check_radius(radius)
     check_count("num_starts", num_starts, 1)
@@ -193,7 +193,7 @@ def sharpness_order(
         1.0
 
     References:
-        SPEC H.2; erratum E23.
+        formulas H.2; erratum E23.
     """
     increases = [
         sharpness(key, loss, params, radius=r, **options).increase for r in (radius, radius / 2)
@@ -235,7 +235,7 @@ def sharpness_quadratic(
         0.03
 
     References:
-        SPEC H.2; Kanai et al., equation 74; erratum E23.
+        formulas H.2; Kanai et al., equation 74; erratum E23.
     """
     _check_radius(radius)
     with precision_of(params):

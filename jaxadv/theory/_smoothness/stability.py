@@ -1,7 +1,7 @@
 r"""How far theta may move before a coordinate of a Linf attack jumps to its other bound.
 
 References:
-    SPEC C.4 and I.6.
+    docs/formulas.md C.4 and I.6.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def active_set_stability(
         (0.1, [2.0, 2.0], [False, True])
 
     References:
-        SPEC C.4 (radius of stability of a vertex) and I.6.
+        formulas C.4 (radius of stability of a vertex) and I.6.
     """
     shapes = {np.shape(x_adv), np.shape(low), np.shape(high)}
     if len(shapes) != 1:

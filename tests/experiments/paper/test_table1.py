@@ -203,7 +203,7 @@ def test_every_cell_has_a_folder_of_its_own():
 
 
 def test_the_papers_tables():
-    """SPEC F.1, transcribed."""
+    """The tables of formulas F.1."""
     first = """
         48.0 0.2 49.2 0.4 48.93 0.09 49.9 0.4 50.5 0.2 50.4 0.3
         51.9 0.5 53.3 0.3 53.5 0.2 53.2 0.3 54.72 0.05 54.9 0.2

@@ -1,4 +1,4 @@
-"""Resolved hyper-parameters of all methods on all data sets, against SPEC F transcribed here."""
+"""Resolved hyper-parameters of all methods on all data sets, against formulas F."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from experiments.run import phases
 from jaxadv import training
 from tests.helpers.tiny_runs import ALL_METHODS, spans
 
-# SPEC F.2 and F.3, by data set. n_in: of AT+EnSGD on ResNet-18; gamma_A: with SGD, with EntropySGD.
+# formulas F.2 and F.3, by data set. n_in: of AT+EnSGD, ResNet-18; gamma_A: with SGD, with EnSGD.
 # fmt: off
 DATA = {
     #           step     lr    augmentation            n_in  gamma_A       warm-up batches

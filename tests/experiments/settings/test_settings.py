@@ -8,7 +8,7 @@ from experiments import settings
 from experiments.run.task import load_task
 from tests.helpers.tiny_runs import ALL_METHODS, AT_METHODS, load
 
-# SPEC F.2, the set-up of the paper on CIFAR-10.
+# formulas F.2, the set-up of the paper on CIFAR-10.
 PAPER = {
     "model": "preact_resnet18",
     "width": None,
@@ -39,7 +39,7 @@ PAPER = {
     "bn.refresh_batches": 100,
     "selection": "validation",
     "selection_size": 1000,
-    # SPEC D.6, column "default recommended"; the paper's n_in for PreActResNet-18.
+    # formulas D.6, column "default recommended"; the paper's n_in for PreActResNet-18.
     "entropy.n_in": 20,
     "entropy.gamma": 0.03,
     "entropy.noise": 1e-4,
@@ -167,7 +167,7 @@ def test_wide_resnet_has_its_own_inner_iterations():
 
 
 def test_the_alpha_of_the_paper_can_be_read_both_ways():
-    """SPEC E28: weight of the old average in the code, of the new iterate in Algorithm 1."""
+    """Erratum E28: weight of the old average in the code, of the new iterate in Algorithm 1."""
     found = lambda **fields: resolve("at_ensgd", **fields).entropy
     assert (found().alpha, found().new_weight) == (0.75, 0.25)
     assert found(entropy__alpha_weighs="new").alpha == found().new_weight

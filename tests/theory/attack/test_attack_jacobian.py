@@ -1,4 +1,4 @@
-"""The attack Jacobian at attacks that a search found: differences, formulas, bounds (SPEC C.8)."""
+"""The attack Jacobian at attacks that a search found: differences, bounds (formulas C.8)."""
 
 import functools
 

@@ -194,7 +194,7 @@ def test_bounds_hold_on_thousands_of_points_and_are_attained(norm):
     assert (result.norm <= result.sharp_bound * slack).all()
     assert (result.sharp_bound <= result.paper_bound * slack).all()
     certificates = result.certificates
-    # One tangent direction: equality (SPEC C.8, tightness).
+    # One tangent direction: equality (formulas C.8, tightness).
     line = certificates.tangent_dim == 1
     assert line.sum() > 40
     np.testing.assert_allclose(result.norm[line], result.sharp_bound[line], rtol=1e-10)

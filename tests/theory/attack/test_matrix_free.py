@@ -1,4 +1,4 @@
-"""Products with the attack Jacobian against dense matrices, and networks in float32 (SPEC C.6)."""
+"""Products with the attack Jacobian against dense matrices; networks in float32 (formulas C.6)."""
 
 import functools
 import time
@@ -55,7 +55,7 @@ def close(a, b, tol=1e-8):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_products_and_norms_equal_the_closed_form(x64, norm):
-    """T2 and T3 of SPEC C.7, -|x - M t|^2/2: the attack is a projection of M t."""
+    """T2 and T3 of formulas C.7, -|x - M t|^2/2: the attack is a projection of M t."""
     rng = np.random.default_rng(8)  # not 0: Lanczos starts there, within the row space of m
     m, t, x = rng.normal(size=(4, 6)), rng.normal(size=6), rng.normal(size=4)
     eps, target = (0.7, m @ t) if norm == "l2" else (1.0, m @ t)

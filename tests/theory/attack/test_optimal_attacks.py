@@ -1,4 +1,4 @@
-"""Optimal attacks: known answers, certificates, kinds and failure modes (SPEC C.7)."""
+"""Optimal attacks: known answers, certificates, kinds and failure modes (formulas C.7)."""
 
 import functools
 
@@ -137,7 +137,7 @@ def test_t6_a_saddle_has_positive_bordered_determinant(x64):
 
 @SLOW
 def test_trust_region_oracle_and_theorem_u2(x64):
-    """Secular equation as the oracle for the L2 ball; Lipschitz constant of SPEC C.3 (U2)."""
+    """Secular equation as the oracle for the L2 ball; Lipschitz constant of formulas C.3 (U2)."""
     rng = np.random.default_rng(5)
     num, size, eps = 400, 3, 0.8
     root = rng.normal(size=(num, size, size))
@@ -175,7 +175,7 @@ def test_trust_region_oracle_and_theorem_u2(x64):
 
 @SLOW
 def test_flip_of_a_sign_is_a_jump_or_a_continuous_motion(x64):
-    """SPEC C.4: H_ii >= 0 jumps by 2 eps when g_i changes sign, H_ii < 0 moves continuously."""
+    """Formulas C.4: H_ii >= 0 jumps by 2 eps when g_i changes sign, H_ii < 0 moves continuously."""
 
     def loss(x, theta):
         return theta["t"] * x[0] + 0.5 * theta["curvature"] * x[0] ** 2 + x[1]

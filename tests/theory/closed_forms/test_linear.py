@@ -1,4 +1,4 @@
-"""The linear model: closed forms, spectrum, theorems 1 and 2, kinks (SPEC B.9)."""
+"""The linear model: closed forms, spectrum, theorems 1 and 2, kinks (formulas B.9)."""
 
 import math
 
@@ -260,7 +260,7 @@ def test_kinks_jump_by_the_formula(p):
 
 @pytest.mark.parametrize("p", [3, 6])
 def test_hoelder_exponent_above_two(p):
-    """Erratum B.8: off the origin the gradient is continuous, of exponent 1/(p - 1)."""
+    """Formulas B.8: off the origin the gradient is continuous, of exponent 1/(p - 1)."""
     x = np.array([0.2, -0.5])
     steps = np.array([1e-8, 1e-10, 1e-12])
     gradient = lambda t: theory.linear_gradient(np.array([t, 1.0]), x, 1, p=p, eps=0.5)

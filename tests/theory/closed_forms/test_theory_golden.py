@@ -1,4 +1,4 @@
-"""Golden numbers of SPEC K that the linear model and the optimal attacks reproduce."""
+"""Golden numbers (formulas K) that the linear model and the optimal attacks reproduce."""
 
 import math
 
@@ -13,7 +13,7 @@ from jaxadv import theory
 POINT, EPS = np.array([-1.0, 1.0]), 0.6
 NORMS = {"clean": (2, 0.0), "l2": (2, EPS), "linf": (np.inf, EPS)}
 
-LINEAR = {  # K 2
+LINEAR = {  # formulas K.2
     (-2.0, 2.0): (0.018149927917810, 0.095277582195082, 0.183900740888339),
     (2.0, -2.0): (4.018149927917809, 5.700406486189009, 6.401660178414046),
     (0.0, 0.0): (math.log(2),) * 3,
@@ -55,18 +55,18 @@ def test_swish_toy_by_the_optimal_attack(x64, norm):
     assert plateau.kind == "degenerate"
 
 
-def test_cross_smoothness_of_the_logistic_loss():  # K 4
+def test_cross_smoothness_of_the_logistic_loss():  # formulas K.4
     golden = {1: 0.9276705119, 6: 1.6883455534, 15: 3.8181413990, 120: 30.0083352205}
     for product, expected in golden.items():
         np.testing.assert_allclose(theory.cross_smoothness(product), expected, atol=2e-10)
 
 
-def test_annulus():  # K 5
+def test_annulus():  # formulas K.5
     sup = theory.annulus_smoothness(1.5, eps=0.5, theta_min=0.4, theta_max=3.0)
     np.testing.assert_allclose(sup, 1.335149, atol=5e-7)
 
 
-def test_kink_sums_and_jump():  # K 6
+def test_kink_sums_and_jump():  # formulas K.6
     w = np.array([0.3, -0.8])
     for p, expected in [(1, 0.48), (2, 0.5126402247), (np.inf, 0.66)]:
         kinks = theory.linear_kinks(np.zeros(2), POINT, 1, p=p, eps=EPS)
@@ -83,7 +83,7 @@ def test_kink_sums_and_jump():  # K 6
         (np.inf, (1.0915989, 0.0), 0.6470117217, 0.7794972814),
     ],
 )
-def test_seeded_data_set(p, argmin, value, threshold):  # K 7
+def test_seeded_data_set(p, argmin, value, threshold):  # formulas K.7
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 2))
     y = np.sign(x[:, 0])

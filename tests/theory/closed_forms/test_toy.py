@@ -1,4 +1,4 @@
-"""The closed forms of SPEC G: golden numbers K, structure of the surfaces, PGD beside them."""
+"""The closed forms of formulas G and K: golden numbers, structure of the surfaces, PGD."""
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,7 @@ def test_data_set_minima(x64):
             assert (float(value) > np.log(2)) == collapsed
 
 
-@pytest.mark.parametrize(  # the gaps of SPEC G.3
+@pytest.mark.parametrize(  # the gaps of formulas G.3
     ("norm", "steps", "fraction", "best", "gap"),
     [("l2", 10, 4, False, 0.0111), ("linf", 10, 4, False, 0.0218), ("linf", 100, 40, False, 2e-4)],
 )

@@ -1,4 +1,4 @@
-"""F of EntropySGD by quadrature against scipy, finite differences and closed forms; SPEC D, K."""
+"""F of EntropySGD by quadrature against scipy, differences and closed forms; formulas D, K."""
 
 import itertools
 
@@ -176,7 +176,7 @@ def test_convex_loss_gives_a_convex_gamma_smooth_entropy(norm, gamma):
     # E15: by how much the paper's constant is too large.
     top = np.linalg.eigvalsh(entropy.covariance).max()
     assert bounds.paper - bounds.spectral >= min(gamma**2 * top, 2 * gamma) * (1 - 1e-12)
-    expected = {0.1: (0.068, 0.20), 1.0: (0.393, 2.34), 5.0: (0.84, 12.0)}  # D.2's table, L2
+    expected = {0.1: (0.068, 0.20), 1.0: (0.393, 2.34), 5.0: (0.84, 12.0)}  # table of D.2, L2
     if norm == "l2":
         np.testing.assert_allclose((bounds.exact, bounds.paper), expected[gamma], rtol=0.02)
 
@@ -198,7 +198,7 @@ def test_weakly_convex_loss_attains_the_bound():
 
 @pytest.mark.parametrize(("slope", "variance"), [(2.0, 5.110495726), (6.0, 37.0)])
 def test_lipschitz_loss_nearly_attains_the_bound(slope, variance):
-    """L = -G|t|, gamma = 1 (golden number 9)."""
+    """L = -G|t|, gamma = 1 (formulas K.9)."""
     entropy = theory.local_entropy(
         lambda t: absolute(t) * slope / 6.0, [0.0], gamma=1.0, radius=slope + 14.0
     )
@@ -210,7 +210,7 @@ def test_lipschitz_loss_nearly_attains_the_bound(slope, variance):
 
 
 def test_golden_lipschitz_bounds():
-    """D.2 (e): 36.0 against 36.97 and 36.3; a temperature scales both constants."""
+    """Formulas D.2 (e): 36.0 against 36.97 and 36.3; a temperature scales both constants."""
     bound = theory.lipschitz_bound
     np.testing.assert_allclose(bound(gamma=1.0, lipschitz=6.0), 36.97, atol=5e-3)
     np.testing.assert_allclose(bound(gamma=0.3, lipschitz=6.0), 36.30, atol=5e-3)
@@ -221,7 +221,7 @@ def test_golden_lipschitz_bounds():
 
 
 def test_two_wells_curve_more_than_the_loss_itself():
-    """D.2 (h): a negative eigenvalue far below -gamma, within every bound."""
+    """Formulas D.2 (h): a negative eigenvalue far below -gamma, within every bound."""
     gamma = 5.0
     entropy = theory.local_entropy_grid(
         wells, [np.linspace(-1, 1, 41)], gamma=gamma, breaks=(-1.0, 0.0, 1.0), radius=8.0
@@ -291,7 +291,7 @@ def test_the_smoothed_loss_has_other_minima():
 
 
 def test_average_weights():
-    """Golden number 11."""
+    """Formulas K.11."""
     for weight, lag, samples in ((0.75, 0.3333, 1.667), (0.25, 2.936, 6.956)):
         found = theory.average_weights(20, weight)
         np.testing.assert_allclose(found.weights.sum(), 1.0, rtol=1e-14)

@@ -1,4 +1,4 @@
-"""Smoothness diagnostics against the closed forms of the toy and of the linear model; SPEC I."""
+"""Smoothness diagnostics against the closed forms of the toy and the linear model; formulas I."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_exact_attacks_pass_the_audit_and_nearly_attain_the_bound(norm):
 
 
 def test_pgd_fails_the_audit():
-    """SPEC A.9: PGD-10 on the swish toy goes below -1.158; exact attacks there do not."""
+    """Formulas A.9: PGD-10 on the swish toy goes below -1.158; exact attacks there do not."""
     rng = np.random.default_rng(1)
     checkpoints = []
     for theta in rng.uniform(-2, 2, size=(100, 2)):
@@ -144,7 +144,7 @@ def test_smoothness_of_pytrees_in_float32():
     ("theta_2", "jump"), [(-1.5, None), (-0.5, 0.093621), (0.5, 0.339850), (1.5, 0.379887)]
 )
 def test_kinks_of_the_swish_toy_are_found(theta_2, jump):
-    """The table of SPEC G.2: the kink on theta_1 = 0 vanishes under the plateau."""
+    """The table of formulas G.2: the kink on theta_1 = 0 vanishes under the plateau."""
     kinks = theory.find_kinks(
         GRADIENT["swish", "linf"],
         np.array([-1.3, theta_2]),
@@ -272,7 +272,7 @@ def test_inactive_coordinates_do_not_limit_the_radius():
 
 
 def test_curvature_budget_of_the_linear_model():
-    """Frozen part, motion and their sum against B.3; (CURV); traces add up."""
+    """Frozen part, motion and their sum against formulas B.3; (CURV); traces add up."""
     theta, x, y = np.array([0.7, -1.1, 0.4]), np.array([0.5, 1.0, -0.3]), 1.0
     loss = lambda x, t: jax.nn.softplus(-y * t @ x)
     attack = lambda t: x - y * EPS * t / jnp.linalg.norm(t)

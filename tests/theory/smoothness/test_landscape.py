@@ -1,4 +1,4 @@
-"""Filter normalisation, landscapes with regenerated attacks, sharpness; SPEC H."""
+"""Filter normalisation, landscapes with regenerated attacks, sharpness; formulas H."""
 
 import jax
 import jax.numpy as jnp
