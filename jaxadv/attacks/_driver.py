@@ -1,7 +1,7 @@
 """The driver of all attacks: runs a kernel on one batch, or on blocks of images step by step.
 
-:func:`attack` is a public attack as one compiled program. :func:`begin`, :func:`advance` and
-:func:`finish` are the same steps one by one, for AutoAttack, which regroups images between them.
+:func:`attack` is a public attack as one compiled program. :func:`begin` and :func:`advance`
+are the same steps one by one, for AutoAttack, which regroups images between them.
 They work on chunks of shape (blocks, rows, H, W, C); the blocks are worked on one after the other
 (and in parallel over devices), each by its own loop, which ends when the block has no image left.
 On CPU a block has a fixed number of rows, whatever the batch size: XLA's kernels round differently
@@ -264,25 +264,16 @@ def begin(model, key, eps, run, rows: Rows, before: Any, *, program: Program) ->
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
-def advance(model, key, eps, run, rows: Rows, state, span, *, program: Program) -> Any:
-    """The state after the steps span[0] to span[1] - 1."""
+def advance(model, key, eps, run, rows: Rows, state, span, *, program: Program):
+    """The state after the steps span[0] to span[1] - 1, and what it amounts to."""
 
     def block(model, key, eps, run, span, rows, state):
         batch = _batch(model, key, eps, run, rows, program)
         last = jnp.where(rows.active.any(), span[1], span[0])  # nothing to do for padding alone
-        return program.kernel.advance(batch, state, span[0], last)
+        state = program.kernel.advance(batch, state, span[0], last)
+        return state, program.kernel.outcome(batch, state)
 
     return _over_blocks(block, program.mesh)((model, key, eps, run, span), (rows, state))
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def finish(model, key, eps, run, rows: Rows, state, *, program: Program) -> Outcome:
-    """What the states amount to."""
-
-    def block(model, key, eps, run, rows, state):
-        return program.kernel.outcome(_batch(model, key, eps, run, rows, program), state)
-
-    return _over_blocks(block, program.mesh)((model, key, eps, run), (rows, state))
 
 
 @functools.partial(jax.jit, static_argnames=("randomized", "mesh"))

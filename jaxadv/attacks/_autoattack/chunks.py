@@ -199,7 +199,7 @@ class Chunks:
         )
         common = (self._key_of(place + 1), self._eps, jnp.int32(run))
         found = Candidates(ids, self.images.shape[1:])
-        state, program = None, None
+        state, outcome = None, None
         for part in kernel.phases():
             program = driver.Program(
                 part, self._code[place], self._norm, self._randomized, self._mesh
@@ -210,7 +210,7 @@ class Chunks:
                 if self._stop.is_set():
                     raise InterruptedError("another part of the evaluation has stopped")
                 model, span = self._models[shape[1]], jnp.asarray([first, last], jnp.int32)
-                state = driver.advance(model, *common, rows, state, span, program=program)
+                state, outcome = driver.advance(model, *common, rows, state, span, program=program)
                 if not part.early_stop or last == part.num_steps:
                     continue
                 alive = np.asarray(state.robust)
@@ -219,16 +219,12 @@ class Chunks:
                 smaller = self._shape(int(alive.sum()))
                 needed = math.ceil(alive.sum() / shape[1])
                 if smaller != shape or needed < alive.any(axis=1).sum():
-                    self._collect(
-                        found, driver.finish(model, *common, rows, state, program=program), lanes_of
-                    )
+                    self._collect(found, outcome, lanes_of)
                     kept = np.argsort(~alive.ravel(), stable=True)[: smaller[0] * smaller[1]]
                     order, shape = self._spread(kept, smaller), smaller
                     rows, state = driver.regroup((rows, state), order, shape=shape)
                     lanes_of = lanes_of[order]
-        model = self._models[shape[1]]
-        last = driver.finish(model, *common, rows, state, program=program)
-        self._collect(found, last, lanes_of)
+        self._collect(found, outcome, lanes_of)
         if kernel.final_pass:
             mask = found.broken.reshape(-1, *(1,) * (self.images.ndim - 1))
             points = np.where(mask, found.images, self.images[ids])
