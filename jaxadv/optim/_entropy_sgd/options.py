@@ -156,9 +156,9 @@ class EntropySGDOptions:
         """
         return None if self.key is None else jnp.array(jax.random.key_data(self.key), copy=True)
 
-    def chain_key(self, key_data: Array | None, count: Array) -> Key | None:
+    def chain_key(self, key_data: Any, count: Array) -> Key | None:
         """The key of outer step ``count``, or None when there is no noise."""
-        if is_zero(self.noise) or key_data is None:
+        if is_zero(self.noise):
             return None
         return fold(jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(self.key)), count)
 
