@@ -24,7 +24,23 @@ def everything_strict():
 MODES = {"strict": everything_strict, "64 bits": lambda: jax.enable_x64(True)}
 
 
-@pytest.mark.parametrize("case", strict_cases.CASES)
+# They compile for seconds: `make test-slow`.
+SLOW = {
+    f"theory.{name}"
+    for name in (
+        "adversarial_loss", "attack_jacobian", "climb_attack", "differentiable_attack",
+        "matrix_free_jacobian", "optimal_attack",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case
+        for case in strict_cases.CASES
+    ],
+)
 @pytest.mark.parametrize("mode", ["strict", pytest.param("64 bits", marks=pytest.mark.slow)])
 def test_public_functions_run(mode, case):
     with MODES[mode]():

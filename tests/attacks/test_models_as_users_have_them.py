@@ -107,7 +107,10 @@ def test_the_weights_of_now_are_attacked_and_nothing_recompiles(attack, form):
     assert not compiled
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "attack",
+    [name if name == "pgd" else pytest.param(name, marks=pytest.mark.slow) for name in ATTACKS],
+)
 def test_new_lambdas_neither_recompile_nor_grow_memory(attack):
     run = ATTACKS[attack]
     size = 2**17 if attack == "autoattack" else 2**19  # half a MB, 2 MB of weights a model

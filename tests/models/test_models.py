@@ -66,7 +66,9 @@ def _fill(tensors):
     return state_dict
 
 
-@pytest.mark.parametrize("name", ["preact_resnet18", "wide_resnet34_10"])
+@pytest.mark.parametrize(
+    "name", ["preact_resnet18", pytest.param("wide_resnet34_10", marks=pytest.mark.slow)]
+)
 def test_logits_are_those_of_the_pytorch_definitions(golden, name):
     reference = json.loads((golden / "torch_models.json").read_text())[name]
     state_dict = _fill(reference["tensors"])

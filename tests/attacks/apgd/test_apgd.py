@@ -171,7 +171,7 @@ RADII = {"linf": 0.01, "l2": 0.06, "l1": 0.4}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("attack", [apgd, apgd_targeted])
+@pytest.mark.parametrize("attack", [apgd, pytest.param(apgd_targeted, marks=pytest.mark.slow)])
 def test_result_is_inside_the_ball_and_misclassified(attack, norm):
     options = dict(norm=norm, eps=RADII[norm], num_steps=20)
     found = attack(jax.random.key(0), LOGITS, X, Y, **options)

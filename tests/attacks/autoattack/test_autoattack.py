@@ -64,6 +64,7 @@ def test_verdicts_do_not_depend_on_the_other_images(result):
     same(autoattack(KEY, LOGITS, X[rows], Y[rows], **SHORT), result, rows)
 
 
+@pytest.mark.slow
 def test_verdicts_do_not_depend_on_the_number_of_devices(result):
     assert len(jax.devices()) == 2
     same(autoattack(KEY, LOGITS, X, Y, **SHORT, devices=jax.devices()), result)
@@ -221,7 +222,9 @@ def test_evaluations_of_an_unbroken_image_are_those_of_the_reference():
     assert not check.passed and "zero" in check.message
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.08), ("l1", 0.5)])
+@pytest.mark.parametrize(
+    ("norm", "eps"), [("l2", 0.08), pytest.param("l1", 0.5, marks=pytest.mark.slow)]
+)
 def test_other_norms(norm, eps):
     found = autoattack(KEY, LOGITS, X[:12], Y[:12], norm=norm, **SHORT | dict(eps=eps))
     assert 0 < found.robust.sum() < 11
@@ -229,7 +232,7 @@ def test_other_norms(norm, eps):
     assert all(check.passed for check in found.checks if check.name != "classes")
 
 
-@pytest.mark.parametrize("classes", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("classes", [2, *(pytest.param(k, marks=pytest.mark.slow) for k in (3, 4))])
 def test_few_classes(classes):
     few = lambda x: LOGITS(x)[:, :classes]
     y = np.asarray(few(jnp.asarray(X[:6])).argmax(1))

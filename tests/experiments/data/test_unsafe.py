@@ -81,7 +81,13 @@ def test_pickles_that_are_torn_or_ask_for_more(raw):
         unpickle_batch(raw, "data_batch_1")
 
 
-@pytest.mark.parametrize("name", hostile_pickles.PICKLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in hostile_pickles.LARGE else name
+        for name in hostile_pickles.PICKLES
+    ],
+)
 def test_pickles_that_would_hang_or_fill_the_memory(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     started = time.process_time()
