@@ -21,6 +21,23 @@ jax.config.update("jax_legacy_prng_key", "error")
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks what `slow.txt` lists. A line that names no test of a collected file is an error."""
+    lines = (pathlib.Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+    complete = {item.nodeid.partition("::")[0] for item in items}
+    names = {item.nodeid for item in items}
+    # A run of single tests or of one file collects only these.
+    if len(complete) > 50:
+        lost = sorted(line for line in listed if line not in names)
+        if lost:
+            raise pytest.UsageError(f"tests/slow.txt names tests that are not there: {lost}")
+
+
 @pytest.fixture
 def golden() -> pathlib.Path:
     return GOLDEN
