@@ -150,7 +150,8 @@ def _l2_ball(deltas: Array, eps) -> Array:
 def _l1_ball(deltas: Array, eps) -> Array:
     eps = jnp.broadcast_to(eps, deltas.shape[:1])
     some = eps > 0  # optax divides by the radius
-    inside = jax.vmap(optax.projections.projection_l1_ball)(deltas, jnp.where(some, eps, 1))
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        inside = jax.vmap(optax.projections.projection_l1_ball)(deltas, jnp.where(some, eps, 1))
     return jnp.where(some[:, None], inside, 0)
 
 

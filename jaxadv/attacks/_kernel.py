@@ -264,7 +264,7 @@ class Kernel:
             scores=jnp.zeros(batch.labels.shape, batch.images.dtype),
             steps=state.steps,
             broken_at=state.broken_at,
-            forward=state.steps + (self.num_targets > 0),
+            forward=state.steps + int(self.num_targets > 0),
             backward=state.backward,
             zero_gradients=jnp.zeros_like(batch.labels),
         )

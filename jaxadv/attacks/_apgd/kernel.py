@@ -84,7 +84,7 @@ class APGD(Kernel):
     def cost(self, num_classes: int) -> tuple[int, int]:
         """One gradient an evaluation (and draw), and the pass that ranks the targets."""
         gradients = (self.num_steps + (3 if self.three_radii else 1)) * self.eot
-        return gradients + (self.num_targets > 0), gradients
+        return gradients + int(self.num_targets > 0), gradients
 
     def begin(self, batch: Batch) -> State:
         """At a random point of the sphere, or where the caller says."""
@@ -199,7 +199,7 @@ class APGD(Kernel):
             scores=state.best_losses,
             steps=evaluations,
             broken_at=jnp.where(state.broken_at < 0, -1, state.spent + state.broken_at),
-            forward=evaluations * self.eot + (self.num_targets > 0),
+            forward=evaluations * self.eot + int(self.num_targets > 0),
             backward=evaluations * self.eot,
             zero_gradients=state.zero_gradients,
         )
