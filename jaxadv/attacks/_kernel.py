@@ -202,7 +202,7 @@ class Kernel:
         >>> labels = logits_fn(images).argmax(1).astype("int32")
         >>> result = attacks.autoattack(
         ...     0, logits_fn, images, labels, eps=0.2, version="custom",
-        ...     attacks=["square", Momentum(num_steps=10)], num_queries=1, progress=False,
+        ...     attacks=[Momentum(num_steps=10), "square"], num_queries=10, progress=False,
         ... )
         >>> result.broken_by.tolist(), result.evaluations["momentum"].backward > 0
         (['momentum', 'momentum'], True)

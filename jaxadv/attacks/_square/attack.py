@@ -102,6 +102,7 @@ def square(
             unknown norm or loss, or num_queries < 1.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 17 - x.sum((1, 2, 3))], 1)
         >>> images, labels = jnp.full((1, 4, 4, 1), 0.55), jnp.array([0])
         >>> result = square(jax.random.key(0), logits_fn, images, labels, norm="linf", eps=0.1,
