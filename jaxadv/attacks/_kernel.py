@@ -136,7 +136,15 @@ class Search(NamedTuple):
     def tried(
         self, points: Array, correct: Array, number: Any, *, backward: int = 0, memory: Any = None
     ) -> "Search":
-        """The state after a step: points that are misclassified end the search of their image."""
+        """The state after a step: points that are misclassified end the search of their image.
+
+        Args:
+            points: what the step tried, (B, H, W, C); images that are broken keep theirs.
+            correct: whether each is classified correctly, (B,).
+            number: of the step.
+            backward: backward passes that the step took.
+            memory: what to remember from now on; by default what was remembered.
+        """
         broken = self.robust & ~correct
         alive = self.robust.astype(jnp.int32)
         return Search(
@@ -146,7 +154,7 @@ class Search(NamedTuple):
             steps=self.steps + alive,
             broken_at=jnp.where(broken, jnp.int32(number), self.broken_at),
             backward=self.backward + backward * alive,
-            memory=memory,
+            memory=self.memory if memory is None else memory,
         )
 
 
