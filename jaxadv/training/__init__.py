@@ -27,8 +27,8 @@ Example: one epoch of adversarial training of a linear model.
 """
 
 from ._data import to_float as to_float
+from ._phases import Phase as Phase
 from ._predict import make_predict as make_predict
-from ._program import Phase as Phase
 from ._program import Program as Program
 from ._schedules import sgd as sgd
 from ._schedules import step_decay as step_decay

@@ -1,7 +1,7 @@
 """The compiled programs of training: consecutive minibatches in one call, phase after phase."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,36 +14,10 @@ from ..objectives import ApplyFn, LossAux, Objective
 from ..optim import awp_value_and_grad
 from ..types import Array, Key, Params, PyTree
 from ._data import CheckedStep, to_float
+from ._phases import Phase, placed
 from ._state import NEVER, DeviceData, Metrics, TrainState
 
 _SHUFFLE, _AUGMENT, _ATTACK, _REFRESH = range(4)  # the streams that one key is split into
-
-
-class Phase(NamedTuple):
-    """A part of a run with an optimizer of its own, which starts fresh when the phase does.
-
-    Attributes:
-        end: the minibatch after its last one, counted over the run. An outer step of EntropySGD
-            that reaches over it is finished first, unless the run ends.
-        optimizer: ``(first, n_in) -> optax optimizer``, from the number of the phase's first
-            minibatch and its inner iterations.
-        n_in: inner iterations of EntropySGD; 0 is any other optimizer.
-        extra_minibatch: of EntropySGD, see :meth:`Program.entropy_step`.
-        perturbed_decay: of the others, see :meth:`Program.sgd_steps`.
-        first: its first minibatch. A program fills it in, and moves ``end`` to whole updates.
-    """
-
-    end: int
-    optimizer: Callable[[int, int], optax.GradientTransformation]
-    n_in: int = 0
-    extra_minibatch: bool = False
-    perturbed_decay: float = 0.0
-    first: int = 0
-
-    @property
-    def group(self) -> int:
-        """Minibatches of one update, which is not divided: 1, or those of an outer step."""
-        return self.n_in + self.extra_minibatch if self.n_in else 1
 
 
 class Program:
@@ -111,7 +85,7 @@ class Program:
         self.clean_pass = clean_pass
         self.weight_perturbation = weight_perturbation
         self.sharding = sharding
-        self.phases = _placed(phases)
+        self.phases = placed(phases)
         self._optimizers: list[Any] = [p.optimizer(p.first, p.n_in) for p in self.phases]
         self._takes = [
             self._taking(*pair) for pair in zip(self.phases, self._optimizers, strict=True)
@@ -400,18 +374,6 @@ class Program:
         found = jax.eval_shape(_measured, state.step, loss, aux, labels, state.params)
         zeros = {name: jnp.zeros(value.shape, value.dtype) for name, value in found.items()}
         return zeros | {"bad_step": jnp.int32(NEVER)}
-
-
-def _placed(phases: Sequence[Phase]) -> tuple[Phase, ...]:
-    """The phases that have a minibatch, from the first to the end of the run."""
-    placed, first = [], 0
-    for phase in phases:
-        length = -(-(phase.end - first) // phase.group) * phase.group
-        end = min(first + length, phases[-1].end)
-        if first < end:
-            placed.append(phase._replace(first=first, end=end))
-            first = end
-    return tuple(placed)
 
 
 def _measured(step: Array, loss: Array, aux: LossAux, labels: Array, grads: Params) -> Metrics:
