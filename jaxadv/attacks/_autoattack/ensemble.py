@@ -209,17 +209,11 @@ def autoattack(
             kept, reporter, plan, pixels, chunks.labels, num_classes, norm, eps, individual
         )
         try:
-            for work in ledger.passes():
-                for ids, record in chunks.each(work.left, functools.partial(_record, chunks, work)):
-                    ledger.keep(work, ids, record)
+            _evaluate(ledger, chunks)
         finally:
             reporter.close()
     found = ledger.checks(found + [checks.Check("classes", False, note) for note in notes])
-    settings |= {
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
-        "precision": str(jax.config.values["jax_default_matmul_precision"] or "default")
-        + " float32",
-        "backend": jax.default_backend(),
+    settings |= _environment() | {
         "devices": max(len(devices), 1),
         "batch_size": chunks.chunk * workers,
         "total_seconds": time.monotonic() - started,
@@ -228,6 +222,23 @@ def autoattack(
     if progress is True:
         print(result.summary())
     return result
+
+
+def _evaluate(ledger: Ledger, chunks: Chunks) -> None:
+    """Every pass of the ledger, chunk by chunk."""
+    for work in ledger.passes():
+        for ids, record in chunks.each(work.left, functools.partial(_record, chunks, work)):
+            ledger.keep(work, ids, record)
+
+
+def _environment() -> dict[str, Any]:
+    """What a result may depend on beside its arguments."""
+    precision = jax.config.values["jax_default_matmul_precision"] or "default"
+    return {
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "precision": f"{precision} float32",
+        "backend": jax.default_backend(),
+    }
 
 
 def _record(chunks: Chunks, work: Pass, ids: np.ndarray) -> dict:
