@@ -95,7 +95,8 @@ def _attack_rule(settings: _Settings, primals: tuple, tangents: tuple) -> tuple[
         return kkt_residual(loss, unknowns, theta, feasible_of(x), held, scale)
 
     _, push = jax.jvp(functools.partial(system, root), (theta, x), (theta_dot, x_dot))
-    moved = implicit_motion(lambda u: system(u, theta, x), root, push, dense_solve)[:-1]
+    solve = dense_solve(found.certificates.curvature)
+    moved = implicit_motion(lambda u: system(u, theta, x), root, push, solve)[:-1]
     moved = jnp.where(is_regular(found.kind_code), moved, jnp.nan)
     return x_adv, moved.reshape(x.shape)
 

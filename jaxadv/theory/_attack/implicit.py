@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ...types import Array
 from .._krylov import CG, conjugate_gradients
+from .lapack import after
 
 _Solution = TypeVar("_Solution")
 Linear = Callable[[Array], Array]
@@ -40,10 +41,14 @@ def implicit_motion(
     return solve(derivative, -push)
 
 
-def dense_solve(apply: Linear, b: Array) -> Array:
-    """Solves ``apply(v) = b`` through the matrix of ``apply``; b of shape (n,) or (n, k)."""
-    matrix = jax.vmap(apply, out_axes=1)(jnp.eye(len(b), dtype=b.dtype))
-    return jnp.linalg.solve(matrix, b)
+def dense_solve(done: Array) -> Callable[[Linear, Array], Array]:
+    """Solves ``apply(v) = b`` through a matrix, once ``done`` is known; b: (n,) or (n, k)."""
+
+    def solve(apply: Linear, b: Array) -> Array:
+        matrix = jax.vmap(apply, out_axes=1)(jnp.eye(len(b), dtype=b.dtype))
+        return jnp.linalg.solve(after(done, matrix), b)
+
+    return solve
 
 
 def conjugate_solve(tol: float, max_steps: int) -> Callable[[Linear, Array], CG]:

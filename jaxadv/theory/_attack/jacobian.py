@@ -22,6 +22,7 @@ from .certificates import Analysis, Certificates, analyse, is_regular, kind_name
 from .feasible import Bounds
 from .implicit import dense_solve, implicit_motion
 from .kkt import kkt_residual, normalized_multiplier
+from .lapack import after
 from .optimal import search
 from .problem import Problem, ScalarLoss, make_problem
 
@@ -105,9 +106,9 @@ def _spectral_norm(matrix: Array) -> Array:
 
 
 def _implicit_jacobian(
-    loss: ScalarLoss, problem: Problem, z: Array, found: Analysis
+    loss: ScalarLoss, problem: Problem, z: Array, found: Analysis, done: Array
 ) -> tuple[Array, Array, Array]:
-    """(D, dnu/dtheta, B) in ravelled parameters, from the KKT system."""
+    """(D, dnu/dtheta, B) in ravelled parameters, from the KKT system; solved after ``done``."""
     flat, unravel = ravel_pytree(problem.theta)
     active, scale = found.active, found.scale
 
@@ -117,7 +118,7 @@ def _implicit_jacobian(
     root = jnp.append(z, normalized_multiplier(active, scale))
     # A row of this matrix costs a reverse pass, a column a forward one: d is the small side.
     push = jax.jacrev(system, argnums=1)(root, flat)
-    solution = implicit_motion(lambda u: system(u, flat), root, push, dense_solve)
+    solution = implicit_motion(lambda u: system(u, flat), root, push, dense_solve(done))
     mixed = jax.jacrev(lambda flat: jax.grad(loss)(z, unravel(flat)))(flat)
     return solution[:-1], solution[-1], mixed
 
@@ -128,8 +129,10 @@ def _bordered(found: Analysis) -> tuple[Array, Array]:
     size = n.shape[0]
     w = found.hessian - found.active.pull * (jnp.eye(size) - n[:, None] * n[None, :])
     bordered = jnp.block([[jnp.zeros((1, 1)), n[None, :]], [n[:, None], w]])
+    bordered = after(found.certificates.curvature, bordered)
     safe = jnp.where(jnp.all(jnp.isfinite(bordered)), bordered, 0.0)
-    return jnp.linalg.slogdet(safe)[0], jnp.linalg.svd(safe, compute_uv=False)[-1]
+    sign = jnp.linalg.slogdet(safe)[0]
+    return sign, jnp.linalg.svd(after(sign, safe), compute_uv=False)[-1]
 
 
 @jax.jit(static_argnames=("shape",))
@@ -138,22 +141,23 @@ def _differentiate(
 ) -> AttackJacobian:
     loss, theta = problem.flat_loss(shape), problem.theta
     found = analyse(loss, theta, problem.feasible, z, tol)
-    jacobian, nu_jacobian, mixed = _implicit_jacobian(loss, problem, z, found)
+    sign, sigma = _bordered(found)
+    jacobian, nu_jacobian, mixed = _implicit_jacobian(loss, problem, z, found, sigma)
     regular = is_regular(found.kind_code)
     still = found.certificates.tangent_dim == 0  # D = 0, not the rounding of a linear solve
     jacobian = jnp.where(regular, jnp.where(still, 0.0, jacobian), jnp.nan)
     nu_jacobian = jnp.where(regular, nu_jacobian * found.scale, jnp.nan)
 
     certificates, active = found.certificates, found.active
-    tangential = _spectral_norm(active.projector @ mixed)
+    norm = _spectral_norm(jacobian)
+    tangential = _spectral_norm(after(norm, active.projector @ mixed))
     sharp = jnp.where(certificates.tangent_dim > 0, tangential / certificates.curvature, 0.0)
-    sign, sigma = _bordered(found)
     on_sphere = active.on_ball & ~jnp.any(active.fixed) & (problem.feasible.norm == "l2")
     inside = ~active.on_ball & ~jnp.any(active.fixed)
     constant = jnp.where(on_sphere, sigma, jnp.where(inside, certificates.curvature, 0.0))
     bounded = regular & (constant > 0)
     safe = jnp.where(bounded, constant, 1.0)
-    paper = jnp.where(bounded, _spectral_norm(mixed) / safe, jnp.inf)
+    paper = jnp.where(bounded, _spectral_norm(after(tangential, mixed)) / safe, jnp.inf)
     unravel = ravel_pytree(theta)[1]
     rows = jax.vmap(unravel)(jacobian)
     return AttackJacobian(
@@ -162,7 +166,7 @@ def _differentiate(
         kind_code=found.kind_code,
         jacobian=jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), rows),
         multiplier_jacobian=unravel(nu_jacobian),
-        norm=_spectral_norm(jacobian),
+        norm=norm,
         sharp_bound=jnp.where(regular, sharp, jnp.inf),
         paper_bound=paper,
         paper_applies=regular & (inside | (on_sphere & (sign > 0))),
@@ -179,7 +183,8 @@ def _hessians(
 ) -> AdversarialHessian:
     loss, theta = problem.flat_loss(shape), problem.theta
     found = analyse(loss, theta, problem.feasible, z, tol)
-    jacobian, _, mixed = _implicit_jacobian(loss, problem, z, found)
+    curvature = found.certificates.curvature
+    jacobian, _, mixed = _implicit_jacobian(loss, problem, z, found, curvature)
     flat, unravel = ravel_pytree(theta)
     frozen = jax.hessian(lambda flat: loss(z, unravel(flat)))(flat)
     motion = jnp.where(is_regular(found.kind_code), mixed.T @ jacobian, jnp.nan)

@@ -14,6 +14,8 @@ from jaxadv.theory._attack.implicit import (
 )
 from jaxadv.theory._attack.kkt import kkt_residual, normalized_multiplier
 
+DONE = jnp.zeros(())  # nothing to wait for
+
 
 def test_the_motion_of_a_root_is_that_of_a_linear_system(x64):
     """F(u; p) = A u + sum(u^3) e - p, at the root u = 0 of p = 0: A u' = p'."""
@@ -23,7 +25,7 @@ def test_the_motion_of_a_root_is_that_of_a_linear_system(x64):
     residual = lambda u: jnp.asarray(a) @ u + jnp.sum(u**3)
     push = -jnp.asarray(rng.normal(size=(5, 3)))
     expected = np.linalg.solve(a, -push)
-    found = implicit_motion(residual, jnp.zeros(5), push, dense_solve)
+    found = implicit_motion(residual, jnp.zeros(5), push, dense_solve(DONE))
     np.testing.assert_allclose(found, expected, atol=1e-12)
     one = implicit_motion(residual, jnp.zeros(5), push[:, 0], conjugate_solve(1e-14, 20))
     np.testing.assert_allclose(one.solution, expected[:, 0], atol=1e-12)
@@ -44,7 +46,7 @@ def test_the_kkt_system_and_its_tangent_part_move_alike(x64):
     system = lambda unknowns, theta: kkt_residual(loss, unknowns, theta, feasible, active, scale)
     np.testing.assert_allclose(system(root, theta), 0.0, atol=1e-15)
     push = jax.jvp(lambda theta: system(root, theta), (theta,), (u,))[1]
-    moved = implicit_motion(lambda unknowns: system(unknowns, theta), root, push, dense_solve)
+    moved = implicit_motion(lambda unknowns: system(unknowns, theta), root, push, dense_solve(DONE))
     np.testing.assert_allclose(moved[:-1], expected, atol=1e-14)
 
     tangent = tangent_residual(lambda z: gradient(z, theta), active.project, active.pull, n)
