@@ -19,12 +19,28 @@ from .types import NORMS, Array
 
 
 def is_concrete(x) -> bool:
-    """Whether the value of ``x`` is known now, so that it can be checked."""
+    """Whether the value of ``x`` is known now, so that it can be checked.
+
+    Example:
+        >>> is_concrete(jnp.ones(2)), bool(jax.jit(lambda x: is_concrete(x))(1.0))
+        (True, False)
+    """
     return not isinstance(x, jax.core.Tracer)
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raises a ``ValueError`` naming the nearest of ``choices`` unless ``value`` is one of them."""
+    """Raises a ``ValueError`` naming the nearest of ``choices`` unless ``value`` is one of them.
+
+    Args:
+        name: of the argument.
+        value: given for it.
+        choices: what it may be.
+
+    Example:
+        >>> check_choice("loss", "drl", ("ce", "dlr"))
+        Traceback (most recent call last):
+        ValueError: loss='drl' is not one of 'ce', 'dlr'; did you mean 'dlr'?
+    """
     choices = tuple(choices)
     if value in choices:
         return
@@ -34,12 +50,28 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_norm(norm: str) -> None:
-    """Raises a ``ValueError`` unless ``norm`` is one of the three supported norms."""
+    """Raises a ``ValueError`` unless ``norm`` is one of the three supported norms.
+
+    Example:
+        >>> check_norm("Linf")
+        Traceback (most recent call last):
+        ValueError: norm='Linf' is not one of 'linf', 'l2', 'l1'; did you mean 'linf'?
+    """
     check_choice("norm", norm, NORMS)
 
 
-def check_images(images: Array, name: str = "images") -> None:
-    """Raises a ``ValueError`` unless ``images`` are floats of shape (B, H, W, C) in [0, 1]."""
+def check_images(images: Array, *, name: str = "images") -> None:
+    """Raises a ``ValueError`` unless ``images`` are floats of shape (B, H, W, C) in [0, 1].
+
+    Args:
+        images: what the caller gave.
+        name: of the argument.
+
+    Example:
+        >>> check_images(jnp.zeros((8, 3)), name="x")
+        Traceback (most recent call last):
+        ValueError: x has shape (8, 3); expected (B, H, W, C), for a single image x[None]
+    """
     if not hasattr(images, "dtype") or not hasattr(images, "shape"):
         raise ValueError(
             f"{name} is a {type(images).__name__}; pass an array of shape (B, H, W, C)"
@@ -85,8 +117,19 @@ def _check_range(images: Array, name: str) -> None:
     raise ValueError(f"{span}; rescale to [0, 1] and move any normalisation into the model")
 
 
-def check_labels(labels: Array, num_images: int, num_classes: int | None = None) -> None:
-    """Raises a ``ValueError`` unless ``labels`` are integers of shape (num_images,) in range."""
+def check_labels(labels: Array, num_images: int, *, num_classes: int | None = None) -> None:
+    """Raises a ``ValueError`` unless ``labels`` are integers of shape (num_images,) in range.
+
+    Args:
+        labels: what the caller gave.
+        num_images: B.
+        num_classes: K; None leaves the range open.
+
+    Example:
+        >>> check_labels(jnp.array([0.0]), 1)
+        Traceback (most recent call last):
+        ValueError: labels has dtype float32; pass class indices, labels.astype('int32')
+    """
     if not hasattr(labels, "dtype") or not hasattr(labels, "shape"):
         raise ValueError(
             f"labels is a {type(labels).__name__}; pass an integer array of shape (B,)"
@@ -111,7 +154,7 @@ def check_labels(labels: Array, num_images: int, num_classes: int | None = None)
             )
 
 
-def as_radius(value: Any, name: str, num_images: int | None = None) -> Any:
+def as_radius(value: Any, name: str, *, num_images: int | None = None) -> Any:
     """A radius or step as an array of shape () or, where ``num_images`` is given, (num_images,).
 
     Args:
@@ -125,6 +168,10 @@ def as_radius(value: Any, name: str, num_images: int | None = None) -> Any:
 
     Raises:
         ValueError: on anything else, naming the argument.
+
+    Example:
+        >>> float(as_radius("1/4", "eps")), as_radius([0.5, 1], "eps", num_images=2).tolist()
+        (0.25, [0.5, 1.0])
     """
     wanted = "one number" if num_images is None else f"one number or shape ({num_images},)"
     if isinstance(value, str):
@@ -144,10 +191,22 @@ def as_radius(value: Any, name: str, num_images: int | None = None) -> Any:
     raise ValueError(f"{name} has shape {value.shape}; pass {wanted}")
 
 
-def check_eps(eps: Any, norm: str, num_features: int | None = None, name: str = "eps") -> None:
+def check_eps(eps: Any, norm: str, *, num_features: int | None = None, name: str = "eps") -> None:
     """Raises a ``ValueError`` unless every radius makes sense inside the box [0, 1]^d.
 
     The largest useful radius is the diameter of the box: 1 for Linf, sqrt(d) for L2, d for L1.
+
+    Args:
+        eps: one radius or an array of them, of any shape.
+        norm: of the ball.
+        num_features: d; None checks L2 and L1 radii against no limit.
+        name: of the argument.
+
+    Example:
+        >>> check_eps(8 / 255, "linf")
+        >>> check_eps(-1.0, "l2")
+        Traceback (most recent call last):
+        ValueError: eps=-1.0 must be a finite number >= 0, in units of [0, 1] images
     """
     if not is_concrete(eps):
         return
@@ -163,8 +222,18 @@ def check_eps(eps: Any, norm: str, num_features: int | None = None, name: str = 
         )
 
 
-def check_step(step_size: Any, name: str = "step_size") -> None:
-    """Raises a ``ValueError`` unless every step is finite and not negative."""
+def check_step(step_size: Any, *, name: str = "step_size") -> None:
+    """Raises a ``ValueError`` unless every step is finite and not negative.
+
+    Args:
+        step_size: one step or an array of them, of any shape.
+        name: of the argument.
+
+    Example:
+        >>> check_step(float("inf"))
+        Traceback (most recent call last):
+        ValueError: step_size=inf must be a finite number >= 0
+    """
     if not is_concrete(step_size):
         return
     values = np.asarray(jax.device_get(step_size), np.float64).ravel()
@@ -181,6 +250,10 @@ def check_indices(indices: Any, num_images: int) -> Any:
 
     Raises:
         ValueError: on another shape, or values that are no integers >= 0.
+
+    Example:
+        >>> check_indices(range(5, 7), 2).tolist(), check_indices(None, 2).tolist()
+        ([5, 6], [0, 1])
     """
     if indices is None:
         return np.arange(num_images, dtype=np.int32)
@@ -197,6 +270,17 @@ def check_indices(indices: Any, num_images: int) -> Any:
 
 
 def check_count(name: str, value: int, minimum: int) -> None:
-    """Raises a ``ValueError`` unless ``value`` is an integer of at least ``minimum``."""
+    """Raises a ``ValueError`` unless ``value`` is an integer of at least ``minimum``.
+
+    Args:
+        name: of the argument.
+        value: given for it.
+        minimum: the smallest that is allowed.
+
+    Example:
+        >>> check_count("num_steps", -1, 0)
+        Traceback (most recent call last):
+        ValueError: num_steps=-1 must be an integer >= 0
+    """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         raise ValueError(f"{name}={value!r} must be an integer >= {minimum}")

@@ -242,7 +242,15 @@ class Unpickler:
 
 
 def ordered_dict(*arguments: Any) -> dict:
-    """An OrderedDict's content, from nothing or from one list of pairs as Python 2 wrote it."""
+    """An OrderedDict's content, from nothing or from one list of pairs as Python 2 wrote it.
+
+    Args:
+        *arguments: of the constructor in the file.
+
+    Example:
+        >>> ordered_dict([["weight", 1]])
+        {'weight': 1}
+    """
     found: dict = {}
     pairs = arguments[0] if arguments else []
     if len(arguments) > 1 or type(pairs) is not list:

@@ -57,10 +57,14 @@ def as_key(key: Any, *, name: str = "key") -> Key:
     return jax.random.fold_in(jax.random.fold_in(first, words[2]), words[3])
 
 
-def typed_key(key: Any, name: str = "key") -> Key:
+def typed_key(key: Any, *, name: str = "key") -> Key:
     """As `as_key`, but typed keys of the other generators stay what they are.
 
     For draws that are never batched, such as noise on weights.
+
+    Args:
+        key: as for `as_key`.
+        name: of the argument, for messages.
 
     Raises:
         ValueError: as `as_key`.

@@ -128,10 +128,9 @@ def adversarial_cross_entropy(
             batch_stats,
             images,
             labels,
-            jnp.arange(images.shape[0]),
-            None,
-            eps,
-            step_size,
+            indices=jnp.arange(images.shape[0]),
+            eps=eps,
+            step_size=step_size,
             norm=norm,
             num_steps=num_steps,
         )

@@ -186,7 +186,7 @@ def _threat(subject: Subject, norm, eps, step_size) -> dict[str, Any]:
             f"mean nothing for it; give --eps{step} too"
         )
     radius: Any = subject.eps if eps is None else eps
-    check_eps(radius, chosen, subject.images[0].size)
+    check_eps(radius, chosen, num_features=subject.images[0].size)
     return {"norm": chosen, "eps": radius}
 
 

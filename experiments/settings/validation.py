@@ -41,7 +41,7 @@ def check(config: Any) -> None:
         check_eps(
             config[section].eps,
             config.threat.norm,
-            NUM_FEATURES[config.dataset],
+            num_features=NUM_FEATURES[config.dataset],
             name=f"config.{section}.eps",
         )
     for section, minimum in (("threat", 0), ("eval", 0)):

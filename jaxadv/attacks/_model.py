@@ -77,7 +77,7 @@ def prepare(
     rows = 1 if randomized else images.shape[0]
     model = trace_model(logits_fn, (rows, *pixels.shape[1:]), pixels.dtype, randomized)
     num_classes = model.func.out.shape[1]
-    check_labels(labels, images.shape[0], num_classes)
+    check_labels(labels, images.shape[0], num_classes=num_classes)
     check_devices(model, images)
     return Given(
         key=key,
@@ -95,8 +95,8 @@ def check_attack(images, labels, norm, eps, per_image: bool = False):
     check_norm(norm)
     check_images(auto_layout(images))
     check_labels(labels, images.shape[0])
-    eps = as_radius(eps, "eps", images.shape[0] if per_image else None)
-    check_eps(eps, norm, math.prod(images.shape[1:]))
+    eps = as_radius(eps, "eps", num_images=images.shape[0] if per_image else None)
+    check_eps(eps, norm, num_features=math.prod(images.shape[1:]))
     return eps
 
 

@@ -126,7 +126,7 @@ def pgd(
         key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices, per_image=True
     )
     rows, shape = given.images.shape[0], given.images.shape
-    step_size = as_radius(step_size, "step_size", rows)
+    step_size = as_radius(step_size, "step_size", num_images=rows)
     check_step(step_size)
     check_count("num_steps", num_steps, 0)
     check_count("num_restarts", num_restarts, 1)
@@ -140,16 +140,16 @@ def pgd(
     return _pgd(
         given.key,
         given.model,
-        _traced_loss(loss, given),
         given.images,
         given.labels,
-        given.indices,
-        start,
-        given.eps,
-        _model.on_device(step_size).astype(given.images.dtype),
+        indices=given.indices,
+        start=start,
+        eps=given.eps,
+        step_size=_model.on_device(step_size).astype(given.images.dtype),
         norm=norm,
         num_steps=num_steps,
         num_restarts=num_restarts,
+        loss=_traced_loss(loss, given),
         random_start=init == "uniform" if isinstance(init, str) else False,
         keep_best=keep_best,
         early_stop=early_stop,
@@ -230,11 +230,11 @@ def pgd_stateful(
     carry: PyTree,
     images: Array,
     labels: Array,
-    indices: Array,
-    start: Array | None,
-    eps,
-    step_size,
     *,
+    indices: Array,
+    start: Array | None = None,
+    eps: float | Array,
+    step_size: float | Array,
     norm: Norm,
     num_steps: int,
     num_restarts: int = 1,
@@ -256,8 +256,8 @@ def pgd_stateful(
         labels: of shape (B,), or whatever ``loss`` takes as its second argument.
         indices: integers of shape (B,) that the random starts are derived from.
         start: start images of the first restart, or None.
-        eps: radius.
-        step_size: step.
+        eps: radius, a number or one an image, shape (B,).
+        step_size: step, likewise.
         norm: as in :func:`pgd`, like all the arguments below.
         num_steps: number of steps.
         num_restarts: number of restarts.
@@ -267,7 +267,20 @@ def pgd_stateful(
         early_stop: freeze misclassified examples.
 
     Returns:
-        The adversarial images and the final carried value.
+        The adversarial images, shape (B, H, W, C), and the final carried value.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxadv import attacks
+        >>> def forward(images, passes):
+        ...     return images.reshape(len(images), -1) * jnp.array([1.0, -1.0]), passes + 1
+        >>> images, labels = jnp.full((1, 1, 1, 2), 0.5), jnp.array([0])
+        >>> adversarial, passes = attacks.pgd_stateful(
+        ...     jax.random.key(0), forward, jnp.array(0), images, labels, indices=jnp.arange(1),
+        ...     norm="linf", eps=0.1, step_size=0.1, num_steps=3,
+        ... )
+        >>> bool((images - adversarial > 0.099).all()), int(passes)
+        (True, 3)
     """
     compare = keep_best or num_restarts > 1
 
@@ -328,12 +341,9 @@ def pgd_stateful(
         "early_stop",
     ),
 )
-def _pgd(key, model, loss, images, labels, indices, start, eps, step_size, **options) -> Array:
+def _pgd(key: Key, model: LogitsFn, images: Array, labels: Array, **options: Any) -> Array:
     forward = lambda points, _: (model(points), ())
-    adversarial, _ = pgd_stateful(
-        key, forward, (), images, labels, indices, start, eps, step_size, loss=loss, **options
-    )
-    return adversarial
+    return pgd_stateful(key, forward, (), images, labels, **options)[0]
 
 
 def _where(mask: Array, yes: Array, no: Array) -> Array:

@@ -124,6 +124,16 @@ def from_torch_state_dict(
 
     Raises:
       ValueError: as `load_torch`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxadv import models
+      >>> module = models.preact_resnet18(10, width=2)
+      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> state_dict = models.to_torch_state_dict(module, variables)
+      >>> again = models.from_torch_state_dict(state_dict, module)
+      >>> bool((again["params"]["bn"]["scale"] == variables["params"]["bn"]["scale"]).all())
+      True
     """
     _check(module, dtype)
     return _convert(state_dict, module, _torch_layout(module), ignore, np.dtype(dtype))
@@ -207,6 +217,15 @@ def to_torch_state_dict(module: nn.Module, variables: Mapping[str, Any]) -> dict
 
     Raises:
       ValueError: if ``variables`` are not those of ``module``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxadv import models
+      >>> module = models.preact_resnet18(10, width=2)
+      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> state_dict = models.to_torch_state_dict(module, variables)
+      >>> state_dict["conv1.weight"].shape, list(state_dict)[-1]
+      ((2, 3, 3, 3), 'linear.bias')
     """
     flat: dict[Any, Any] = flax.traverse_util.flatten_dict(dict(variables))
     layout = list(_layout(module, flat))
@@ -244,6 +263,14 @@ def save_torch(
 
     Raises:
       ValueError: if ``variables`` are not those of ``module``.
+
+    Example:
+      See `load_torch`, which reads such a file back:
+
+      >>> from jaxadv import models
+      >>> models.save_torch("/nowhere.pt", models.mlp(10), {})
+      Traceback (most recent call last):
+      ValueError: module is a MLP, which has no PyTorch names.
     """
     write_torch_file(path, to_torch_state_dict(module, variables))
 

@@ -68,7 +68,8 @@ def noise_std(noise: ArrayLike, *, step_size: ArrayLike, convention: str) -> Arr
     ============= ============================ =====================================
 
     Args:
-        noise: :math:`\epsilon` of the reference code or of the paper, or the temperature T.
+        noise: :math:`\epsilon` of the reference code or of the paper, or the temperature T; a
+            scalar.
         step_size: :math:`\eta'`.
         convention: which of the three.
 

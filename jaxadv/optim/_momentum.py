@@ -16,7 +16,15 @@ def is_zero(value: Any) -> bool:
 
 
 def add_weight_decay(direction: PyTree, position: Params, weight_decay: ArrayLike) -> PyTree:
-    """Adds ``weight_decay * position`` to ``direction``.
+    """Adds ``weight_decay * position`` to ``direction``, leaf by leaf.
+
+    Args:
+        direction: the gradient-like direction, a pytree.
+        position: the parameters, of the same structure.
+        weight_decay: the factor; with the Python number 0 nothing is added.
+
+    Returns:
+        The sum, in the dtype of ``direction``.
 
     Example:
         >>> float(add_weight_decay(jnp.array(1.0), jnp.array(2.0), 0.5))

@@ -84,7 +84,16 @@ def _stateful():
         return logits_fn(points), carry
 
     run = lambda key, images, eps, step: attacks.pgd_stateful(
-        key, forward, (), images, LABELS, INDICES, None, eps, step, norm="l2", num_steps=2
+        key,
+        forward,
+        (),
+        images,
+        LABELS,
+        indices=INDICES,
+        eps=eps,
+        step_size=step,
+        norm="l2",
+        num_steps=2,
     )
     return jax.jit(lambda key, images: run(key, images, 0.1, 0.05))(new_key(), IMAGES)
 

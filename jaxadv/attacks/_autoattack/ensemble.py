@@ -147,7 +147,7 @@ def autoattack(
         lambda rows: _model.trace_model(logits_fn, (rows, *shape), np.float32, randomized)
     )
     num_classes = trace(1).func.out.shape[1]
-    check_labels(labels, len(pixels), num_classes)
+    check_labels(labels, len(pixels), num_classes=num_classes)
     _model.check_devices(trace(1), images)
     check_count("num_steps", num_steps, 3)
     check_count("num_queries", num_queries, 1)

@@ -79,7 +79,7 @@ def check_example(
         raise ValueError(f"y has shape {y.shape} for x of shape {x.shape}; expected one label each")
     if is_concrete(y) and not bool(jnp.all(jnp.abs(y) == 1)):
         raise ValueError("y must be -1 or +1; for class indices 0 and 1 pass 2 * y - 1")
-    check_step(eps, "eps")
+    check_step(eps, name="eps")
     return theta, x, jnp.broadcast_to(y, x.shape[:-1])
 
 

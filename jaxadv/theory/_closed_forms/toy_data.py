@@ -52,7 +52,7 @@ def toy_dataset_loss(
     return jnp.mean(jax.nn.softplus(-(labels * (points @ theta) - radius)))
 
 
-def toy_dataset(seed: int = 0, num_points: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def toy_dataset(*, seed: int = 0, num_points: int = 100) -> tuple[np.ndarray, np.ndarray]:
     """The data set of Figure 4: standard normal points in the plane, label the sign of x_1.
 
     Args:

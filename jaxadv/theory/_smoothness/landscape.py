@@ -213,7 +213,7 @@ def adversarial_evaluation(
     check_norm(norm)
     check_images(images)
     check_labels(labels, len(images))
-    check_eps(eps, norm, images[0].size)
+    check_eps(eps, norm, num_features=images[0].size)
     check_step(step_size)
     check_count("num_steps", num_steps, 0)
     count = len(images)
@@ -235,10 +235,9 @@ def adversarial_evaluation(
                     (),
                     x,
                     y,
-                    indices,
-                    None,
-                    eps,
-                    step_size,
+                    indices=indices,
+                    eps=eps,
+                    step_size=step_size,
                     norm=norm,
                     num_steps=num_steps,
                     loss=loss,

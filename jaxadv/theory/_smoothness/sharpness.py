@@ -180,7 +180,7 @@ def sharpness_order(
     Args:
         key: typed PRNG key.
         loss: as in :func:`sharpness`.
-        params: the minimum.
+        params: the minimum, a pytree.
         radius: r; r/2 is compared with it.
         **options: ``num_starts`` and ``num_steps`` of :func:`sharpness`.
 
