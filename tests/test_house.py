@@ -183,3 +183,23 @@ def test_the_drivers_of_attacks_do_not_ask_which_attack_it_is():
                 names = ("'square'", "'apgd", "'fab", ".kind")
                 found += [f"{path.name}:{node.lineno} {code}" for part in names if part in code]
     assert not found, "\n".join(found)
+
+
+def test_private_names_are_used_by_the_tests_of_their_room():
+    """And by tests/parity, which holds the same rooms against the reference."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("jaxadv"):
+                continue
+            for alias in node.names:
+                parts = f"{node.module}.{alias.name}".split(".")
+                private = next((i for i, part in enumerate(parts) if part.startswith("_")), None)
+                if private is None:
+                    continue
+                room = ROOT.joinpath("tests", *parts[1:private])
+                inside = path.parent == room if private == 1 else room in path.parents
+                own = path == room.with_name(f"test_{room.name}.py")
+                if not (inside or own or path.parent.name == "parity"):
+                    found.append(f"{path.relative_to(ROOT)} imports {'.'.join(parts)}")
+    assert not found, "\n".join(found)

@@ -1,7 +1,6 @@
 """The store of AutoAttack: nobody's files, nobody else's records, one evaluation at a time."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv._files import write_atomically
 from jaxadv.attacks import AutoAttackResult, autoattack
 from jaxadv.attacks._autoattack.store import Store
 
@@ -229,25 +227,3 @@ def test_a_damaged_result_is_one_line_that_names_it(tmp_path, content):
     np.savez(tmp_path / "other.npz", x=np.arange(3))
     with pytest.raises(ValueError, match=r"other\.npz is not a result"):
         AutoAttackResult.load(tmp_path / "other.npz")
-
-
-def test_files_are_on_disk_before_they_are_renamed(tmp_path, monkeypatch):
-    events = []
-    sync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: events.append("sync") or sync(handle))
-    monkeypatch.setattr(os, "replace", lambda *names: events.append("rename") or replace(*names))
-    write_atomically(tmp_path / "file", lambda file: file.write(b"content"))
-    assert events == ["sync", "rename", "sync"]  # the file, its name, the folder
-
-
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def broken(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, broken)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
