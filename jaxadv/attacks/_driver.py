@@ -116,6 +116,7 @@ def attack(
 
     zeros = jnp.zeros_like(labels)
     lowest = jnp.full(labels.shape, -jnp.inf, images.dtype)
+    # Images that are misclassified already count as broken by the clean pass, without a step.
     nothing = Outcome(images, ~correct, images, lowest, zeros, zeros - 1, zeros + 1, zeros, zeros)
     found = Found(correct, correct | trace, nothing)
     if kernel.num_runs == 1:
@@ -315,6 +316,7 @@ def _logits(model: Partial, key: Key, indices: Array, randomized: bool):
     def of(stream, number):
         if not randomized:
             return lambda points, draw: model(points)
+        # One key an image, from its place in the data set: its draws are the same in any batch.
         keys = _model.fold(_model.model_keys(key, indices), stream)
         return _model.forward_fn(model, _model.fold(keys, number))
 
@@ -329,5 +331,6 @@ def _over_blocks(block, mesh: Mesh | None):
 
     if mesh is None:
         return chunk
+    # Blocks do not communicate: every device runs its own loops to their ends.
     specs = (PartitionSpec(), PartitionSpec(mesh.axis_names[0]))
     return jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)

@@ -149,6 +149,8 @@ class APGD(Kernel):
     def traced_step(self, batch: Batch, state: State, number: Any) -> tuple[State, Trace]:
         """The step and what happened in it."""
         norm = batch.norm
+        # The start is evaluated by the same lines: a second copy of the model's forward and
+        # backward pass would double the compilation.
         starting = number < 0
         alive = state.robust if self.early_stop else jnp.ones_like(state.robust)
         points = jnp.where(starting, state.points, self._move(batch, state, number))
@@ -184,6 +186,7 @@ class APGD(Kernel):
         window = jnp.asarray(windows)[jnp.maximum(number, 0)]
         before = state.step_sizes
         check = self._check_l1 if norm == "l1" else self._check
+        # All rows share the calendar, so a branch is cheaper than a select.
         state = jax.lax.cond(checked, lambda s: check(batch, s, window), lambda s: s, state)
         lengths = _rows.norms(gradients, "l2")
         reduced = state.step_sizes < before
@@ -249,6 +252,7 @@ class APGD(Kernel):
             lengths = _rows.norms(state.gradients, "l2") + _rows.TINY
             direction = state.gradients / _rows.column(lengths, x)
         target = _project(images, x + _rows.column(state.step_sizes, x) * direction, eps, norm)
+        # There is no last move to repeat at step 0.
         a = jnp.where(number == 0, 1.0, _MOMENTUM).astype(x.dtype)
         return _project(images, x + a * (target - x) + (1 - a) * (x - state.previous), eps, norm)
 
@@ -257,6 +261,7 @@ class APGD(Kernel):
         images, x, gradients = batch.images, state.points, state.gradients
         magnitudes = jnp.abs(gradients).reshape(x.shape[0], -1)
         size = magnitudes.shape[1]
+        # The threshold of the largest topk entries, found by bisection instead of a sort.
         rank = jnp.clip((1 - state.topk) * size, 0, size - 1).astype(jnp.int32)
         threshold = order_statistic(magnitudes, rank)
         signs = jnp.where(magnitudes >= threshold[:, None], gradients.reshape(-1, size), 0)
@@ -274,7 +279,9 @@ class APGD(Kernel):
         del batch
         limit = window.astype(jnp.float32) * self.rho
         increases = state.increases.astype(jnp.float32)
+        # Fewer than a share rho of the steps increased the loss: the iterate jumps across a ridge.
         oscillates = increases < limit if self.rule == "paper" else increases <= limit
+        # After a halving the iterate restarts at the best point and gets one window to beat it.
         stalled = ~state.reduced & (state.check_losses >= state.best_losses)
         reduce = oscillates | stalled
         return _back_to_best(state, reduce)._replace(

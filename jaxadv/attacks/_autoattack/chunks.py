@@ -165,7 +165,7 @@ class Chunks:
         logits = np.zeros((len(ids), self._num_classes), np.float32)
         if not len(ids):
             return wrong > 0, logits, votes
-        # A power of two, so that few programs are compiled.
+        # Padded to a power of two, so that few programs are compiled.
         size = 1 << max(math.ceil(math.log2(len(ids))), 3)
         pad = lambda values: np.concatenate([values, values[:1].repeat(size - len(ids), axis=0)])
         arguments = pad(images), pad(ids)
@@ -213,13 +213,16 @@ class Chunks:
                 state, outcome = driver.advance(model, *common, rows, state, span, program=program)
                 if not part.early_stop or last == part.num_steps:
                     continue
-                alive = np.asarray(state.robust)
+                alive = np.asarray(state.robust)  # waits for the device
                 if not alive.any():
                     break
+                # Compaction costs a copy, and a program the first time a shape is met; it pays
+                # where whole blocks fall away, as a block runs until its last image is broken.
                 smaller = self._shape(int(alive.sum()))
                 needed = math.ceil(alive.sum() / shape[1])
                 if smaller != shape or needed < alive.any(axis=1).sum():
                     self._collect(found, outcome, lanes_of)
+                    # Live rows first; broken ones fill what is left of the new shape.
                     kept = np.argsort(~alive.ravel(), stable=True)[: smaller[0] * smaller[1]]
                     order, shape = self._spread(kept, smaller), smaller
                     rows, state = driver.regroup((rows, state), order, shape=shape)

@@ -98,6 +98,8 @@ class FAB(Kernel):
         rows = x.shape[0]
         normals = gradients.reshape(rows, -1)
         from_image = values + jnp.sum(normals * (images - x).reshape(rows, -1), axis=1)
+        # The step from the point and the one from the clean image, as one batch: the projection is
+        # a loop that lasts as long as its slowest row.
         both = project_to_hyperplane(
             jnp.concatenate([x, images]).reshape(2 * rows, -1),
             jnp.concatenate([normals, normals]),
@@ -118,6 +120,7 @@ class FAB(Kernel):
         within = norms <= batch.eps
         at = jnp.asarray(number, jnp.int32)
         return State(
+            # Back across the boundary, from where the next step looks for a nearer point of it.
             points=_rows.where(wrong, images + self.beta * (points - images), points),
             adversarial=_rows.where(better, points, state.adversarial),
             norms=norms,

@@ -60,6 +60,7 @@ def project_to_hyperplane(points: Array, normals: Array, offsets: Array, norm: N
 
 def _linf(weights: Array, room: Array, needed: Array) -> Array:
     def improve(level):
+        # The active set of a level: coordinates that the box stops before they have moved so far.
         saturated = room <= level[:, None]
         gained = jnp.sum(jnp.where(saturated, weights * room, 0), axis=1)
         return needed - gained, jnp.sum(jnp.where(saturated, 0, weights), axis=1)
@@ -89,6 +90,8 @@ def _climb(improve, needed: Array) -> Array:
     def body(carry):
         step, level, _ = carry
         missing, slope = improve(level)
+        # What is gained is concave and piecewise linear in the level, so Newton from below never
+        # overshoots, and it ends after as many steps as there are kinks below the solution.
         target = missing / jnp.where(slope > 0, slope, 1)
         target = jnp.where(slope > 0, target, jnp.where(missing > 0, jnp.inf, level))
         target = jnp.maximum(target, level)

@@ -102,6 +102,8 @@ class Square(Kernel):
         if batch.draws is not None:
             return self._queries(batch, state, batch.draws.queries, first, last)
 
+        # All queries at once would need memory for Q draws an image, one at a time a call of the
+        # generator each. A segment has a key of its own, so that a run may resume at any.
         def segment(carry):
             number, state = carry
             keys = _model.fold(self._keys(batch), number // SEGMENT)
@@ -144,7 +146,7 @@ class Square(Kernel):
         def body(carry):
             number, state = carry
             now = jax.tree.map(lambda values: values[number - first], draws)
-            side = jnp.asarray(sides)[number]
+            side = jnp.asarray(sides)[number]  # traced: one program serves all sides
             room = jnp.asarray(size) - side + int(self.full_range)
             places = jnp.floor(now.positions.reshape(-1, 2) * room[None].astype(images.dtype))
             places = places.astype(jnp.int32).reshape(images.shape[0], -1)
@@ -169,7 +171,7 @@ class Square(Kernel):
         """Sides of all queries, the place of each among the distinct ones, and their patterns."""
         sides = windows.side_lengths(self.num_steps, size, norm, self.p_init, self.rescale_schedule)
         distinct = np.unique(sides)
-        largest = int(distinct[-1])
+        largest = int(distinct[-1])  # smaller patterns are padded with zeros, which change nothing
         patterns = np.zeros((len(distinct), largest, largest))
         if norm != "linf":
             for place, side in enumerate(distinct):
@@ -179,6 +181,7 @@ class Square(Kernel):
     def _accept(self, batch: Batch, state: State, points: Array, number: Any) -> State:
         """Queries the model and keeps the points that lower the loss or are misclassified."""
         margins, values = _loss(batch.logits(points, number), batch.labels, self.loss)
+        # A misclassified point is kept even where the cross-entropy is not lower: it ends the run.
         better = state.robust & ((values < state.losses) | (margins <= 0))
         lower = state.robust & (values < state.losses)
         chosen = jnp.where(better, margins, state.margins)
