@@ -180,7 +180,7 @@ def test_there_are_35_errata_of_the_same_form():
     for number, entry in ENTRIES.items():
         assert entry.startswith(f"### {number}: ")
         names = list(fields(entry))
-        assert [n for n in names if n != "Found"] == ["Where", "Printed", "Right", "Claims"]
+        assert [n for n in names if n != "Found"] == ["Where", "Printed", "Correct", "Claims"]
         assert ("Found" in names) != fields(entry)["Claims"].startswith("none, ")
 
 
