@@ -39,7 +39,7 @@ def start(store, output, devices=1, batch=16):
     )
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONPATH": str(pathlib.Path(__file__).parents[3]),
     }
     return subprocess.Popen([sys.executable, "-c", program], env=environment)
