@@ -173,10 +173,12 @@ def entropy_sgd(
         >>> tx = optim.entropy_sgd(0.1, key=jax.random.key(0), n_in=20)
         >>> params = jnp.zeros(2)
         >>> state = tx.init(params)
-        >>> for _ in range(30):
-        ...     batches = jnp.ones((20, 2))
+        >>> @jax.jit
+        ... def step(params, state, batches):
         ...     updates, state = tx.update(None, state, params, grad_fn=grad_fn, batches=batches)
-        ...     params = optax.apply_updates(params, updates)
+        ...     return optax.apply_updates(params, updates), state
+        >>> for _ in range(30):
+        ...     params, state = step(params, state, jnp.ones((20, 2)))
         >>> bool((abs(params - 1) < 0.1).all())
         True
 
@@ -244,9 +246,12 @@ def entropy_sgd_stepwise(
         >>> tx = optim.entropy_sgd_stepwise(0.1, key=jax.random.key(0), n_in=5)
         >>> fast = jnp.ones(2)
         >>> state = tx.init(fast)
-        >>> for _ in range(500):
+        >>> @jax.jit
+        ... def step(fast, state):
         ...     updates, state = tx.update(2 * fast, state, fast)  # gradient of |fast|^2
-        ...     fast = optax.apply_updates(fast, updates)
+        ...     return optax.apply_updates(fast, updates), state
+        >>> for _ in range(500):
+        ...     fast, state = step(fast, state)
         >>> bool((abs(optim.slow_params(state, fast)) < 1e-2).all())
         True
     """
