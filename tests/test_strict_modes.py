@@ -6,7 +6,26 @@ import inspect
 import jax
 import pytest
 
-from tests.helpers import strict_cases
+from jaxadv import attacks, augment, balls, losses, models, objectives, optim, theory, training
+from tests.helpers import strict_cases as cases
+from tests.helpers.strict_theory import THEORY
+
+PACKAGES = {
+    attacks: cases.ATTACKS,
+    losses: cases.LOSSES,
+    balls: cases.BALLS,
+    augment: cases.AUGMENT,
+    objectives: cases.OBJECTIVES,
+    optim: cases.OPTIM,
+    training: cases.TRAINING,
+    models: cases.MODELS,
+    theory: THEORY,
+}
+CASES = {
+    f"{package.__name__.removeprefix('jaxadv.')}.{name}": call
+    for package, calls in PACKAGES.items()
+    for name, call in calls.items()
+}
 
 
 @contextlib.contextmanager
@@ -36,20 +55,17 @@ SLOW = {
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case
-        for case in strict_cases.CASES
-    ],
+    [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES],
 )
 @pytest.mark.parametrize("mode", ["strict", pytest.param("64 bits", marks=pytest.mark.slow)])
 def test_public_functions_run(mode, case):
     with MODES[mode]():
-        strict_cases.CASES[case]()
+        CASES[case]()
 
 
 def test_no_public_function_is_left_out():
     left_out = {}
-    for package, calls in strict_cases.PACKAGES.items():
+    for package, calls in PACKAGES.items():
         functions = {
             name
             for name, value in vars(package).items()
