@@ -6,6 +6,7 @@ a model is a function from images to logits of shape (B, K); losses are per exam
 """
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> ModuleType:
     """Loads a part of the library when it is first used, so that ``import jaxadv`` stays cheap."""
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")

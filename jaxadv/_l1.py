@@ -5,13 +5,15 @@ otherwise spend its time on. They bisect on the *bits* of a non-negative float, 
 order of the numbers, so that 31 (float32) or 63 (float64) halvings end at the exact answer.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from .types import Array
 
 
-def project_l1_box(images: Array, deltas: Array, eps) -> Array:
+def project_l1_box(images: Array, deltas: Array, eps: Array | float) -> Array:
     r"""The nearest v to each perturbation with :math:`\|v\|_1 \le \epsilon`, x + v in the box.
 
     .. math:: v_i = \mathrm{sign}(d_i) \min(c_i, \max(|d_i| - \tau, 0)),\quad
@@ -55,10 +57,10 @@ def shrink(magnitudes: Array, room: Array, eps: Array | float) -> Array:
         Sizes of shape (B, n).
     """
 
-    def value(tau):
+    def value(tau: Array) -> Array:
         return jnp.minimum(jnp.maximum(magnitudes - tau[:, None], 0), room)
 
-    def too_long(tau):
+    def too_long(tau: Array) -> Array:
         return value(tau).sum(axis=1) > eps
 
     tau = jnp.zeros(magnitudes.shape[0], magnitudes.dtype)
@@ -92,7 +94,7 @@ def order_statistic(values: Array, ranks: Array) -> Array:
         [2.0]
     """
 
-    def below(threshold):
+    def below(threshold: Array) -> Array:
         return jnp.sum(values < threshold[:, None], axis=1) <= ranks
 
     low, high = bisect_bits(below, values.max(axis=1))
@@ -100,7 +102,7 @@ def order_statistic(values: Array, ranks: Array) -> Array:
     return jnp.where(below(high), high, low)
 
 
-def bisect_bits(holds, largest: Array) -> tuple[Array, Array]:
+def bisect_bits(holds: Callable[[Array], Array], largest: Array) -> tuple[Array, Array]:
     """Neighbouring floats round the point in [0, largest] where ``holds`` turns false.
 
     Args:
@@ -114,10 +116,10 @@ def bisect_bits(holds, largest: Array) -> tuple[Array, Array]:
     width = jnp.finfo(largest.dtype).bits
     integers = jnp.int32 if width == 32 else jnp.int64
 
-    def floats(bits):
+    def floats(bits: Array) -> Array:
         return jax.lax.bitcast_convert_type(bits, largest.dtype)
 
-    def halve(_, ends):
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = low + (high - low) // 2
         true = holds(floats(middle))

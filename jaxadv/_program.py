@@ -13,8 +13,8 @@ import hashlib
 import re
 import types
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import flax.errors
 import jax
@@ -25,7 +25,7 @@ from jax.extend import core as jex
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.tree_util import Partial
 
-from .types import PyTree
+from .types import Array, PyTree
 
 # Functions of these modules only carry the user's derivative rules; they are made anew at every
 # trace and looked into, instead of being part of the key themselves.
@@ -47,11 +47,11 @@ class Program:
         out: those of the outputs, a pytree.
     """
 
-    def __init__(self, jaxpr, args: tuple, out: PyTree, key: "_Key"):
+    def __init__(self, jaxpr: jex.Jaxpr, args: tuple, out: PyTree, key: "_Key") -> None:
         self._jaxpr, self._key = jaxpr, key
         self.args, self.out = args, out
 
-    def __call__(self, arrays: list, *args) -> PyTree:
+    def __call__(self, arrays: list, *args: PyTree) -> PyTree:
         """The function at ``args``, with these arrays in the places of those it closed over."""
         leaves, tree = jax.tree.flatten(args)
         wanted, wanted_tree = jax.tree.flatten(self.args)
@@ -62,10 +62,10 @@ class Program:
         outputs = jax.core.eval_jaxpr(self._jaxpr, arrays[:split], *arrays[split:], *leaves)
         return jax.tree.unflatten(jax.tree.structure(self.out), outputs)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Program) and self._key == other._key)
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self._key)
 
     def describe(self) -> str:
@@ -76,26 +76,26 @@ class Program:
 class _Key:
     """A nested tuple that is hashed once."""
 
-    def __init__(self, parts: tuple):
+    def __init__(self, parts: tuple) -> None:
         self._parts, self._hash = parts, hash(parts)
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return self._hash
 
-    def __eq__(self, other):
+    def __eq__(self, other: Any) -> bool:
         return self is other or (self._hash == other._hash and self._parts == other._parts)
 
 
 class _Same:
     """Equal to itself only; keeps what it wraps alive, so that its identity stays unique."""
 
-    def __init__(self, value):
+    def __init__(self, value: object) -> None:
         self._value = value
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return id(self._value)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self._value is other._value
 
 
@@ -151,19 +151,25 @@ def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial
     return Partial(program, arrays)
 
 
+def program_of(traced: Partial) -> Program:
+    """The program of a traced function."""
+    return cast(Program, traced.func)
+
+
 def digest(traced: Partial) -> str:
     """SHA-256 of a traced function: its operations, those of its derivative, and its arrays."""
-    sha = hashlib.sha256(traced.func.describe().encode())
-    sha.update(_derivative(traced.func, traced.args[0]).encode())
+    program = program_of(traced)
+    sha = hashlib.sha256(program.describe().encode())
+    sha.update(_derivative(program, traced.args[0]).encode())
     for leaf in jax.tree.leaves(traced):
         sha.update(repr(_portable(leaf)).encode())
     return sha.hexdigest()
 
 
-def _derivative(program: Any, arrays: list) -> str:
+def _derivative(program: Program, arrays: list) -> str:
     """The operations of the derivative, in which the rules of custom derivatives show."""
 
-    def pull(arrays, *args):
+    def pull(arrays: list, *args: PyTree) -> PyTree:
         outputs, transpose = jax.vjp(lambda first: program(arrays, first, *args[1:]), args[0])
         return transpose(jax.tree.map(jnp.ones_like, outputs))
 
@@ -194,14 +200,14 @@ def _explained(name: str) -> Iterator[None]:
         raise ValueError(f"{name} failed: {type(error).__name__}: {lines[0][:200]}") from error
 
 
-def _as_argument(value):
+def _as_argument(value: Any) -> Array:
     """A constant as an array that a compiled function takes."""
     if isinstance(value, np.ndarray | np.generic):
         return jnp.array(value)  # a copy: NumPy arrays can be changed in place
     return auto_layout(value)
 
 
-def auto_layout(value):
+def auto_layout(value: Any) -> Any:
     """An array over a mesh with explicit axes as one over automatic axes; others as they are."""
     if not _is_explicit([value]):
         return value
@@ -209,7 +215,7 @@ def auto_layout(value):
     return jax.device_put(value, NamedSharding(mesh, value.sharding.spec))
 
 
-def _is_explicit(values) -> bool:
+def _is_explicit(values: Iterable[Any]) -> bool:
     """Whether one of the arrays is laid out over a mesh with explicit axes."""
     layouts = (
         value.sharding
@@ -222,7 +228,7 @@ def _is_explicit(values) -> bool:
     )
 
 
-def _inlinable(equation):
+def _inlinable(equation: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
     """The traced function that a nested ``jit`` calls, if it closes over arrays itself."""
     inner = equation.params.get("jaxpr")
     if equation.primitive.name not in _NESTED or not isinstance(inner, jex.ClosedJaxpr):
@@ -230,7 +236,7 @@ def _inlinable(equation):
     return inner if inner.consts or any(True for _ in _nested_constants(inner.jaxpr)) else None
 
 
-def _nested_constants(jaxpr) -> Iterator:
+def _nested_constants(jaxpr: jex.Jaxpr) -> Iterator:
     """The arrays that jitted functions inside a program close over, in the order of use."""
     for equation in jaxpr.eqns:
         inner = _inlinable(equation)
@@ -239,11 +245,11 @@ def _nested_constants(jaxpr) -> Iterator:
             yield from _nested_constants(inner.jaxpr)
 
 
-def _inlined(jaxpr, arrays: list, leaves: list) -> list:
+def _inlined(jaxpr: jex.Jaxpr, arrays: list, leaves: list) -> list:
     """Evaluates a program, with those of its nested jits in line that close over arrays."""
     constants = iter(arrays)
 
-    def evaluate(jaxpr, args):
+    def evaluate(jaxpr: jex.Jaxpr, args: list) -> list:
         first = [next(constants) for _ in jaxpr.constvars]
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*first, *args], strict=True))
         read = lambda atom: atom.val if isinstance(atom, jex.Literal) else known[atom]
@@ -265,16 +271,16 @@ def _inlined(jaxpr, arrays: list, leaves: list) -> list:
     return evaluate(jaxpr, leaves)
 
 
-def _encode(jaxpr, leaf: Callable[[Any], Any]) -> tuple:
+def _encode(jaxpr: jex.Jaxpr, leaf: Callable[[Any], Any]) -> tuple:
     """A program as nested tuples; ``leaf`` encodes what is neither operation nor variable."""
     numbers: dict = {}
 
-    def bind(variables):
+    def bind(variables: Sequence[jex.Var]) -> tuple:
         first = len(numbers)
         numbers.update((variable, first + n) for n, variable in enumerate(variables))
         return tuple(leaf(variable.aval) for variable in variables)
 
-    def atom(value):
+    def atom(value: jex.Var | jex.Literal) -> int | tuple:
         if isinstance(value, jex.Literal):
             return leaf(value.aval), _encode_value(value.val, leaf)
         return numbers[value]
@@ -290,13 +296,13 @@ def _encode(jaxpr, leaf: Callable[[Any], Any]) -> tuple:
     return inputs, tuple(equations), tuple(map(atom, jaxpr.outvars))
 
 
-def _context(context) -> tuple:
+def _context(context: Any) -> tuple:
     """What holds round an equation: device, mesh, precision of keys, metadata."""
     names = [name for name in type(context).__slots__ if not name.startswith("__")]
     return tuple(_exact(getattr(context, name, None)) for name in names)
 
 
-def _encode_value(value, leaf) -> Any:
+def _encode_value(value: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(value, jex.ClosedJaxpr):
         constants = tuple(_encode_value(constant, leaf) for constant in value.consts)
         return _encode(value.jaxpr, leaf), constants
@@ -309,7 +315,7 @@ def _encode_value(value, leaf) -> Any:
     return leaf(value)
 
 
-def _exact(value) -> Any:
+def _exact(value: Any) -> Any:
     """Equal where the values can stand for each other in a compiled program."""
     if isinstance(value, np.ndarray | np.generic):
         return str(value.dtype), value.shape, value.tobytes()
@@ -324,7 +330,7 @@ def _exact(value) -> Any:
     return type(value), value
 
 
-def _portable(value) -> Any:
+def _portable(value: Any) -> Any:
     """Text that is the same in every process."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return str(value.dtype), _portable(np.asarray(jax.random.key_data(value)))
@@ -336,7 +342,7 @@ def _portable(value) -> Any:
     return re.sub(r"0x[0-9a-f]+", "", str(value))
 
 
-def _is_wrapped(value) -> bool:
+def _is_wrapped(value: object) -> bool:
     """Whether this is a function in the wrapping of JAX's own transformations."""
     return hasattr(value, "f") and hasattr(value, "transforms")
 
@@ -381,7 +387,7 @@ def _rule_key(value: Any, seen: dict) -> Any:
     return inside(wrapped) if wrapped is not None else _Same(object())
 
 
-def _function_key(function: types.FunctionType, inside) -> Any:
+def _function_key(function: types.FunctionType, inside: Callable[[Any], Any]) -> tuple:
     closed = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     module = function.__module__ or ""
     if _MACHINERY.match(module):
@@ -402,7 +408,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _is_filled(cell) -> bool:
+def _is_filled(cell: types.CellType) -> bool:
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:
@@ -410,7 +416,7 @@ def _is_filled(cell) -> bool:
     return True
 
 
-def _carries_code(value) -> bool:
+def _carries_code(value: object) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_carries_code, value))
     kinds = types.FunctionType | functools.partial | jax.custom_jvp | jax.custom_vjp

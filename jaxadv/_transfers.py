@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 
@@ -23,7 +23,7 @@ def on_host(function: _F) -> _F:
     """
 
     @functools.wraps(function)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         with jax.transfer_guard("allow"):
             return function(*args, **kwargs)
 

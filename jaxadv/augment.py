@@ -41,7 +41,7 @@ def random_crop(key: Key, images: Array, *, padding: int = 4, mode: str = "refle
     padded = jnp.pad(images, widths, mode=mode)
     corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
 
-    def cut(image, corner):
+    def cut(image: Array, corner: Array) -> Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
 
     return jax.vmap(cut)(padded, corners)

@@ -19,7 +19,7 @@ References:
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -91,7 +91,9 @@ def _norm_of(deltas: Array, *, norm: Norm) -> Array:
     return scale * jnp.sqrt(total).astype(scale.dtype)
 
 
-def project(points: Array, images: Array, *, norm: Norm, eps, exact: bool = False) -> Array:
+def project(
+    points: Array, images: Array, *, norm: Norm, eps: float | Array, exact: bool = False
+) -> Array:
     r"""Projects points into the ball of radius eps round the images and into the box [0, 1].
 
     * Linf: coordinatewise clip to :math:`[\max(x_i-\epsilon, 0), \min(x_i+\epsilon, 1)]`, exact.
@@ -141,13 +143,13 @@ def _project(points: Array, images: Array, eps: Array, *, norm: Norm, exact: boo
     return jnp.clip(images + inside.reshape(images.shape), 0.0, 1.0)
 
 
-def _l2_ball(deltas: Array, eps) -> Array:
+def _l2_ball(deltas: Array, eps: Array) -> Array:
     norms = norm_of(deltas, "l2")
     factors = jnp.where(norms > eps, eps / jnp.where(norms > 0, norms, 1.0), 1.0)
     return deltas * factors[:, None]
 
 
-def _l1_ball(deltas: Array, eps) -> Array:
+def _l1_ball(deltas: Array, eps: Array) -> Array:
     eps = jnp.broadcast_to(eps, deltas.shape[:1])
     some = eps > 0  # optax divides by the radius
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
@@ -155,10 +157,12 @@ def _l1_ball(deltas: Array, eps) -> Array:
     return jnp.where(some[:, None], inside, 0)
 
 
-def _bisect(too_big, low: Array, high: Array, num_steps: int = 60) -> tuple[Array, Array]:
+def _bisect(
+    too_big: Callable[[Array], Array], low: Array, high: Array, num_steps: int = 60
+) -> tuple[Array, Array]:
     """Halves [low, high] per row; ``too_big(t)`` says where the root lies below t."""
 
-    def halve(_, bounds):
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = 0.5 * (low + high)
         big = too_big(middle)
@@ -167,8 +171,8 @@ def _bisect(too_big, low: Array, high: Array, num_steps: int = 60) -> tuple[Arra
     return jax.lax.fori_loop(0, num_steps, halve, (low, high))
 
 
-def _l2_ball_and_box(magnitudes: Array, room: Array, eps) -> Array:
-    def value(scale):
+def _l2_ball_and_box(magnitudes: Array, room: Array, eps: Array) -> Array:
+    def value(scale: Array) -> Array:
         return jnp.minimum(scale[:, None] * magnitudes, room)
 
     ones = jnp.ones(magnitudes.shape[0], magnitudes.dtype)
@@ -188,7 +192,7 @@ def sample(
     images: Array,
     *,
     norm: Norm,
-    eps,
+    eps: float | Array,
     indices: Array | Sequence[int] | None = None,
 ) -> Array:
     r"""A random point of each ball, clipped to the box: where PGD starts.
@@ -244,7 +248,7 @@ def _sample(key: Key, images: Array, eps: Array, indices: Array, *, norm: Norm) 
     return jnp.clip(images + _column(factors, images) * directions, 0.0, 1.0)
 
 
-def ascent_step(gradients: Array, points: Array, *, norm: Norm, step_size) -> Array:
+def ascent_step(gradients: Array, points: Array, *, norm: Norm, step_size: float | Array) -> Array:
     r"""The step of steepest ascent :math:`\arg\max_{\|v\|_p \le \eta} g^T v`; 0 where g is 0.
 
     Entries of g that are not finite count as 0: a network may have an infinite derivative at a

@@ -18,7 +18,7 @@ import numpy as np
 from .types import NORMS, Array
 
 
-def is_concrete(x) -> bool:
+def is_concrete(x: object) -> bool:
     """Whether the value of ``x`` is known now, so that it can be checked.
 
     Example:

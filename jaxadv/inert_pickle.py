@@ -25,7 +25,7 @@ class Inert:
 
     __slots__ = ("name",)
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self.name = name
 
     def __repr__(self) -> str:
@@ -45,7 +45,7 @@ class Name:
 
     __slots__ = ("make", "name")
 
-    def __init__(self, name: str, make: Callable[..., Any]):
+    def __init__(self, name: str, make: Callable[..., Any]) -> None:
         self.name, self.make = name, make
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ class Unpickler:
         persistent_load: Callable[[Any], Any] | None = None,
         encoding: str | None = "utf-8",
         max_operations: int = 400_000,
-    ):
+    ) -> None:
         self.position = 0
         self._data, self._find, self._encoding = data, find, encoding
         self._persistent_load = persistent_load

@@ -80,5 +80,5 @@ def typed_key(key: Any, *, name: str = "key") -> Key:
 
 
 @functools.cache
-def _threefry_dtype():
+def _threefry_dtype() -> object:
     return jax.eval_shape(lambda: jax.random.key(0, impl=_IMPL)).dtype

@@ -49,7 +49,7 @@ def _logsumexp(logits: Array) -> Array:
 
 
 @_logsumexp.defjvp
-def _logsumexp_jvp(primals, tangents):
+def _logsumexp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (logits,), (tangent,) = primals, tangents
     weights = jnp.exp(_shifted(logits))
     return _logsumexp(logits), (weights * tangent).sum(axis=1) / weights.sum(axis=1)
@@ -79,7 +79,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 @_log_softmax.defjvp
-def _log_softmax_jvp(primals, tangents):
+def _log_softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (logits,), (tangent,) = primals, tangents
     weights = jnp.exp(_shifted(logits))
     mean = (weights * tangent).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)

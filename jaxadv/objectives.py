@@ -117,8 +117,10 @@ def adversarial_cross_entropy(
     check_choice("attack_bn", attack_bn, ("train", "eval"))
     moves_stats = attack_bn == "train" and attack_updates_stats
 
-    def perturb(key, params, batch_stats, images, labels):
-        def forward(points, stats):
+    def perturb(
+        key: Key, params: Params, batch_stats: PyTree, images: Array, labels: Array
+    ) -> tuple[Array, PyTree]:
+        def forward(points: Array, stats: PyTree) -> tuple[Array, PyTree]:
             logits, new_stats = apply_fn(params, stats, points, attack_bn == "train")
             return logits, new_stats if moves_stats else stats
 
@@ -138,7 +140,9 @@ def adversarial_cross_entropy(
             batch_stats = jax.lax.stop_gradient(forward(adversarial, batch_stats)[1])
         return adversarial, batch_stats
 
-    def loss(params, batch_stats, images, adversarial, labels):
+    def loss(
+        params: Params, batch_stats: PyTree, images: Array, adversarial: Array, labels: Array
+    ) -> tuple[Array, LossAux]:
         del images
         logits, new_stats = apply_fn(params, batch_stats, adversarial, True)
         if moves_stats and not weights_move:
@@ -221,14 +225,16 @@ def trades(
         if is_concrete(value) and not 0 <= float(value) < float("inf"):
             raise ValueError(f"{name}={value} must be a finite number >= 0")
 
-    def perturb(key, params, batch_stats, images, labels):
+    def perturb(
+        key: Key, params: Params, batch_stats: PyTree, images: Array, labels: Array
+    ) -> tuple[Array, PyTree]:
         del labels
         key = as_key(key)
         logits_fn = lambda points: apply_fn(params, batch_stats, points, False)[0]
         clean = logits_fn(images)
         gradient = jax.grad(lambda points: losses.kl_divergence(clean, logits_fn(points)).sum())
 
-        def step(_, points):
+        def step(_: Array, points: Array) -> Array:
             move = balls.ascent_step(gradient(points), points, norm=norm, step_size=step_size)
             return _into_ball_and_box(points + move, images, norm, eps)
 
@@ -238,7 +244,9 @@ def trades(
         points = jax.lax.fori_loop(0, num_steps, step, images + start_noise * noise)
         return jax.lax.stop_gradient((jnp.clip(points, 0.0, 1.0), batch_stats))
 
-    def loss(params, batch_stats, images, adversarial, labels):
+    def loss(
+        params: Params, batch_stats: PyTree, images: Array, adversarial: Array, labels: Array
+    ) -> tuple[Array, LossAux]:
         attacked, batch_stats = apply_fn(params, batch_stats, adversarial, True)
         clean, new_stats = apply_fn(params, batch_stats, images, True)
         new_stats = jax.tree.map(_moved_twice, batch_stats, new_stats)
@@ -248,7 +256,7 @@ def trades(
     return Objective(perturb, loss)
 
 
-def _into_ball_and_box(points: Array, images: Array, norm: str, eps) -> Array:
+def _into_ball_and_box(points: Array, images: Array, norm: str, eps: float) -> Array:
     if norm == "linf":
         return balls.project(points, images, norm="linf", eps=eps)
     # Box first, as in the reference: shrinking towards the image then stays in the box.
