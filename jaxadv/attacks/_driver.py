@@ -12,6 +12,7 @@ accelerators a block is as large as the batch.
 
 import enum
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
-from .._program import digest
+from .._program import digest, program_of
 from .._program import trace as trace_program
-from ..types import Array, Key, Norm
+from ..types import Array, Key, Norm, PyTree
 from . import _model, _rows
 from ._kernel import Batch, Kernel, Outcome
 
@@ -93,7 +94,7 @@ def attack(
     correct = _model.is_correct(logits(Stream.CLEAN, 0)(images, 0), labels)
     (part, *later) = kernel.phases()
 
-    def run(number, found):
+    def run(number: Array, found: Found) -> Found:
         active = jnp.ones_like(correct) if every else found.robust
         batch = Batch(
             images, labels, active, norm, eps, key, indices, number,
@@ -127,7 +128,9 @@ def attack(
 
 
 @functools.partial(jax.jit, static_argnames="randomized")
-def judge(key, model, points, labels, indices, *, randomized: bool) -> Array:
+def judge(
+    key: Key, model: Partial, points: Array, labels: Array, indices: Array, *, randomized: bool
+) -> Array:
     """Whether points are classified correctly, by one more pass."""
     logits = _logits(model, key, indices, randomized)(Stream.JUDGE, 0)
     return _model.is_correct(logits(points, 0), labels)
@@ -180,7 +183,9 @@ def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm
     rows = 2  # of a toy model
     name = type(kernel).__name__
 
-    def run(images, labels, eps, key, indices, run):
+    def run(
+        images: Array, labels: Array, eps: Array, key: Key, indices: Array, run: Array
+    ) -> Outcome:
         active = jnp.ones(rows, bool)
         weights = jnp.arange(1, num_classes + 1, dtype=images.dtype)
         logits = lambda points, number: points.mean((1, 2, 3))[:, None] * weights[None]
@@ -201,7 +206,7 @@ def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm
     number = like((), jnp.int32)
     eps = like((), jnp.float32)
     program = trace_program(run, images, integers, eps, key, integers, number, name=name)
-    if not isinstance(program.func.out, Outcome):
+    if not isinstance(program_of(program).out, Outcome):
         raise ValueError(f"outcome of {name} returns no jaxadv.attacks.Outcome")
     return digest(program)
 
@@ -246,10 +251,12 @@ class Program(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="program")
-def begin(model, key, eps, run, rows: Rows, before: Any, *, program: Program) -> Any:
+def begin(
+    model: Partial, key: Key, eps: Array, run: Array, rows: Rows, before: Any, *, program: Program
+) -> Any:
     """The state of a run before its first step, or where a phase takes over from ``before``."""
 
-    def block(model, key, eps, run, rows, before):
+    def block(model: Partial, key: Key, eps: Array, run: Array, rows: Rows, before: Any) -> Any:
         batch = _batch(model, key, eps, run, rows, program)
         kernel = program.kernel
         return kernel.begin(batch) if before is None else kernel.resume(batch, before)
@@ -258,10 +265,22 @@ def begin(model, key, eps, run, rows: Rows, before: Any, *, program: Program) ->
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
-def advance(model, key, eps, run, rows: Rows, state, span, *, program: Program):
+def advance(
+    model: Partial,
+    key: Key,
+    eps: Array,
+    run: Array,
+    rows: Rows,
+    state: Any,
+    span: Array,
+    *,
+    program: Program,
+) -> tuple[Any, Outcome]:
     """The state after the steps span[0] to span[1] - 1, and what it amounts to."""
 
-    def block(model, key, eps, run, span, rows, state):
+    def block(
+        model: Partial, key: Key, eps: Array, run: Array, span: Array, rows: Rows, state: Any
+    ) -> tuple[Any, Outcome]:
         batch = _batch(model, key, eps, run, rows, program)
         last = jnp.where(rows.active.any(), span[1], span[0])  # nothing to do for padding alone
         state = program.kernel.advance(batch, state, span[0], last)
@@ -271,20 +290,33 @@ def advance(model, key, eps, run, rows: Rows, state, span, *, program: Program):
 
 
 @functools.partial(jax.jit, static_argnames=("randomized", "mesh"))
-def logits_of(model, key, stream, images, indices, *, randomized: bool, mesh) -> Array:
+def logits_of(
+    model: Partial,
+    key: Key,
+    stream: tuple[Array, Array],
+    images: Array,
+    indices: Array,
+    *,
+    randomized: bool,
+    mesh: Mesh | None,
+) -> Array:
     """Logits of a chunk, (blocks, rows, K); ``stream`` is one of :class:`Stream` and a number."""
 
-    def block(model, key, stream, images, indices):
+    def block(
+        model: Partial, key: Key, stream: tuple[Array, Array], images: Array, indices: Array
+    ) -> Array:
         return _logits(model, key, indices, randomized)(*stream)(images, 0)
 
     return _over_blocks(block, mesh)((model, key, stream), (images, indices))
 
 
 @functools.partial(jax.jit, static_argnames="randomized")
-def logits_alone(model, key, vote, images, indices, *, randomized: bool) -> Array:
+def logits_alone(
+    model: Partial, key: Key, vote: Array, images: Array, indices: Array, *, randomized: bool
+) -> Array:
     """Logits of images, each evaluated in a batch of its own: (B, H, W, C) to (B, K)."""
 
-    def one(args):
+    def one(args: tuple[Array, Array]) -> Array:
         image, index = args
         logits = _logits(model, key, index[None], randomized)
         return logits(Stream.VOTE, vote)(image[None], 0)[0]
@@ -293,27 +325,29 @@ def logits_alone(model, key, vote, images, indices, *, randomized: bool) -> Arra
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def regroup(tree, order: Array, *, shape: tuple[int, int]):
+def regroup(tree: PyTree, order: Array, *, shape: tuple[int, int]) -> PyTree:
     """The rows of a chunk in another order."""
 
-    def take(values):
+    def take(values: Array) -> Array:
         flat = values.reshape(-1, *values.shape[2:])
         return flat[order].reshape(*shape, *values.shape[2:])
 
     return jax.tree.map(take, tree)
 
 
-def _batch(model, key, eps, run, rows: Rows, program: Program) -> Batch:
+def _batch(model: Partial, key: Key, eps: Array, run: Array, rows: Rows, program: Program) -> Batch:
     logits = _logits(model, key, rows.indices, program.randomized)(Stream.RUN, run)
     return Batch(
         rows.images, rows.labels, rows.active, program.norm, eps, key, rows.indices, run, logits
     )
 
 
-def _logits(model: Partial, key: Key, indices: Array, randomized: bool):
+def _logits(
+    model: Partial, key: Key, indices: Array, randomized: bool
+) -> Callable[[int | Array, int | Array], _model.Forward]:
     """The model for a stream and a number in it, as a function of points and one more number."""
 
-    def of(stream, number):
+    def of(stream: int | Array, number: int | Array) -> _model.Forward:
         if not randomized:
             return lambda points, draw: model(points)
         # One key an image, from its place in the data set: its draws are the same in any batch.
@@ -323,10 +357,10 @@ def _logits(model: Partial, key: Key, indices: Array, randomized: bool):
     return of
 
 
-def _over_blocks(block, mesh: Mesh | None):
+def _over_blocks(block: Callable[..., Any], mesh: Mesh | None) -> Callable[[tuple, tuple], Any]:
     """Maps over the leading axis of the second group of arguments, split over the devices."""
 
-    def chunk(shared, split):
+    def chunk(shared: tuple, split: tuple) -> Any:
         return jax.lax.map(lambda part: block(*shared, *part), split)
 
     if mesh is None:

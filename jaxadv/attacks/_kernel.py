@@ -251,12 +251,12 @@ class Kernel:
     def advance(self, batch: Batch, state: Any, first: Any, last: Any) -> Any:
         """The state after steps ``first`` to ``last - 1``, which end when no image is left."""
 
-        def unfinished(carry):
+        def unfinished(carry: tuple[Array, Any]) -> Array:
             number, state = carry
             going = number < last
             return going & state.robust.any() if self.early_stop else going
 
-        def body(carry):
+        def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
             number, state = carry
             return number + 1, self.step(batch, state, number)
 

@@ -15,11 +15,12 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
 
-from .._program import auto_layout, trace
+from .._program import auto_layout, program_of, trace
 from ..checks import as_radius, check_eps, check_images, check_indices, check_labels, check_norm
 from ..keys import as_key
-from ..types import Array, Key
+from ..types import Array, ArrayLike, Key, Norm
 
 # points of shape (B, H, W, C) and the number of the evaluation -> logits (B, K)
 Forward = Callable[[Array, Any], Array]
@@ -50,7 +51,16 @@ class Given(NamedTuple):
 
 
 def prepare(
-    key, logits_fn, images, labels, *, norm, eps, indices=None, randomized=False, per_image=False
+    key: Key | int,
+    logits_fn: Callable[..., Array],
+    images: Array,
+    labels: Array,
+    *,
+    norm: Norm,
+    eps: ArrayLike,
+    indices: ArrayLike | None = None,
+    randomized: bool = False,
+    per_image: bool = False,
 ) -> Given:
     """Checks what every attack is given and brings it into one form.
 
@@ -76,7 +86,7 @@ def prepare(
     pixels = on_device(images)
     rows = 1 if randomized else images.shape[0]
     model = trace_model(logits_fn, (rows, *pixels.shape[1:]), pixels.dtype, randomized)
-    num_classes = model.func.out.shape[1]
+    num_classes = program_of(model).out.shape[1]
     check_labels(labels, images.shape[0], num_classes=num_classes)
     check_devices(model, images)
     return Given(
@@ -90,17 +100,24 @@ def prepare(
     )
 
 
-def check_attack(images, labels, norm, eps, per_image: bool = False):
+def check_attack(
+    images: Array, labels: Array, norm: Norm, eps: ArrayLike, per_image: bool = False
+) -> Array | np.ndarray:
     """The checks of an attack that need no model; returns the radius as an array."""
     check_norm(norm)
     check_images(auto_layout(images))
     check_labels(labels, images.shape[0])
-    eps = as_radius(eps, "eps", num_images=images.shape[0] if per_image else None)
-    check_eps(eps, norm, num_features=math.prod(images.shape[1:]))
-    return eps
+    radius = as_radius(eps, "eps", num_images=images.shape[0] if per_image else None)
+    check_eps(radius, norm, num_features=math.prod(images.shape[1:]))
+    return radius
 
 
-def trace_model(logits_fn, shape: tuple[int, ...], dtype, randomized: bool = False) -> Partial:
+def trace_model(
+    logits_fn: Callable[..., Array],
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    randomized: bool = False,
+) -> Partial:
     """The model as a program for images of this shape, (B, H, W, C), and its arrays.
 
     Raises:
@@ -112,7 +129,7 @@ def trace_model(logits_fn, shape: tuple[int, ...], dtype, randomized: bool = Fal
         traced = trace(logits_fn, images, jax.eval_shape(lambda: as_key(0)))
     else:
         traced = trace(logits_fn, images)
-    logits = traced.func.out
+    logits = program_of(traced).out
     if not isinstance(logits, jax.ShapeDtypeStruct):
         pick = next((f"[{name!r}]" for name in logits), "") if isinstance(logits, dict) else "[0]"
         raise ValueError(
@@ -134,7 +151,7 @@ def trace_model(logits_fn, shape: tuple[int, ...], dtype, randomized: bool = Fal
     return traced
 
 
-def _check_takes_key(logits_fn) -> None:
+def _check_takes_key(logits_fn: Callable) -> None:
     try:
         inspect.signature(logits_fn).bind(None, None)
     except TypeError:
@@ -146,14 +163,14 @@ def _check_takes_key(logits_fn) -> None:
         return
 
 
-def on_device(values) -> Array:
+def on_device(values: ArrayLike) -> Array:
     """An array of the host as one of JAX, by an explicit transfer."""
     if isinstance(values, jax.Array):
         return auto_layout(values)
     return jax.device_put(np.asarray(values))
 
 
-def check_devices(model: Partial, images) -> None:
+def check_devices(model: Partial, images: Array) -> None:
     """Raises a ``ValueError`` if the arrays of the model and the images are on other devices."""
     where = {
         frozenset(array.sharding.device_set)
@@ -175,7 +192,7 @@ def image_keys(key: Key, indices: Array) -> Key:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
-def fold(keys: Key, number) -> Key:
+def fold(keys: Key, number: int | Array) -> Key:
     """``fold_in`` of one number into each key."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
@@ -192,7 +209,7 @@ def forward_fn(model: Callable, keys: Key) -> Forward:
     depend on the batch either.
     """
 
-    def call(points, number):
+    def call(points: Array, number: int | Array) -> Array:
         one = lambda point, key: model(point[None], key)[0]
         return jax.vmap(one)(points, fold(keys, number))
 

@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from .. import balls, losses
-from .._program import trace
+from .._program import program_of, trace
 from ..checks import as_radius, check_choice, check_count, check_step
 from ..types import Array, Key, LogitsFn, LossFn, Norm, PyTree
 from . import _model
@@ -61,8 +62,8 @@ def pgd(
     labels: Array,
     *,
     norm: Norm,
-    eps,
-    step_size,
+    eps: float | Array,
+    step_size: float | Array,
     num_steps: int,
     num_restarts: int = 1,
     loss: LossFn = losses.cross_entropy,
@@ -156,10 +157,10 @@ def pgd(
     )
 
 
-def _traced_loss(loss: LossFn, given: _model.Given):
-    logits = given.model.func.out
+def _traced_loss(loss: LossFn, given: _model.Given) -> Partial:
+    logits = program_of(given.model).out
     traced = trace(loss, logits, given.labels, name="loss")
-    out = traced.func.out
+    out = program_of(traced).out
     if getattr(out, "shape", None) != logits.shape[:1]:
         found = getattr(out, "shape", type(out).__name__)
         raise ValueError(f"loss returns {found}; expected one loss an image, shape (B,)")
@@ -173,8 +174,8 @@ def fgsm(
     labels: Array,
     *,
     norm: Norm,
-    eps,
-    step_size=None,
+    eps: float | Array,
+    step_size: float | Array | None = None,
     loss: LossFn = losses.cross_entropy,
     init: str | Array = "zero",
     indices: Array | None = None,
@@ -284,15 +285,15 @@ def pgd_stateful(
     """
     compare = keep_best or num_restarts > 1
 
-    def evaluate(points, carry):
+    def evaluate(points: Array, carry: PyTree) -> tuple[Array, Array, PyTree]:
         logits, carry = forward(points, carry)
         return loss(logits, labels), logits, carry
 
-    def total(points, carry):
+    def total(points: Array, carry: PyTree) -> tuple[Array, tuple[Array, Array, PyTree]]:
         values, logits, carry = evaluate(points, carry)
         return values.sum(), (values, logits, carry)
 
-    def step(_, point):
+    def step(_: Array, point: _Point) -> _Point:
         (_, (values, logits, carry)), gradients = jax.value_and_grad(total, has_aux=True)(
             point.images, point.carry
         )
@@ -305,7 +306,7 @@ def pgd_stateful(
             point = _keep(point, point.images, values)
         return point._replace(images=moved, carry=carry)
 
-    def restart(number, point):
+    def restart(number: int | Array, point: _Point) -> _Point:
         drawn = balls.sample(
             jax.random.fold_in(key, number), images, norm=norm, eps=eps, indices=indices
         )

@@ -81,7 +81,7 @@ def apgd(
     labels: Array,
     *,
     norm: Norm,
-    eps,
+    eps: float | Array,
     num_steps: int = 100,
     num_restarts: int = 1,
     loss: str = "ce",
@@ -172,7 +172,7 @@ def apgd_targeted(
     labels: Array,
     *,
     norm: Norm,
-    eps,
+    eps: float | Array,
     num_steps: int = 100,
     num_targets: int = 9,
     num_restarts: int = 1,
@@ -249,9 +249,21 @@ def apgd_targeted(
 
 
 def _run(
-    key, logits_fn, images, labels, kernel: APGD, *, norm, eps, noise, start, indices, randomized,
-    trace, best_loss=False,
-) -> ApgdResult:  # fmt: skip
+    key: Key,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    kernel: APGD,
+    *,
+    norm: Norm,
+    eps: float | Array,
+    noise: Array | None,
+    start: Array | None,
+    indices: Array | None,
+    randomized: bool,
+    trace: bool,
+    best_loss: bool = False,
+) -> ApgdResult:
     """Checks the arguments and runs the kernel."""
     check_count("num_steps", kernel.num_steps, 3 if kernel.three_radii else 1)
     check_count("num_restarts", kernel.num_restarts, 1)

@@ -107,7 +107,9 @@ class APGD(Kernel):
         spent = before.spent + before.evaluations
         return self._start(batch, before.best_images, before.targets, spent, before.zero_gradients)
 
-    def _start(self, batch: Batch, points, targets, spent, zero_gradients) -> State:
+    def _start(
+        self, batch: Batch, points: Array, targets: Array, spent: Array, zero_gradients: Array
+    ) -> State:
         images, eps = batch.images, self.factor * batch.eps
         if self.three_radii:
             points = jnp.clip(images + project_l1_box(images, points - images, eps), 0, 1)
@@ -213,8 +215,8 @@ class APGD(Kernel):
         """Losses, whether still correct, and gradients, averaged over ``eot`` draws."""
         first_draw = (number + self.evaluated) * self.eot + 1  # 0 ranks the targets
 
-        def once(draw):
-            def total(points):
+        def once(draw: int | Array) -> tuple[Array, Array, Array]:
+            def total(points: Array) -> tuple[Array, tuple[Array, Array]]:
                 logits = batch.logits(points, first_draw + draw)
                 values = loss_values(self.loss, logits, batch.labels, targets)
                 return values.sum(), (values, _model.is_correct(logits, batch.labels))
@@ -222,7 +224,7 @@ class APGD(Kernel):
             gradients, (values, correct) = jax.grad(total, has_aux=True)(points)
             return values.astype(points.dtype), correct, _model.finite(gradients)
 
-        def add(draw, carry):
+        def add(draw: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             values, correct, gradients = once(draw)
             return values, correct, carry[2] + gradients
 

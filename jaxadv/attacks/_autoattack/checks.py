@@ -12,13 +12,16 @@ from scipy import stats
 from ... import losses
 from ...types import Array
 from .._kernel import Kernel
+from .._model import Forward
 from .result import Check
 
 _BLACK_BOX_RATE, _LEVEL = 0.002, 0.01
 _ROUNDING = 1e-4  # relative: what different batch shapes may change in float32 logits
 
 
-def check_model(call, traced, images: Array, labels: Array, randomized: bool) -> list[Check]:
+def check_model(
+    call: Forward, traced: Forward, images: Array, labels: Array, randomized: bool
+) -> list[Check]:
     """The checks before the attacks.
 
     Args:
@@ -79,18 +82,18 @@ def check_finite(bad: int, number: int) -> Check:
     return Check("finite", bad == 0, text + (", which makes them not robust" if bad else ""), bad)
 
 
-def _finite(logits) -> Check:
+def _finite(logits: np.ndarray) -> Check:
     return check_finite(int((~np.isfinite(logits)).any(axis=1).sum()), len(logits))
 
 
-def _probabilities(logits) -> Check:
+def _probabilities(logits: np.ndarray) -> Check:
     off = float(np.abs(logits.sum(axis=1) - 1).max())
     inside = logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and off < 1e-5
     message = "the outputs are probabilities: return the logits before the softmax"
     return Check("logits", not inside, message if inside else "the outputs are logits", off)
 
 
-def _repeatable(call, images, logits) -> Check:
+def _repeatable(call: Forward, images: Array, logits: np.ndarray) -> Check:
     unit = lambda z: z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10)
     again = [np.asarray(call(images, n), np.float64) for n in range(1, 5)]
     apart = max(float(np.linalg.norm(unit(z) - unit(logits), axis=1).max()) for z in again)
@@ -102,7 +105,7 @@ def _repeatable(call, images, logits) -> Check:
     return Check("deterministic", good, "logits are repeatable" if good else message, apart)
 
 
-def _composition(call, images, logits, scale) -> Check:
+def _composition(call: Forward, images: Array, logits: np.ndarray, scale: float) -> Check:
     alone = np.concatenate([np.asarray(call(images[i : i + 1], 0)) for i in range(len(images))])
     # Other neighbours too: a single image would be compared with itself.
     mixed = np.asarray(call(jnp.concatenate([images, 1 - images]), 0))[: len(images)]
@@ -112,7 +115,7 @@ def _composition(call, images, logits, scale) -> Check:
     return Check("batch", good, "logits do not depend on the batch" if good else message, apart)
 
 
-def _gradients(traced, images, labels) -> Check:
+def _gradients(traced: Forward, images: Array, labels: Array) -> Check:
     total = lambda points: losses.margin(traced(points, 0), labels).sum()
     gradients = jax.grad(total)(images).reshape(len(images), -1)
     zero = int((jnp.abs(gradients).max(axis=1) == 0).sum())

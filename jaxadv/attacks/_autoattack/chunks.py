@@ -4,15 +4,18 @@ import concurrent.futures
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
+from ...types import Array, Key, Norm
 from .. import _driver as driver
 from .._driver import Stream
-from .._kernel import Kernel
+from .._kernel import Kernel, Outcome
 from .verify import violations
 
 _VOTES = 10  # evaluations of a randomized model that decide a success, by majority
@@ -30,7 +33,7 @@ class Candidates:
         backward: backward passes.
     """
 
-    def __init__(self, ids: np.ndarray, shape):
+    def __init__(self, ids: np.ndarray, shape: tuple[int, ...]) -> None:
         self.ids = ids
         self.images = np.zeros((len(ids), *shape), np.float32)
         self.broken = np.zeros(len(ids), bool)
@@ -58,9 +61,21 @@ class Chunks:
     """
 
     def __init__(
-        self, models, key, images, labels, num_classes, *, norm, eps, shapes, randomized, devices,
-        workers, code,
-    ):  # fmt: skip
+        self,
+        models: Mapping[int, Partial],
+        key: Key,
+        images: np.ndarray,
+        labels: np.ndarray,
+        num_classes: int,
+        *,
+        norm: Norm,
+        eps: float,
+        shapes: tuple[int, ...],
+        randomized: bool,
+        devices: Sequence[Any],
+        workers: int,
+        code: Sequence[str],
+    ) -> None:
         self.images, self.labels = images, labels
         self.chunk = shapes[0] * shapes[1]
         self._shapes = shapes
@@ -68,7 +83,8 @@ class Chunks:
         self._devices = max(len(devices), 1)
         self._workers, self._stop = workers, threading.Event()
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
-        self._mesh, self._norm, self._randomized = mesh, norm, randomized
+        self._mesh, self._randomized = mesh, randomized
+        self._norm: Norm = norm
         self._models, self._key, self._eps, self._code = models, key, eps, code
 
     def each(
@@ -199,7 +215,8 @@ class Chunks:
         )
         common = (self._key_of(place + 1), self._eps, jnp.int32(run))
         found = Candidates(ids, self.images.shape[1:])
-        state, outcome = None, None
+        state: Any = None
+        outcome: Any = None
         for part in kernel.phases():
             program = driver.Program(
                 part, self._code[place], self._norm, self._randomized, self._mesh
@@ -234,7 +251,7 @@ class Chunks:
             found.broken &= self._wrong(self.logits(points, ids, Stream.RUN, run), ids)
         return found
 
-    def _collect(self, found: Candidates, outcome, lanes_of: np.ndarray) -> None:
+    def _collect(self, found: Candidates, outcome: Outcome, lanes_of: np.ndarray) -> None:
         """Copies an outcome to the host, row by row to its image."""
         kept = lanes_of < len(found.ids)
         to = lanes_of[kept]
@@ -253,7 +270,7 @@ class Chunks:
     def _wrong(self, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
         return (logits.argmax(axis=1) != self.labels[ids]) | ~np.isfinite(logits).all(axis=1)
 
-    def _key_of(self, number: int):
+    def _key_of(self, number: int) -> Key:
         return jax.random.fold_in(self._key, number)
 
     def _shape(self, count: int) -> tuple[int, int]:
@@ -267,7 +284,7 @@ class Chunks:
         dealt = lanes.reshape(-1, self._devices, shape[1])
         return dealt.swapaxes(0, 1).reshape(-1)
 
-    def _place(self, values: np.ndarray, lanes_of: np.ndarray, shape: tuple[int, int]):
+    def _place(self, values: np.ndarray, lanes_of: np.ndarray, shape: tuple[int, int]) -> Array:
         """An array of the chunk's shape; padding repeats the first entry."""
         values = np.asarray(values)
         picked = values[np.where(lanes_of < len(values), lanes_of, 0)]

@@ -20,14 +20,17 @@ References:
 """
 
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from ..._program import digest as program_digest
+from ..._program import program_of
 from ..._transfers import on_host
 from ...checks import check_count, check_labels, check_norm
 from ...keys import as_key
@@ -59,7 +62,7 @@ def autoattack(
     version: str = "standard",
     attacks: str | Kernel | Sequence[str | Kernel] | None = None,
     batch_size: int | None = None,
-    store=None,
+    store: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[Progress], object] = True,
     num_steps: int = 100,
     num_queries: int = 5000,
@@ -146,7 +149,7 @@ def autoattack(
     trace = functools.cache(
         lambda rows: _model.trace_model(logits_fn, (rows, *shape), np.float32, randomized)
     )
-    num_classes = trace(1).func.out.shape[1]
+    num_classes = program_of(trace(1)).out.shape[1]
     check_labels(labels, len(pixels), num_classes=num_classes)
     _model.check_devices(trace(1), images)
     check_count("num_steps", num_steps, 3)
@@ -248,7 +251,14 @@ def _record(chunks: Chunks, work: Pass, ids: np.ndarray) -> dict:
     return chunks.attack(work.kernel, work.place, work.run, ids)
 
 
-def _check_model(logits_fn: Any, trace, key, images, labels, randomized: bool) -> list:
+def _check_model(
+    logits_fn: Callable[..., Array],
+    trace: Callable[[int], Partial],
+    key: Key,
+    images: np.ndarray,
+    labels: np.ndarray,
+    randomized: bool,
+) -> list[checks.Check]:
     """The checks of the model on a few images, before the attacks."""
     if randomized:
         call = lambda images, number: logits_fn(images, jax.random.fold_in(key, number))
@@ -257,8 +267,8 @@ def _check_model(logits_fn: Any, trace, key, images, labels, randomized: bool) -
         call = lambda images, number: logits_fn(images)
         program = trace(len(images))
         traced = lambda images, number: program(images)
-    images, labels = jax.device_put((images, labels))
-    return checks.check_model(call, traced, images, labels, randomized)
+    points, classes = jax.device_put((images, labels))
+    return checks.check_model(call, traced, points, classes, randomized)
 
 
 def _default_radius(norm: str) -> float:

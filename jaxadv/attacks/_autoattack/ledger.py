@@ -80,7 +80,7 @@ class Ledger:
         norm: str,
         eps: float,
         individual: bool,
-    ):
+    ) -> None:
         self._store, self._reporter, self._plan = store, reporter, list(plan.items())
         self._clean, self._labels, self._num_classes = images, labels, num_classes
         self._norm, self._eps, self._individual = norm, eps, individual
@@ -183,7 +183,7 @@ class Ledger:
             self._broken_run[ids] = work.run
             self._broken_step[ids] = record["steps"][new]
 
-    def _account(self, name: str, record) -> None:
+    def _account(self, name: str, record: Mapping[str, Any]) -> None:
         costs = self._costs.setdefault(name, np.zeros(2, np.int64))
         costs += record["cost"]
         if record.get("verified", 0):

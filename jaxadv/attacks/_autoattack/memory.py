@@ -3,12 +3,17 @@
 import functools
 import math
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
 
 from ... import losses
 from ...keys import as_key
+from ...types import Array, Key
 
 # Rows of a block on CPU, whatever the batch size: fixed shapes round in one way only.
 CPU_ROWS = 16
@@ -23,7 +28,7 @@ def default_devices() -> list:
     return [] if jax.default_backend() == "cpu" else jax.local_devices()
 
 
-def default_workers(devices) -> int:
+def default_workers(devices: Sequence[Any]) -> int:
     """Chunks that are worked on at the same time, by threads.
 
     XLA's kernels leave most of a many-core CPU idle on batches this small; whole chunks side by
@@ -38,7 +43,12 @@ def default_workers(devices) -> int:
 
 
 def chunk_shapes(
-    trace, images, batch_size, devices, workers: int, randomized: bool
+    trace: Callable[[int], Partial],
+    images: np.ndarray,
+    batch_size: int | None,
+    devices: Sequence[Any],
+    workers: int,
+    randomized: bool,
 ) -> tuple[int, ...]:
     """Number of blocks of a chunk, then the sizes that a block may have, decreasing.
 
@@ -65,12 +75,17 @@ def chunk_shapes(
     return parts, *dict.fromkeys(size for size in sizes if size == rows or size >= 8)
 
 
-def _cpu_lanes(images, workers: int) -> int:
+def _cpu_lanes(images: np.ndarray, workers: int) -> int:
     room = _CPU_BYTES // (_COPIES * images[0].nbytes)
     return max(CPU_ROWS, min(max(_CPU_LANES, workers * _CPU_BLOCKS * CPU_ROWS), room))
 
 
-def _accelerator_lanes(trace, images, devices, randomized: bool) -> int:
+def _accelerator_lanes(
+    trace: Callable[[int], Partial],
+    images: np.ndarray,
+    devices: Sequence[Any],
+    randomized: bool,
+) -> int:
     """The largest power of two whose gradient fits into two fifths of the free memory."""
     rows = 1 if randomized else 8
     model = trace(rows)
@@ -85,10 +100,15 @@ def _accelerator_lanes(trace, images, devices, randomized: bool) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _gradient_bytes(structure, arrays, shape, randomized: bool) -> int:
+def _gradient_bytes(
+    structure: Any,
+    arrays: tuple[jax.ShapeDtypeStruct, ...],
+    shape: jax.ShapeDtypeStruct,
+    randomized: bool,
+) -> int:
     """Temporary memory of one gradient: compiled once for each program, not for each call."""
 
-    def total(points, model, key):
+    def total(points: Array, model: Partial, key: Key) -> Array:
         logits = model(points, key) if randomized else model(points)
         return losses.cross_entropy(logits, jnp.zeros(len(points), jnp.int32)).sum()
 

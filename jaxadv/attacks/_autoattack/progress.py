@@ -43,7 +43,7 @@ class Reporter:
             start of every attack.
     """
 
-    def __init__(self, show: bool | Callable[[Progress], object]):
+    def __init__(self, show: bool | Callable[[Progress], object]) -> None:
         self._show = show if callable(show) else (self._write if show else None)
         self._start = time.monotonic()
         self._paces: deque[float] = deque(maxlen=9)  # seconds a pass of the last chunks

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import zipfile
 import zlib
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..._files import write_atomically
+from ...types import ArrayLike
 from .picture import draw
 
 
@@ -137,7 +139,7 @@ class AutoAttackResult:
         ]
         return "\n".join(lines)
 
-    def figure(self, clean, *, number: int = 8) -> np.ndarray:
+    def figure(self, clean: ArrayLike, *, number: int = 8) -> np.ndarray:
         """A picture of the first broken images: clean, perturbation, adversarial.
 
         Args:
@@ -157,7 +159,7 @@ class AutoAttackResult:
             raise ValueError(f"images have {self.images.shape[3]} channels; 1 or 3 can be drawn")
         return draw(np.asarray(clean)[picked], self.images[picked])
 
-    def save(self, path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to an npz file, atomically.
 
         Args:
@@ -172,7 +174,7 @@ class AutoAttackResult:
         write_atomically(path, write)
 
     @classmethod
-    def load(cls, path) -> "AutoAttackResult":
+    def load(cls, path: str | os.PathLike[str]) -> "AutoAttackResult":
         """Reads what :meth:`save` wrote.
 
         Args:

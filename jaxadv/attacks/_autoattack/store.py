@@ -15,7 +15,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Store:
         OSError: if it cannot be created or written.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.records: list[dict[str, np.ndarray]] = []
         self._folder = None if folder is None else pathlib.Path(folder).expanduser()
         self._lock: int | None = None
@@ -75,10 +75,10 @@ class Store:
         self._seal = hashlib.sha256(path.read_bytes()).digest()
         self._read(self._folder)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class Store:
             os.close(self._lock)
             self._lock = None
 
-    def add(self, **record) -> dict[str, np.ndarray]:
+    def add(self, **record: Any) -> dict[str, np.ndarray]:
         """Keeps a record; on return it is on disk."""
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in record.items()}
         if self._folder is not None:
@@ -197,7 +197,7 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
     return moved
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -237,7 +237,7 @@ def _unpack(data: bytes, owner: bytes) -> dict[str, np.ndarray] | None:
     return {name.removesuffix(".npy"): read(io.BytesIO(content)) for name, content in members}
 
 
-def digest(*arrays) -> str:
+def digest(*arrays: np.ndarray) -> str:
     """SHA-256 of the dtypes, shapes and bytes of arrays."""
     sha = hashlib.sha256()
     for array in map(np.asarray, arrays):

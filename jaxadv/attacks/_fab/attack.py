@@ -23,7 +23,7 @@ References:
     2020, and the code of AutoAttack, which has no final search.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def fab(
     labels: Array,
     *,
     norm: Norm,
-    eps,
+    eps: float | Array,
     num_steps: int = 100,
     num_restarts: int = 1,
     alpha_max: float = 0.1,
@@ -131,7 +131,7 @@ def fab_targeted(
     labels: Array,
     *,
     norm: Norm,
-    eps,
+    eps: float | Array,
     num_steps: int = 100,
     num_targets: int = 9,
     num_restarts: int = 1,
@@ -189,7 +189,18 @@ def fab_targeted(
     )  # fmt: skip
 
 
-def _run(key, logits_fn, images, labels, *, norm, eps, noise, indices, **options) -> FabResult:
+def _run(
+    key: Key,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    norm: Norm,
+    eps: float | Array,
+    noise: Array | None,
+    indices: Array | None,
+    **options: Any,
+) -> FabResult:
     check_count("num_steps", options["num_steps"], 1)
     check_count("num_restarts", options["num_restarts"], 1)
     given = _model.prepare(key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices)

@@ -165,7 +165,7 @@ class FAB(Kernel):
 def _towards_target(batch: Batch, state: State, number: Any) -> tuple[Array, Array]:
     """Between the logits of target and label: one backward pass."""
 
-    def total(points):
+    def total(points: Array) -> tuple[Array, Array]:
         logits = batch.logits(points, number)
         difference = _select(logits, state.targets) - _select(logits, batch.labels)
         return difference.sum(), difference
@@ -178,14 +178,14 @@ def _towards_nearest(batch: Batch, state: State, number: Any) -> tuple[Array, Ar
     """With the class whose boundary is nearest to first order: K backward passes."""
     points, labels = state.points, batch.labels
 
-    def differences(points):
+    def differences(points: Array) -> Array:
         logits = batch.logits(points, number)
         return logits - _select(logits, labels)[:, None]
 
     values, pull = jax.vjp(differences, points)
     values = finite(values)
 
-    def consider(label, best):
+    def consider(label: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         distances, chosen, gradients = best
         cotangent = jnp.zeros_like(values).at[:, label].set(1)
         gradient = finite(pull(cotangent)[0])

@@ -14,6 +14,9 @@ climbs monotonically and is exact after the few steps in which the saturated set
 coordinates fill up in order of :math:`|w_i|`, and the last threshold is found by bisection.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +25,8 @@ from ...types import Array, Norm
 
 _IMMOVABLE = 1e-8
 _MAX_STEPS = 60
+
+_Carry: TypeAlias = tuple[int | Array, Array, bool | Array]  # steps, levels, whether one moved
 
 
 def project_to_hyperplane(points: Array, normals: Array, offsets: Array, norm: Norm) -> Array:
@@ -59,7 +64,7 @@ def project_to_hyperplane(points: Array, normals: Array, offsets: Array, norm: N
 
 
 def _linf(weights: Array, room: Array, needed: Array) -> Array:
-    def improve(level):
+    def improve(level: Array) -> tuple[Array, Array]:
         # The active set of a level: coordinates that the box stops before they have moved so far.
         saturated = room <= level[:, None]
         gained = jnp.sum(jnp.where(saturated, weights * room, 0), axis=1)
@@ -70,7 +75,7 @@ def _linf(weights: Array, room: Array, needed: Array) -> Array:
 
 
 def _l2(weights: Array, room: Array, needed: Array) -> Array:
-    def improve(level):
+    def improve(level: Array) -> tuple[Array, Array]:
         saturated = room <= level[:, None] * weights
         gained = jnp.sum(jnp.where(saturated, weights * room, 0), axis=1)
         return needed - gained, jnp.sum(jnp.where(saturated, 0, weights**2), axis=1)
@@ -80,14 +85,14 @@ def _l2(weights: Array, room: Array, needed: Array) -> Array:
     return jnp.minimum(room, jnp.where(weights > 0, level[:, None] * weights, 0))
 
 
-def _climb(improve, needed: Array) -> Array:
+def _climb(improve: Callable[[Array], tuple[Array, Array]], needed: Array) -> Array:
     """Newton's method from 0 until no row moves; infinity where nothing is left to move."""
 
-    def unfinished(carry):
+    def unfinished(carry: _Carry) -> bool | Array:
         step, _, moving = carry
         return moving & (step < _MAX_STEPS)
 
-    def body(carry):
+    def body(carry: _Carry) -> _Carry:
         step, level, _ = carry
         missing, slope = improve(level)
         # What is gained is concave and piecewise linear in the level, so Newton from below never
@@ -103,7 +108,7 @@ def _climb(improve, needed: Array) -> Array:
 def _l1(weights: Array, room: Array, needed: Array) -> Array:
     gains = weights * room
 
-    def exceeds(level):
+    def exceeds(level: Array) -> Array:
         return jnp.sum(jnp.where(weights > level[:, None], gains, 0), axis=1) > needed
 
     _, level = bisect_bits(exceeds, weights.max(axis=1))

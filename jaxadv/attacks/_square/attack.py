@@ -59,7 +59,7 @@ def square(
     labels: Array,
     *,
     norm: Norm,
-    eps,
+    eps: float | Array,
     num_queries: int = 5000,
     p_init: float = 0.8,
     loss: str = "margin",

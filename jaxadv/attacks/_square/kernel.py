@@ -104,7 +104,7 @@ class Square(Kernel):
 
         # All queries at once would need memory for Q draws an image, one at a time a call of the
         # generator each. A segment has a key of its own, so that a run may resume at any.
-        def segment(carry):
+        def segment(carry: tuple[Array, State]) -> tuple[Array, State]:
             number, state = carry
             keys = _model.fold(self._keys(batch), number // SEGMENT)
             shape, dtype = batch.images.shape[1:], batch.images.dtype
@@ -112,7 +112,7 @@ class Square(Kernel):
             end = jnp.minimum(number + SEGMENT, last)
             return number + SEGMENT, self._queries(batch, state, draws, number, end)
 
-        def unfinished(carry):
+        def unfinished(carry: tuple[Array, State]) -> Array:
             number, state = carry
             return (number < last) & state.robust.any()
 
@@ -143,7 +143,7 @@ class Square(Kernel):
         size = images.shape[1:3]
         sides, places_of, patterns = self._schedule(size, norm)
 
-        def body(carry):
+        def body(carry: tuple[Array, State]) -> tuple[Array, State]:
             number, state = carry
             now = jax.tree.map(lambda values: values[number - first], draws)
             side = jnp.asarray(sides)[number]  # traced: one program serves all sides
@@ -161,13 +161,15 @@ class Square(Kernel):
                 )
             return number + 1, self._accept(batch, state, points, number + 1)
 
-        def unfinished(carry):
+        def unfinished(carry: tuple[Array, State]) -> Array:
             number, state = carry
             return (number < last) & state.robust.any()
 
         return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), state))[1]
 
-    def _schedule(self, size, norm: Norm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _schedule(
+        self, size: tuple[int, ...], norm: Norm
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sides of all queries, the place of each among the distinct ones, and their patterns."""
         sides = windows.side_lengths(self.num_steps, size, norm, self.p_init, self.rescale_schedule)
         distinct = np.unique(sides)

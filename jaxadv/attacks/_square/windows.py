@@ -32,7 +32,13 @@ class Draws(NamedTuple):
     flips: Array
 
 
-def side_lengths(num_queries: int, size, norm: Norm, p_init=0.8, rescale=False) -> np.ndarray:
+def side_lengths(
+    num_queries: int,
+    size: tuple[int, ...],
+    norm: Norm,
+    p_init: float = 0.8,
+    rescale: bool = False,
+) -> np.ndarray:
     """The side of the square in each query.
 
     Args:
@@ -74,11 +80,11 @@ def pattern(side: int, norm: Norm) -> np.ndarray:
     """
     power, order = (2, 2) if norm == "l2" else (4, 1)
 
-    def unit(values):
+    def unit(values: np.ndarray) -> np.ndarray:
         total = np.sum(np.abs(values) ** order) ** (1 / order)
         return values / total if total > 0 else values
 
-    def bump(height, width):
+    def bump(height: int, width: int) -> np.ndarray:
         values = np.zeros((height, width))
         for q in range(max(height // 2, width // 2) + 1):
             rows = slice(max(height // 2 - q, 0), height // 2 + q + 1)
@@ -90,7 +96,7 @@ def pattern(side: int, norm: Norm) -> np.ndarray:
     return unit(np.concatenate([bump(half, side), -bump(side - half, side)]))
 
 
-def draw(keys: Key, number: int, size, norm: Norm, dtype) -> Draws:
+def draw(keys: Key, number: int, size: tuple[int, ...], norm: Norm, dtype: np.dtype) -> Draws:
     """The draws of ``number`` queries, from one key an image: (number, B, ...)."""
     channels = size[2]
     windows = 2 if norm == "linf" else 4
@@ -102,7 +108,9 @@ def draw(keys: Key, number: int, size, norm: Norm, dtype) -> Draws:
     return Draws(uniform[..., :windows], signs, uniform[..., -1] > 0.5)
 
 
-def draw_initial(keys: Key, size, norm: Norm, dtype) -> tuple[Array, Array]:
+def draw_initial(
+    keys: Key, size: tuple[int, ...], norm: Norm, dtype: np.dtype
+) -> tuple[Array, Array]:
     """Signs and flips of the initial perturbation, from one key an image.
 
     Returns:
@@ -116,7 +124,9 @@ def draw_initial(keys: Key, size, norm: Norm, dtype) -> tuple[Array, Array]:
     return signs, uniform[..., -1] > 0.5
 
 
-def initial_points(images: Array, signs: Array, flips: Array, eps, norm: Norm) -> Array:
+def initial_points(
+    images: Array, signs: Array, flips: Array, eps: float | Array, norm: Norm
+) -> Array:
     """Vertical stripes (Linf) or a chequerboard of patterns (L2, L1)."""
     if norm == "linf":
         return jnp.clip(images + eps * signs[:, None], 0, 1)
@@ -147,7 +157,7 @@ def _tiles(height: int, width: int) -> tuple[int, tuple[int, int], tuple[int, in
     return side, (number[0], min(number[1], width // side)), (offset, columns_offset)
 
 
-def window(places: Array, side, size) -> Array:
+def window(places: Array, side: int | Array, size: tuple[int, ...]) -> Array:
     """Booleans of shape (B, H, W, 1): the square of each image."""
     rows, columns = (jnp.arange(length)[None] - places[:, i, None] for i, length in enumerate(size))
     inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[
@@ -156,12 +166,21 @@ def window(places: Array, side, size) -> Array:
     return inside[..., None]
 
 
-def move_windows(images, points, places, side, shape, now: Draws, eps, norm: Norm) -> Array:
+def move_windows(
+    images: Array,
+    points: Array,
+    places: Array,
+    side: int | Array,
+    shape: Array,
+    now: Draws,
+    eps: float | Array,
+    norm: Norm,
+) -> Array:
     """Moves the perturbation of the second window into the first, shaped like the pattern."""
     size = images.shape[1:3]
     power = 2 if norm == "l2" else 1
 
-    def channel_norms(values):  # (B, H, W, C) -> (B, 1, 1, C)
+    def channel_norms(values: Array) -> Array:  # (B, H, W, C) -> (B, 1, 1, C)
         total = jnp.sum(jnp.abs(values) ** power, axis=(1, 2), keepdims=True)
         return jnp.sqrt(total) if norm == "l2" else total
 
@@ -190,7 +209,7 @@ def move_windows(images, points, places, side, shape, now: Draws, eps, norm: Nor
     return _surface(images, deltas, eps, norm)
 
 
-def _surface(images: Array, deltas: Array, eps, norm: Norm) -> Array:
+def _surface(images: Array, deltas: Array, eps: float | Array, norm: Norm) -> Array:
     if norm == "l1":
         return jnp.clip(images + project_l1_box(images, deltas, eps * (1 - 1e-6)), 0, 1)
     return jnp.clip(
