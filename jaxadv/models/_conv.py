@@ -84,7 +84,7 @@ def conv2d(
         pads = tuple(lax.padtype_to_pads(images.shape[1:3], size, steps, padding))
     else:
         pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
-    params = dict(strides=steps, padding=pads, image_dilation=(1, 1), kernel_dilation=(1, 1))
+    params: Any = dict(strides=steps, padding=pads, image_dilation=(1, 1), kernel_dilation=(1, 1))
     if gradients == "native" or (gradients == "auto" and jax.default_backend() != "cpu"):
         return _convolve(images, kernel, **params)
     if size == (1, 1) and pads == ((0, 0), (0, 0)):
@@ -136,7 +136,15 @@ class Conv(nn.Module):
         return y
 
 
-def _convolve(x, w, *, strides, padding, image_dilation, kernel_dilation):
+def _convolve(
+    x: Array,
+    w: Array,
+    *,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    image_dilation: Pair,
+    kernel_dilation: Pair,
+) -> Array:
     """C(x, w): the one form that XLA's CPU backend always compiles to its fast convolution."""
     return lax.conv_general_dilated(
         x,
@@ -153,7 +161,16 @@ def _dilated(size: int, dilation: int) -> int:
     return 0 if size == 0 else 1 + dilation * (size - 1)
 
 
-def _adjoint_in_images(g, x, w, *, strides, padding, image_dilation, kernel_dilation):
+def _adjoint_in_images(
+    g: Array,
+    x: ad.UndefinedPrimal,
+    w: Array,
+    *,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    image_dilation: Pair,
+    kernel_dilation: Pair,
+) -> Array:
     x_shape = x.aval.shape
     pads = []
     for axis, (low, _) in enumerate(padding):
@@ -171,7 +188,16 @@ def _adjoint_in_images(g, x, w, *, strides, padding, image_dilation, kernel_dila
     )
 
 
-def _adjoint_in_kernel(g, x, w, *, strides, padding, image_dilation, kernel_dilation):
+def _adjoint_in_kernel(
+    g: Array,
+    x: Array,
+    w: ad.UndefinedPrimal,
+    *,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    image_dilation: Pair,
+    kernel_dilation: Pair,
+) -> Array:
     w_shape = w.aval.shape
     if 0 in g.shape:  # a convolution with an empty kernel is not defined
         return jnp.zeros(w_shape, g.dtype)
@@ -192,7 +218,7 @@ def _adjoint_in_kernel(g, x, w, *, strides, padding, image_dilation, kernel_dila
     return lax.transpose(dw, (1, 2, 0, 3))
 
 
-def _batch(args, dims, **params):
+def _batch(args: tuple[Array, Array], dims: tuple[Any, Any], **params: Any) -> tuple[Array, int]:
     """Fold a batched operand into the batch or the output channels: one convolution, still fast."""
     (x, w), (x_dim, w_dim) = args, dims
     if w_dim is None:
@@ -207,7 +233,7 @@ def _batch(args, dims, **params):
     return lax.map(lambda operands: _conv_p.bind(*operands, **params), (x, w)), 0
 
 
-def _abstract(x, w, **params):
+def _abstract(x: ShapedArray, w: ShapedArray, **params: Any) -> ShapedArray:
     out = jax.eval_shape(lambda x, w: _convolve(x, w, **params), x, w)
     return ShapedArray(out.shape, out.dtype)
 

@@ -1,5 +1,6 @@
 """Pre-activation ResNet-18 for small images (He et al., 2016), as in the AWP code."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -47,7 +48,7 @@ class PreActBlock(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Map (B, H, W, C) to (B, H/strides, W/strides, features)."""
 
-        def conv(name, kernel_size, strides, padding):
+        def conv(name: str, kernel_size: int, strides: int, padding: int) -> Conv:
             return Conv(
                 self.features,
                 (kernel_size, kernel_size),
@@ -60,7 +61,7 @@ class PreActBlock(nn.Module):
                 name=name,
             )
 
-        def norm(name):
+        def norm(name: str) -> BatchNorm:
             return BatchNorm(unbiased=self.unbiased, param_dtype=self.param_dtype, name=name)
 
         act = activation_fn(self.activation)
@@ -209,7 +210,7 @@ def preact_resnet18(
     )
 
 
-def _stages(blocks):
+def _stages(blocks: Sequence[int]) -> dict[str, int]:
     if not blocks:
         raise ValueError(f"blocks is {blocks!r}; it must name the number of blocks of each stage.")
     return {f"blocks[{i}]": n for i, n in enumerate(blocks)}

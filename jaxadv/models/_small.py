@@ -1,5 +1,6 @@
 """Small networks: one for 8x8 and 28x28 images, and smooth ones for the theory."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -213,13 +214,13 @@ def mlp(
     )
 
 
-def _named(name, sizes):
+def _named(name: str, sizes: Sequence[int]) -> dict[str, int]:
     return {f"{name}[{i}]": size for i, size in enumerate(sizes)}
 
 
-def _wide(x):
+def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _logits(num_classes, param_dtype):
+def _logits(num_classes: int, param_dtype: Any) -> nn.Dense:
     return nn.Dense(num_classes, kernel_init=_lecun, param_dtype=param_dtype, name="linear")

@@ -43,7 +43,7 @@ class FileBytes:
       ValueError: if it is no regular file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         status = os.stat(self.path)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
@@ -91,7 +91,7 @@ class Storage:
 
     __slots__ = ("_base", "_begin", "dtype", "name", "read", "size")
 
-    def __init__(self, name: str, dtype: np.dtype | None, size: int):
+    def __init__(self, name: str, dtype: np.dtype | None, size: int) -> None:
         self.name, self.dtype, self.size = name, dtype, size
         self.read: Callable[[int, int], bytes] | None = None
         self._base: Storage | None = None
@@ -139,7 +139,7 @@ class Tensor:
         shape: tuple[int, ...],
         strides: tuple[int, ...],
         big_endian: bool = False,
-    ):
+    ) -> None:
         self.storage, self.offset, self.shape = storage, offset, shape
         self.strides, self.big_endian = strides, big_endian
 
@@ -197,7 +197,7 @@ class Unreadable:
     __slots__ = ("problem",)
     shape = None
 
-    def __init__(self, problem: str):
+    def __init__(self, problem: str) -> None:
         self.problem = problem
 
     def numpy(self) -> np.ndarray:

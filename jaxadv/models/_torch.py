@@ -327,10 +327,10 @@ def _channels(flat: Mapping[Any, Any]) -> int | None:
 def _layout(module: nn.Module, flat: Mapping[tuple[str, ...], Any]) -> Iterator[_Entry]:
     """All tensors in the order of PyTorch's state dict."""
 
-    def conv(name, *path):
+    def conv(name: str, *path: str) -> Iterator[_Entry]:
         yield _Entry(f"{name}.weight", ("params", *path, "kernel"), (3, 2, 0, 1))
 
-    def norm(name, *path):
+    def norm(name: str, *path: str) -> Iterator[_Entry]:
         yield _Entry(f"{name}.weight", ("params", *path, "scale"), None)
         yield _Entry(f"{name}.bias", ("params", *path, "bias"), None)
         yield _Entry(f"{name}.running_mean", ("batch_stats", *path, "mean"), None)

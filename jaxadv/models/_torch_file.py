@@ -71,7 +71,7 @@ def _read(source: FileBytes) -> Any:
 class _References:
     """The storages that a pickle refers to."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.found: dict[str, Storage] = {}
 
     def load(self, reference: Any) -> Storage:

@@ -69,7 +69,7 @@ class TypeName(Name):
 
     __slots__ = ("dtype",)
 
-    def __init__(self, name: str, dtype: np.dtype | None):
+    def __init__(self, name: str, dtype: np.dtype | None) -> None:
         super().__init__(name, lambda *_: Inert(name))
         self.dtype = dtype
 
@@ -81,7 +81,7 @@ class Names:
       big_endian: byte order of the file.
     """
 
-    def __init__(self, big_endian: bool):
+    def __init__(self, big_endian: bool) -> None:
         self.big_endian = big_endian
         self._rebuild: dict[str, Callable[..., Any]] = {
             "collections.OrderedDict": ordered_dict,

@@ -16,7 +16,7 @@ _CHUNK = 1 << 20
 class _Frugal(io.RawIOBase):
     """The file, for `zipfile` to find the table of contents in; refuses an enormous one."""
 
-    def __init__(self, source: FileBytes):
+    def __init__(self, source: FileBytes) -> None:
         self._source, self._at, self._left = source, 0, _MAX_DIRECTORY
 
     def seekable(self) -> bool:
@@ -58,7 +58,7 @@ class Archive:
       ValueError: if the archive is torn, has far too many members, or two of one name.
     """
 
-    def __init__(self, source: FileBytes):
+    def __init__(self, source: FileBytes) -> None:
         self._source = source
         try:
             members = zipfile.ZipFile(_Frugal(source)).infolist()  # pyright: ignore

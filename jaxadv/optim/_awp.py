@@ -11,6 +11,7 @@ so that any optax optimizer follows it, and the inner loop of EntropySGD too.
 
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,15 +137,15 @@ def awp_value_and_grad(
     if isinstance(gamma, numbers.Real) and gamma == 0:
         return plain
 
-    def value_and_grad(params, *args, **kwargs):
+    def value_and_grad(params: Params, *args: Any, **kwargs: Any) -> tuple[Any, Params]:
         check_floating(params, "AWP perturbs and differentiates", "close over it instead")
         chosen = expand_mask(mask, params)
 
-        def perturbation():
+        def perturbation() -> Params:
             grads = jax.grad(loss_fn, has_aux=has_aux)(params, *args, **kwargs)
             return _masked_perturbation(params, grads[0] if has_aux else grads, gamma, chosen)
 
-        def nothing():
+        def nothing() -> Params:
             return jax.tree.map(jnp.zeros_like, params)
 
         params = jax.tree.map(jnp.asarray, params)

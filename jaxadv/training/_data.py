@@ -75,7 +75,7 @@ class CheckedStep:
         apply_fn: the model, for its number of classes.
     """
 
-    def __init__(self, step: Callable, apply_fn: Callable):
+    def __init__(self, step: Callable, apply_fn: Callable) -> None:
         self._step, self._apply_fn = step, apply_fn
         self._seen: tuple[weakref.ref, weakref.ref] | None = None
 

@@ -1,16 +1,23 @@
 """Compiled prediction of clean and attacked images."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+from jax.tree_util import Partial
 
 from .._program import trace
 from ..attacks import pgd
 from ..checks import check_labels
 from ..objectives import ApplyFn
+from ..types import Array, Key, Params, PyTree
 from ._data import check_pixels, check_range, to_float
 from ._state import Predictions
 
 
-def make_predict(apply_fn: ApplyFn, **attack):
+def make_predict(
+    apply_fn: ApplyFn, **attack: Any
+) -> Callable[[Params, PyTree, Key, Array, Array, Array], Predictions]:
     """A compiled function that predicts clean and PGD adversarial images of one batch.
 
     Args:
@@ -34,13 +41,23 @@ def make_predict(apply_fn: ApplyFn, **attack):
     """
 
     @jax.jit
-    def predict(model, params, batch_stats, key, images, labels, indices):
+    def predict(
+        model: Partial,
+        params: Params,
+        batch_stats: PyTree,
+        key: Key,
+        images: Array,
+        labels: Array,
+        indices: Array,
+    ) -> Predictions:
         logits_fn = lambda points: model(params, batch_stats, points)
         images = to_float(images)
         adversarial = pgd(key, logits_fn, images, labels, indices=indices, **attack)
         return Predictions(logits_fn(images).argmax(axis=1), logits_fn(adversarial).argmax(axis=1))
 
-    def traced(params, batch_stats, key, images, labels, indices):
+    def traced(
+        params: Params, batch_stats: PyTree, key: Key, images: Array, labels: Array, indices: Array
+    ) -> Predictions:
         check_pixels(images)
         check_labels(labels, images.shape[0])
         points = jax.eval_shape(to_float, images)

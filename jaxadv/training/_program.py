@@ -76,7 +76,7 @@ class Program:
         weight_perturbation: optax.ScalarOrSchedule = 0.0,
         sharding: jax.sharding.Sharding | None = None,
         phases: Sequence[Phase] = (),
-    ):
+    ) -> None:
         check_count("batch_size", batch_size, 1)
         self.apply_fn = apply_fn
         self.objective = objective
@@ -166,7 +166,9 @@ class Program:
         self._latest = state.step, step + num_steps
         return state, metrics
 
-    def sgd_steps(self, tx: optax.GradientTransformation, *, perturbed_decay: float = 0.0):
+    def sgd_steps(
+        self, tx: optax.GradientTransformation, *, perturbed_decay: float = 0.0
+    ) -> CheckedStep:
         """A compiled function that takes SGD steps on consecutive minibatches.
 
         Args:
@@ -179,11 +181,13 @@ class Program:
             ``num_steps`` is traced, at most an epoch of minibatches: one compilation serves all.
         """
 
-        def run(state: TrainState, data: DeviceData, key: Key, num_steps):
+        def run(
+            state: TrainState, data: DeviceData, key: Key, num_steps: Array
+        ) -> tuple[TrainState, Metrics]:
             longest = self.batches_per_epoch(data.images.shape[0])
             minibatch = self._minibatches(data, key, state.step, longest)
 
-            def body(_, carry):
+            def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
                 state, metrics = carry
                 batch = minibatch(state.step)
                 grads, batch_stats, found = self._gradient(
@@ -207,7 +211,7 @@ class Program:
 
     def entropy_step(
         self, tx: optax.GradientTransformationExtraArgs, n_in: int, *, extra_minibatch: bool = False
-    ):
+    ) -> CheckedStep:
         """A compiled function that takes one outer step of EntropySGD on ``n_in`` minibatches.
 
         The running statistics follow the inner iterates through the chain; see
@@ -223,11 +227,13 @@ class Program:
             ``(state, data, key) -> (state, Metrics)``. ``state`` is donated.
         """
 
-        def run(state: TrainState, data: DeviceData, key: Key):
+        def run(state: TrainState, data: DeviceData, key: Key) -> tuple[TrainState, Metrics]:
             num_steps = n_in + extra_minibatch
             minibatch = self._minibatches(data, key, state.step, num_steps)
 
-            def grad_fn(params, step, carry):
+            def grad_fn(
+                params: Params, step: Array, carry: tuple[PyTree, Metrics]
+            ) -> tuple[Params, tuple[PyTree, Metrics]]:
                 batch_stats, metrics = carry
                 grads, batch_stats, found = self._gradient(
                     params, batch_stats, step, minibatch(step)
@@ -254,7 +260,9 @@ class Program:
 
         return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn)
 
-    def refresh_stats(self, num_batches: int, perturb: Callable):
+    def refresh_stats(
+        self, num_batches: int, perturb: Callable
+    ) -> Callable[[TrainState, DeviceData, Key], PyTree]:
         """A compiled function that recomputes running statistics at the current parameters.
 
         EntropySGD never forwards its slow weights, so their statistics have to be gathered before
@@ -272,14 +280,14 @@ class Program:
             ``dry_feed`` of the EntropySGD code of Chaudhari et al.; docs/formulas.md D.7.
         """
 
-        def run(state: TrainState, data: DeviceData, key: Key):
+        def run(state: TrainState, data: DeviceData, key: Key) -> PyTree:
             refresh_key = jax.random.fold_in(key, _REFRESH)
             minibatch = self._minibatches(data, refresh_key, state.step, num_batches)
 
-            def body(index, batch_stats):
+            def body(index: Array, batch_stats: PyTree) -> PyTree:
                 images, labels, attack_key = minibatch(state.step + index)
 
-                def attacked(_):
+                def attacked(_: None) -> Array:
                     return perturb(attack_key, state.params, batch_stats, images, labels)[0]
 
                 images = jax.lax.cond(index % 2 == 0, attacked, lambda _: images, None)
@@ -295,7 +303,9 @@ class Program:
         extra = phase.extra_minibatch
         whole = self.entropy_step(tx, phase.n_in, extra_minibatch=extra)
 
-        def take(state, data, key, num_steps):
+        def take(
+            state: TrainState, data: DeviceData, key: Key, num_steps: int
+        ) -> tuple[TrainState, Metrics]:
             if num_steps == phase.group:
                 return whole(state, data, key)
             n_in = num_steps - extra  # the run ends inside a chain
@@ -310,7 +320,9 @@ class Program:
         last = len(self.phases) - 1
         return next((i for i, phase in enumerate(self.phases) if step < phase.end), last)
 
-    def _minibatches(self, data: DeviceData, key: Key, first_step: Array, num_steps: int):
+    def _minibatches(
+        self, data: DeviceData, key: Key, first_step: Array, num_steps: int
+    ) -> Callable[[Array], tuple[Array, Array, Key]]:
         """A function from the next ``num_steps`` minibatch counters to images, labels, attack key.
 
         The permutations of the epochs that they can touch are made here, outside any loop.
@@ -321,14 +333,14 @@ class Program:
         first_epoch = first_step // num_batches
         shuffle_key = jax.random.fold_in(key, _SHUFFLE)
 
-        def order(epoch):
+        def order(epoch: Array) -> Array:
             permutation = jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), num_images)
             filled = num_batches * self.batch_size - num_images
             return jnp.concatenate([permutation, permutation[:filled]])
 
         orders = jax.vmap(order)(first_epoch + jnp.arange(span)).reshape(-1, self.batch_size)
 
-        def minibatch(step):
+        def minibatch(step: Array) -> tuple[Array, Array, Key]:
             rows = orders[step - first_epoch * num_batches]
             images = to_float(data.images[rows])
             if self.augment is not None:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from ..checks import check_choice
+from ..types import Array
 
 
 def sgd(
-    learning_rate, *, momentum: float = 0.9, weight_decay: float = 5e-4
+    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> optax.GradientTransformation:
     r"""SGD as PyTorch does it: :math:`b \leftarrow \mu b + (g + \lambda w)`, :math:`w -= \eta b`.
 
@@ -18,7 +20,7 @@ def sgd(
     outside the buffer, so that a drop acts at once on everything accumulated.
 
     Args:
-        learning_rate: a number or an optax schedule of the minibatch counter.
+        learning_rate: a scalar or an optax schedule of the minibatch counter.
         momentum: mu.
         weight_decay: lambda.
 
@@ -83,7 +85,7 @@ def step_decay(
 
     # Not optax.piecewise_constant_schedule: it mixes integers with floats, which
     # jax_numpy_dtype_promotion="strict" refuses.
-    def schedule(count):
+    def schedule(count: Any) -> Array:
         rate = jnp.asarray(learning_rate)
         for threshold in boundaries:
             rate = jnp.where(count >= threshold, factor * rate, rate)

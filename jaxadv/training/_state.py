@@ -49,7 +49,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
 
     @classmethod
-    def create(cls, params: Params, batch_stats: PyTree, tx) -> "TrainState":
+    def create(cls, params: Params, batch_stats: PyTree, tx: Any) -> "TrainState":
         """The state before the first minibatch, sharing no buffer with its arguments."""
         copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
         params = copy(params)

@@ -30,7 +30,7 @@ class EntropySGDState(NamedTuple):
         carry: final value that the last chain's gradient function handed on.
     """
 
-    count: ArrayLike
+    count: ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]  # as in all of optax
     momentum: PyTree
     key_data: Array | None
     carry: Any
@@ -50,7 +50,7 @@ class EntropySGDStepwiseState(NamedTuple):
             None if inner_momentum is 0. None if n_in is 0.
     """
 
-    count: ArrayLike
+    count: ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]  # as in all of optax
     momentum: PyTree
     key_data: Array | None
     inner_step: Array

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ...types import Params, PyTree
+from ...types import Array, Params, PyTree
 from .._masks import same_place
 from .forms import EntropySGDState, EntropySGDStepwiseState
 
@@ -77,7 +77,7 @@ def _with_slow(state: EntropySGDStepwiseState, params: Params) -> Params:
 
 
 @jax.jit
-def _current(count, inner_step, fast, slow):
+def _current(count: Array, inner_step: Array, fast: Array, slow: Array) -> Array:
     """The slow weights; after an outer step the parameters in hand, which others may have changed.
 
     A transformation behind EntropySGD may freeze leaves: the state does not know of it before the

@@ -63,9 +63,9 @@ def active_set(feasible: Feasible, z: Array, g: Array, touches: float = TOUCHES)
     pinned = feasible.high - feasible.low <= 2 * near
     zero = jnp.zeros_like(pinned)
     pull, touching = jnp.zeros((), z.dtype), jnp.array(False)
+    multiplier, free_gradient = pull, g
     if feasible.norm == "linf":
         # `Feasible` made this ball part of the box, so only its multiplier is left to find.
-        free_gradient = g
         on_sphere = (jnp.abs(r) >= eps - near) & (r * g > 0)
         multiplier = jnp.sum(jnp.where(on_sphere, jnp.abs(g), 0.0))
         fixed = _box_holds(at_low, at_high, g) | pinned

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ..._program import trace
+from ..._program import program_of, trace
 from ...checks import is_concrete
 from ...types import Array, Norm, PyTree
 from .feasible import Feasible
@@ -48,7 +48,7 @@ def make_problem(
     if is_concrete(x) and not bool(jnp.all(jnp.isfinite(x))):
         raise ValueError("x contains values that are not finite; remove this example")
     traced = trace(loss, x, theta, name="loss")
-    shape = traced.func.out
+    shape = program_of(traced).out
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(
             f"loss returns {shape}; it must be a scalar for one example: index or sum it"
