@@ -86,7 +86,7 @@ def convolution(shape, repeats, length=2):
 
             functions[f"{mode}"], functions[f"{mode} in a loop"] = once, loop
         calls = {name: 1 + length * ("loop" in name) for name in functions}
-        row[what] = compare(functions, (x, k, g), calls, repeats)
+        row[what] = compare(functions, (x, k, g), calls, repeats)  # pyright: ignore[reportPossiblyUnboundVariable]  # there are modes
     return row
 
 

@@ -12,7 +12,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]  # overloaded in typeshed
         """As ``argparse``, with the spelling of options made that of their definition."""
         argv = sys.argv[1:] if args is None else list(args)
         known = set(self._option_string_actions)

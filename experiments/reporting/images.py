@@ -29,7 +29,7 @@ class Example(NamedTuple):
         adversarial: likewise.
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # that of tuple is not used
     label: int
     clean: int
     robust: int

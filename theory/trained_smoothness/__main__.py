@@ -62,7 +62,7 @@ def measure(*, num_epochs: int, num_seeds: int, num_images: int, say=print) -> d
                     row["epoch"] = row["step"] / run.batches_per_epoch
                 runs.append({"norm": norm, "method": method, "seed": seed, "rows": rows})
                 say(f"{norm} {LABELS[method]} seed {seed}: loss {rows[-1]['loss']:.3f}")
-    config = run.config
+    config = run.config  # pyright: ignore[reportPossiblyUnboundVariable]  # of the last run
     return _rounded(
         {
             "settings": {
