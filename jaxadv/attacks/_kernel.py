@@ -79,6 +79,19 @@ class Batch(NamedTuple):
         keys = _model.fold(_model.image_keys(self.key, self.indices), self.run)
         return keys if number is None else _model.fold(keys, number)
 
+    def noise(self, given: Array | None = None) -> Array:
+        """Start noise, one draw an image: uniform in [-1, 1] for Linf, else normal.
+
+        Args:
+            given: of shape (runs, B, H, W, C), to be used instead.
+        """
+        if given is not None:
+            return given[self.run]
+        shape, dtype = self.images.shape[1:], self.images.dtype
+        if self.norm == "linf":
+            return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype, -1, 1))(self.keys())
+        return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(self.keys())
+
     def correct(self, points: Array, number: Any) -> Array:
         """Whether points are classified correctly, (B,)."""
         return _model.is_correct(self.logits(points, number), self.labels)

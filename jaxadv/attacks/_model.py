@@ -163,6 +163,14 @@ def _check_takes_key(logits_fn: Callable) -> None:
         return
 
 
+def noise_on_device(noise: Any, num_runs: int, images: Array) -> Array | None:
+    """Start noise that the caller gives, checked."""
+    expected = (num_runs, *images.shape)
+    if noise is not None and noise.shape != expected:
+        raise ValueError(f"noise has shape {noise.shape}; expected {expected}")
+    return None if noise is None else on_device(noise)
+
+
 def on_device(values: ArrayLike) -> Array:
     """An array of the host as one of JAX, by an explicit transfer."""
     if isinstance(values, jax.Array):

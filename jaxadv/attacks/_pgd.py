@@ -37,7 +37,7 @@ from jax.tree_util import Partial
 from .. import balls, losses
 from .._program import program_of, trace
 from ..checks import as_radius, check_choice, check_count, check_step
-from ..types import Array, Key, LogitsFn, LossFn, Norm, PyTree
+from ..types import Array, Key, LogitsFn, LossFn, Norm, PyTree, Radius
 from . import _model
 
 INITS = ("uniform", "zero")
@@ -62,8 +62,8 @@ def pgd(
     labels: Array,
     *,
     norm: Norm,
-    eps: float | Array,
-    step_size: float | Array,
+    eps: Radius,
+    step_size: Radius,
     num_steps: int,
     num_restarts: int = 1,
     loss: LossFn = losses.cross_entropy,
@@ -174,8 +174,8 @@ def fgsm(
     labels: Array,
     *,
     norm: Norm,
-    eps: float | Array,
-    step_size: float | Array | None = None,
+    eps: Radius,
+    step_size: Radius | None = None,
     loss: LossFn = losses.cross_entropy,
     init: str | Array = "zero",
     indices: Array | None = None,

@@ -1,9 +1,8 @@
 """Arithmetic on rows: one image each, the other axes flattened or broadcast."""
 
-import jax
 import jax.numpy as jnp
 
-from ..types import Array, Key, Norm
+from ..types import Array, Norm
 
 TINY = 1e-12  # keeps a division by a norm finite
 
@@ -24,11 +23,3 @@ def column(values: Array, like: Array) -> Array:
 def where(mask: Array, yes: Array, no: Array) -> Array:
     """``yes`` in the rows of the mask, ``no`` in the others."""
     return jnp.where(column(mask, yes), yes, no)
-
-
-def draw_noise(keys: Key, images: Array, norm: Norm) -> Array:
-    """One draw of start noise an image, from one key an image: uniform for Linf, else normal."""
-    shape, dtype = images.shape[1:], images.dtype
-    if norm == "linf":
-        return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype, -1, 1))(keys)
-    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)

@@ -35,7 +35,7 @@ from typing import NamedTuple
 import jax
 
 from ...checks import check_choice, check_count
-from ...types import Array, Key, LogitsFn, Norm
+from ...types import Array, Key, LogitsFn, Norm, Radius
 from .. import _model
 from .._driver import Found, attack, judge
 from .kernel import APGD, Given
@@ -81,7 +81,7 @@ def apgd(
     labels: Array,
     *,
     norm: Norm,
-    eps: float | Array,
+    eps: Radius,
     num_steps: int = 100,
     num_restarts: int = 1,
     loss: str = "ce",
@@ -172,7 +172,7 @@ def apgd_targeted(
     labels: Array,
     *,
     norm: Norm,
-    eps: float | Array,
+    eps: Radius,
     num_steps: int = 100,
     num_targets: int = 9,
     num_restarts: int = 1,
@@ -256,7 +256,7 @@ def _run(
     kernel: APGD,
     *,
     norm: Norm,
-    eps: float | Array,
+    eps: Radius,
     noise: Array | None,
     start: Array | None,
     indices: Array | None,
@@ -285,24 +285,23 @@ def _run(
     kernel = dataclasses.replace(
         kernel, num_targets=min(kernel.num_targets, classes - 1), explicit=start is not None
     )
-    if noise is not None and noise.shape != (kernel.num_runs, *images.shape):
-        expected = (kernel.num_runs, *images.shape)
-        raise ValueError(f"noise has shape {noise.shape}; expected {expected}")
-    if start is not None and start.shape != images.shape:
-        raise ValueError(f"start has shape {start.shape}; expected {images.shape}")
+    noise = _model.noise_on_device(noise, kernel.num_runs, images)
+    if start is not None:
+        if start.shape != images.shape:
+            raise ValueError(f"start has shape {start.shape}; expected {images.shape}")
+        start = _model.on_device(start)
     if trace and (kernel.num_runs > 1 or kernel.three_radii):
         raise ValueError(f"trace=True records one run, not {kernel.num_runs}; ask for one restart")
-    draws = Given(*(None if a is None else _model.on_device(a) for a in (noise, start)))
-    call = (given.key, given.model, given.images, given.labels, given.indices)
     found = attack(
-        *call, given.eps, draws, kernel=kernel, norm=norm, randomized=randomized, trace=trace,
-        best=best_loss, every=best_loss,
+        *given[:-1], Given(noise, start), kernel=kernel, norm=norm, randomized=randomized,
+        trace=trace, best=best_loss, every=best_loss,
     )  # fmt: skip
     result = _result(found)
     if best_loss:
-        key, model, _, labels, indices = call
         points = result.best_images
-        right = judge(key, model, points, labels, indices, randomized=randomized)
+        right = judge(
+            given.key, given.model, points, given.labels, given.indices, randomized=randomized
+        )
         result = result._replace(images=points, success=~right, forward=result.forward + 1)
     return result
 

@@ -92,12 +92,8 @@ class APGD(Kernel):
         if start is not None:
             points = jnp.clip(start, 0, 1)
         else:
-            drawn = (
-                _rows.draw_noise(batch.keys(), batch.images, batch.norm)
-                if noise is None
-                else noise[batch.run]
-            )
-            points = start_points(batch.images, drawn, batch.norm, self.factor * batch.eps)
+            drawn, eps = batch.noise(noise), self.factor * batch.eps
+            points = start_points(batch.images, drawn, batch.norm, eps)
         zeros = jnp.zeros_like(batch.labels)
         targets = batch.target(self.num_restarts) if self.num_targets else zeros
         return self._start(batch, points, targets, zeros, zeros)

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from ...checks import check_count
-from ...types import Array, Key, LogitsFn, Norm
+from ...types import Array, Key, LogitsFn, Norm, Radius
 from .. import _model
 from .._driver import attack
 from .._kernel import Outcome
@@ -67,7 +67,7 @@ def fab(
     labels: Array,
     *,
     norm: Norm,
-    eps: float | Array,
+    eps: Radius,
     num_steps: int = 100,
     num_restarts: int = 1,
     alpha_max: float = 0.1,
@@ -131,7 +131,7 @@ def fab_targeted(
     labels: Array,
     *,
     norm: Norm,
-    eps: float | Array,
+    eps: Radius,
     num_steps: int = 100,
     num_targets: int = 9,
     num_restarts: int = 1,
@@ -196,7 +196,7 @@ def _run(
     labels: Array,
     *,
     norm: Norm,
-    eps: float | Array,
+    eps: Radius,
     noise: Array | None,
     indices: Array | None,
     **options: Any,
@@ -206,15 +206,8 @@ def _run(
     given = _model.prepare(key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices)
     options["num_targets"] = min(options["num_targets"], given.num_classes - 1)
     kernel = FAB(**options)
-    if noise is not None:
-        shape = (kernel.num_runs, *images.shape)
-        if noise.shape != shape:
-            raise ValueError(f"noise has shape {noise.shape}; expected {shape}")
-        noise = _model.on_device(noise)
-    found = attack(
-        given.key, given.model, given.images, given.labels, given.indices, given.eps, noise,
-        kernel=kernel, norm=norm, best=True,
-    )  # fmt: skip
+    noise = _model.noise_on_device(noise, kernel.num_runs, images)
+    found = attack(*given[:-1], noise, kernel=kernel, norm=norm, best=True)
     return _result(found.outcome, found.correct)
 
 

@@ -79,11 +79,7 @@ class FAB(Kernel):
         targets = batch.target(self.num_restarts) if self.num_targets else zeros
         start = images
         if self.num_restarts > 1:
-            noise = (
-                _rows.draw_noise(batch.keys(), images, norm)
-                if batch.draws is None
-                else batch.draws[batch.run]
-            )
+            noise = batch.noise(batch.draws)
             step = 0.5 * batch.eps * noise / _rows.column(_rows.norms(noise, norm), noise)
             start = jnp.where(
                 batch.run % self.num_restarts > 0, jnp.clip(images + step, 0, 1), images

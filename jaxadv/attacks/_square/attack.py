@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 
 from ...checks import check_choice, check_count
-from ...types import Array, Key, LogitsFn, Norm
+from ...types import Array, Key, LogitsFn, Norm, Radius
 from .. import _model
 from .._driver import attack
 from .._kernel import Outcome
@@ -59,7 +59,7 @@ def square(
     labels: Array,
     *,
     norm: Norm,
-    eps: float | Array,
+    eps: Radius,
     num_queries: int = 5000,
     p_init: float = 0.8,
     loss: str = "margin",
@@ -126,10 +126,7 @@ def square(
         num_steps=num_queries, p_init=p_init, loss=loss, rescale_schedule=rescale_schedule,
         shared=shared, full_range=full_range,
     )  # fmt: skip
-    found = attack(
-        given.key, given.model, given.images, given.labels, given.indices, given.eps, draws,
-        kernel=kernel, norm=norm,
-    )  # fmt: skip
+    found = attack(*given[:-1], draws, kernel=kernel, norm=norm)
     return _result(found.outcome)
 
 
