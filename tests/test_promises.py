@@ -13,6 +13,7 @@ import pytest
 
 import jaxadv
 from jaxadv import attacks, balls, losses, optim, training
+from tests.helpers.small_attacks import SMALL
 
 KEY = jax.random.key(5)
 IMAGES = np.asarray(jax.random.uniform(jax.random.key(1), (24, 8, 8, 1)))
@@ -23,25 +24,16 @@ AUTO = dict(
     eps=0.05, version="custom", attacks=["apgd-ce", "fab-t", "square"], num_steps=6, num_queries=30
 )
 
-SINGLE = {
-    "pgd": dict(step_size=0.02, num_steps=4),
-    "apgd": dict(num_steps=6),
-    "apgd_targeted": dict(num_steps=4),
-    "fab": dict(num_steps=4),
-    "fab_targeted": dict(num_steps=3),
-    "square": dict(num_queries=30),
-}
-
 
 def found(attack, rows, norm="linf", eps=0.05):
     result = getattr(attacks, attack)(
         KEY, LOGITS, IMAGES[rows], LABELS[rows], norm=norm, eps=eps, indices=np.arange(24)[rows],
-        **SINGLE[attack],
+        **SMALL[attack],
     )  # fmt: skip
-    return np.asarray(result if attack == "pgd" else result.images)
+    return np.asarray(getattr(result, "images", result))
 
 
-@pytest.mark.parametrize("attack", SINGLE)
+@pytest.mark.parametrize("attack", SMALL)
 def test_an_attack_does_not_depend_on_how_the_data_are_cut(attack):
     whole = found(attack, slice(0, 24))
     parts = [found(attack, rows) for rows in (slice(0, 5), slice(5, 24))]
@@ -97,7 +89,7 @@ def test_autoattack_resumes_where_it_stopped(tmp_path, stop):
 def test_the_same_call_gives_the_same_bits_and_leaves_its_arguments_alone():
     images, labels = IMAGES.copy(), LABELS.copy()
     config = copy.copy(jax.config.values)
-    for attack in SINGLE:
+    for attack in SMALL:
         np.testing.assert_array_equal(found(attack, slice(0, 6)), found(attack, slice(0, 6)))
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)

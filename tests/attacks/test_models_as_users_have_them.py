@@ -1,5 +1,6 @@
 """Whatever is passed as a model is attacked as it is now, and compiled once."""
 
+import functools
 import resource
 
 import flax.linen as linen
@@ -11,6 +12,7 @@ from flax import nnx
 
 from jaxadv import attacks, losses, theory, training
 from tests.helpers.compilations import compilations
+from tests.helpers.small_attacks import SMALL
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(jax.random.key(1), (6, 4, 4, 1))
@@ -25,14 +27,13 @@ def images_of(attack, model, **options):
     return getattr(attacks, attack)(KEY, model, IMAGES, LABELS, **THREAT, **options)
 
 
-ATTACKS = {
-    "pgd": lambda model: images_of("pgd", model, step_size=0.05, num_steps=4),
-    "fgsm": lambda model: images_of("fgsm", model),
-    "apgd": lambda model: images_of("apgd", model, num_steps=4).images,
-    "apgd_targeted": lambda model: images_of("apgd_targeted", model, num_steps=4).images,
-    "fab": lambda model: images_of("fab", model, num_steps=4).best_images,
-    "fab_targeted": lambda model: images_of("fab_targeted", model, num_steps=4).best_images,
-    "square": lambda model: images_of("square", model, num_queries=20).best_images,
+def moved(attack, model):
+    """Where an attack ends, whether or not the point is misclassified."""
+    found = images_of(attack, model, **SMALL[attack])
+    return getattr(found, "best_images", found)
+
+
+ATTACKS = {name: functools.partial(moved, name) for name in SMALL} | {
     "autoattack": lambda model: attacks.autoattack(
         KEY, model, IMAGES, LABELS, eps=0.1, version="custom", attacks=["apgd-ce", "square"],
         num_steps=4, num_queries=20, progress=False,

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxadv import attacks, augment, balls, losses, models, objectives, optim, training
+from tests.helpers.small_attacks import SMALL
 
 KEY_DATA = jax.random.key_data(jax.random.key(0))
 IMAGES = jax.random.uniform(jax.random.key(1), (3, 4, 4, 1))
@@ -74,7 +75,12 @@ def _attack(name, **options):
 
     def call():
         for norm, eps in (("linf", 0.1), ("l2", 0.5), ("l1", 2.0)):
-            attack(new_key(), logits_fn, IMAGES, LABELS, norm=norm, eps=eps, **options)
+            found = attack(new_key(), logits_fn, IMAGES, LABELS, norm=norm, eps=eps, **options)
+            images = getattr(found, "images", found)
+            assert images.shape == IMAGES.shape and images.dtype == IMAGES.dtype
+            sizes = balls.norm_of(images - IMAGES, norm)
+            size, low, high = jax.device_get((sizes.max(), images.min(), images.max()))
+            assert size <= eps * (1 + 1e-5) and low >= 0 and high <= 1
 
     return call
 
@@ -98,15 +104,8 @@ def _stateful():
     return jax.jit(lambda key, images: run(key, images, 0.1, 0.05))(new_key(), IMAGES)
 
 
-ATTACKS = {
-    "pgd": _attack("pgd", step_size=0.05, num_steps=2, num_restarts=2),
-    "fgsm": _attack("fgsm", init="uniform"),
+ATTACKS = {name: _attack(name, **options) for name, options in SMALL.items()} | {
     "pgd_stateful": _stateful,
-    "apgd": _attack("apgd", num_steps=10, num_restarts=2),
-    "apgd_targeted": _attack("apgd_targeted", num_steps=3, num_targets=2),
-    "fab": _attack("fab", num_steps=2),
-    "fab_targeted": _attack("fab_targeted", num_steps=2, num_targets=2),
-    "square": _attack("square", num_queries=5),
     "autoattack": lambda: attacks.autoattack(new_key(), logits_fn, IMAGES, LABELS, **BOX),
 }
 

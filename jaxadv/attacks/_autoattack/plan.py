@@ -13,7 +13,6 @@ from .._kernel import Kernel
 from .._square.kernel import Square
 
 VERSIONS = ("standard", "plus", "rand", "custom")
-ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
 
 def passes(forward: int, backward: int) -> int:
@@ -68,8 +67,6 @@ def make_plan(
     attacks = (attacks,) if isinstance(attacks, str | Kernel) else attacks
     if version != "custom" and attacks is not None:
         raise ValueError(f"attacks={attacks!r} is for version='custom', not {version!r}")
-    if version == "custom" and not attacks:
-        raise ValueError("version='custom' needs attacks=(...), names out of " + ", ".join(ATTACKS))
     three_radii = version == "standard" and norm == "l1"
     restarts = {"standard": 5 if norm == "l1" else 1, "rand": 1}.get(version, 5)
     apgd = APGD(
@@ -87,6 +84,8 @@ def make_plan(
         "fab-t": FAB(num_steps=num_steps, num_targets=9),
         "square": Square(num_steps=num_queries, shared=square_shared, full_range=square_full_range),
     }
+    if version == "custom" and not attacks:
+        raise ValueError("version='custom' needs attacks=(...), names out of " + ", ".join(kernels))
     names = {
         "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
         "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
@@ -98,7 +97,7 @@ def make_plan(
     notes: list[str] = []
     for name in names:
         if not isinstance(name, Kernel):
-            check_choice("attacks", name, ATTACKS)
+            check_choice("attacks", name, kernels)
         kernel = name if isinstance(name, Kernel) else kernels[name]
         kernel = _adapt(kernel, num_classes, few_classes, notes)
         number[kernel.name] += 1
