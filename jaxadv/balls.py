@@ -152,8 +152,10 @@ def _l2_ball(deltas: Array, eps: Array) -> Array:
 def _l1_ball(deltas: Array, eps: Array) -> Array:
     eps = jnp.broadcast_to(eps, deltas.shape[:1])
     some = eps > 0  # optax divides by the radius
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-        inside = jax.vmap(optax.projections.projection_l1_ball)(deltas, jnp.where(some, eps, 1))
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, and under x64 returns float64
+        sphere = jax.vmap(optax.projections.projection_l1_sphere)(deltas, jnp.where(some, eps, 1))
+    within = norm_of(deltas, "l1") <= eps
+    inside = jnp.where(within[:, None], deltas, sphere.astype(deltas.dtype))
     return jnp.where(some[:, None], inside, 0)
 
 
