@@ -9,9 +9,8 @@ import numpy as np
 from ..cli.options import Parser
 from ._archives import extract
 from ._dataset import DataError, DataMissingError, Dataset
-from ._digits import load_digits
 from ._fetch import fetch
-from ._registry import NAMES, SPECS, check_name
+from ._registry import EMBEDDED, NAMES, SPECS, check_name
 from ._sources import cache_path, data_folder
 
 
@@ -78,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _get(name: str, data_dir: str | None) -> Dataset:
-    return load_digits() if name == "digits" else fetch(SPECS[name], data_dir)
+    return EMBEDDED[name]() if name in EMBEDDED else fetch(SPECS[name], data_dir)
 
 
 def _list(data_dir: str | None) -> None:
     folder = data_folder(data_dir)
     for name in NAMES:
-        if name not in SPECS:
-            print(f"{name:10} comes with scikit-learn")
+        if name in EMBEDDED:
+            print(f"{name:10} needs no files")
             continue
         spec = SPECS[name]
         searched = (folder, folder / name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ._dataset import DataError, DataMissingError, Dataset
-from ._registry import SPECS, check_name
+from ._registry import EMBEDDED, SPECS, check_name
 from ._sources import Download, Spec, cache_path, data_folder, load_spec
 
 _CHUNK = 1 << 20
@@ -214,7 +214,7 @@ def ensure(
       DataError: as `fetch`.
     """
     check_name(name)
-    if name == "digits":
+    if name in EMBEDDED:
         return
     spec = SPECS[name]
     folder = data_folder(data_dir)

@@ -1,6 +1,7 @@
 """The data sets that exist, by name."""
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 
 from ._cifar10 import CIFAR10
@@ -12,7 +13,9 @@ from ._sources import Spec, load_spec
 from ._svhn import SVHN
 
 SPECS: dict[str, Spec] = {spec.name: spec for spec in (CIFAR10, CIFAR100, SVHN, MNIST)}
-NAMES: tuple[str, ...] = ("digits", *SPECS)
+# Data sets that need no files: what makes them.
+EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
+NAMES: tuple[str, ...] = (*EMBEDDED, *SPECS)
 
 
 def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
@@ -47,7 +50,9 @@ def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -
       10
     """
     check_name(name)
-    return load_digits() if name == "digits" else load_spec(SPECS[name], data_dir, cache=cache)
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
+    return load_spec(SPECS[name], data_dir, cache=cache)
 
 
 def check_name(name: str) -> None:

@@ -285,7 +285,7 @@ def test_list_says_what_is_here(tiny_specs, tmp_path, capsys):
     assert __main__.main(["--list", "--data-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "digits     comes with scikit-learn",
+        "digits     needs no files",
         "cifar10    missing: python -m experiments.data cifar10",
         "mnist      official idx files",
     ]
