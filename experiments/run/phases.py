@@ -8,7 +8,7 @@ import optax
 
 from jaxadv import optim, training
 
-from ..settings import Config, warm_epochs
+from ..settings import OPTIMIZERS, Config, warm_epochs
 
 
 def make_phases(config: Config, batches_per_epoch: int, noise_key: jax.Array):
@@ -29,11 +29,12 @@ def make_phases(config: Config, batches_per_epoch: int, noise_key: jax.Array):
     entropy = config.entropy
     has_extra = entropy.preset in ("ucla_exact", "lua")
     group = entropy.n_in + has_extra
+    make = OPTIMIZERS.get(config.optimizer, training.sgd)  # the latter for warm-ups of EntropySGD
 
-    def sgd(first: int, n_in: int):
+    def first_order(first: int, n_in: int):
         del n_in
         rate = schedule(config, config.learning_rate, batches_per_epoch)
-        return training.sgd(
+        return make(
             lambda count: rate(first + count),
             momentum=config.momentum,
             weight_decay=config.weight_decay,
@@ -58,8 +59,9 @@ def make_phases(config: Config, batches_per_epoch: int, noise_key: jax.Array):
         )
 
     decay = config.weight_decay if config.awp.decay_perturbed else 0.0
-    plain = training.Phase(config.num_epochs * batches_per_epoch, sgd, perturbed_decay=decay)
-    if config.optimizer == "sgd":
+    end = config.num_epochs * batches_per_epoch
+    plain = training.Phase(end, first_order, perturbed_decay=decay)
+    if config.optimizer != "entropy_sgd":
         return [plain]
     stop = math.ceil(entropy.stop_at * config.num_epochs) * batches_per_epoch
     return [

@@ -12,6 +12,7 @@ from .fields import flatten as flatten
 from .fields import label as label
 from .files import default_workdir as default_workdir
 from .files import load_config as load_config
+from .optimizers import OPTIMIZERS as OPTIMIZERS
 from .recipes import DEFAULTS as DEFAULTS
 from .recipes import NUM_FEATURES as NUM_FEATURES
 from .recipes import SCALES as SCALES

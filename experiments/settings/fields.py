@@ -76,7 +76,7 @@ def base(scale: str | None = None) -> Config:
                 "decay_perturbed": True,
             },
             # Optimization.
-            "optimizer": "sgd",  # or "entropy_sgd"
+            "optimizer": "sgd",  # or "entropy_sgd", or another of experiments.settings.optimizers
             # AWP and EntropySGD are off in epochs before this one; see warm_epochs.
             "warmup_epochs": config_dict.placeholder(int),
             "first_epoch": config_dict.placeholder(int),  # number of the first epoch, 0 or 1

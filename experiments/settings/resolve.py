@@ -9,6 +9,7 @@ from jaxadv.types import NORMS
 
 from . import recipes
 from .fields import Config
+from .optimizers import OPTIMIZERS
 from .recipes import DEFAULTS, SCALES, THREATS
 from .validation import check
 
@@ -41,7 +42,7 @@ def resolve(config: Config, dataset: str) -> Config:
     config.dataset = dataset
     check_choice("config.threat.norm", config.threat.norm, NORMS)
     check_choice("config.objective", config.objective, recipes.OBJECTIVES)
-    check_choice("config.optimizer", config.optimizer, ("sgd", "entropy_sgd"))
+    check_choice("config.optimizer", config.optimizer, (*OPTIMIZERS, "entropy_sgd"))
     check_choice("config.entropy.alpha_weighs", config.entropy.alpha_weighs, ("old", "new"))
     for name, value in _defaults(config).items():
         *path, leaf = name.split(".")
@@ -96,7 +97,8 @@ def _fill_awp(config: Config) -> None:
     elif awp.gamma is None:
         is_trades = config.objective == "trades"
         by_optimizer = recipes.AWP_GAMMA[config.dataset]
-        awp.gamma = recipes.AWP_GAMMA_TRADES if is_trades else by_optimizer[config.optimizer]
+        usual = by_optimizer.get(config.optimizer, by_optimizer["sgd"])
+        awp.gamma = recipes.AWP_GAMMA_TRADES if is_trades else usual
 
 
 def _fill_threat(config: Config) -> None:
