@@ -27,6 +27,8 @@ ALL_METHODS = (
     *("awp", "awp_ensgd", "awp_2nd_ensgd"),
     *("trades", "trades_ensgd", "trades_awp", "trades_awp_ensgd", "trades_awp_ensgd_tuned"),
 )
+# Those of the paper and any others: a new file is tested without being entered anywhere.
+CONFIGS = sorted(path.stem for path in (ROOT / "experiments" / "configs").glob("*.py"))
 
 
 class TinyNorm(nn.Module):

@@ -11,7 +11,7 @@ from experiments.run.directory import RunDirectory
 from experiments.run.task import Stream, key_for, load_task
 from jaxadv import objectives, optim, training
 from tests.helpers.tiny_runs import (
-    ALL_METHODS,
+    CONFIGS,
     Stopped,
     assert_bitwise,
     parts,
@@ -31,7 +31,7 @@ def assemble(config):
 
 @pytest.mark.parametrize(
     ("method", "norm"),
-    [(method, "linf") for method in ALL_METHODS]
+    [(method, "linf") for method in CONFIGS]
     + [("at", "l2")]
     + [pytest.param(m, "l2", marks=pytest.mark.slow) for m in ("trades", "awp_ensgd")],
 )

@@ -25,7 +25,7 @@ def module(path):
 
 
 def test_the_methods_of_the_paper_are_there():
-    assert {path.stem for path in FILES} == set(ALL_METHODS)
+    assert set(ALL_METHODS) <= {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -42,10 +42,8 @@ def test_the_header_holds_a_command_that_works(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_the_header_says_time_and_the_papers_number(path):
-    text = header(path)
-    assert "Time:" in text and "Paper:" in text and "runs" in text
-    assert "under AutoAttack" in text and "checkpoint chosen on test" in " ".join(text.split())
+def test_the_header_says_time_and_paper(path):
+    assert "Time:" in header(path) and "Paper:" in header(path)
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)
@@ -55,6 +53,7 @@ def test_the_header_and_the_tables_agree_on_the_papers_number(method):
     mean, std = found.rows[0].paper[method]
     text = " ".join(header(ROOT / "experiments" / "configs" / f"{method}.py").split())
     assert f"{mean} +- {std} %" in text and f"Table {found.number}, CIFAR-10" in text
+    assert "under AutoAttack" in text and "runs" in text and "checkpoint chosen on test" in text
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
