@@ -1,6 +1,7 @@
 """Writes the texts of ``--help`` anew, as the programs themselves print them.
 
-python -m experiments.cli.help.write
+python -m experiments.cli.help.write                # all
+python -m experiments.cli.help.write experiments    # those whose names start like this
 """
 
 import os
@@ -39,4 +40,9 @@ def own_text(program: str) -> str:
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for name in programs():
-        (FOLDER / f"{name}.txt").write_text(own_text(name), encoding="utf-8")
+        if not name.startswith(tuple(sys.argv[1:]) or ""):
+            continue
+        try:
+            (FOLDER / f"{name}.txt").write_text(own_text(name), encoding="utf-8")
+        except ValueError as error:  # a benchmark may need a package that is not installed
+            print(error, file=sys.stderr)
