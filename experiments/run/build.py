@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxadv import models, objectives, training
 from jaxadv.augment import augmentation
+from jaxadv.checks import check_choice
 
 from .. import data
 from ..settings import Config
@@ -52,6 +53,7 @@ def build_model(config: Config, dataset: data.Dataset):
     if config.normalize:
         options = {"mean": dataset.mean, "std": dataset.std}
     if config.width is not None:
+        check_choice("config.model (with config.width)", config.model, WIDTH_OPTIONS)
         options |= WIDTH_OPTIONS[config.model](config.width)
     return models.build(
         config.model,

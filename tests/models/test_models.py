@@ -351,6 +351,7 @@ def test_bfloat16_computation(name):
 
 
 def test_names_and_options():
+    assert set(SMALL) == set(models.MODELS)
     assert isinstance(models.build("wrn34_10", depth=16), models.WideResNet)
     with pytest.raises(ValueError, match="Did you mean 'preact_resnet18'"):
         models.build("preact_resnet_18")
