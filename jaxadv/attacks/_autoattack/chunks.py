@@ -4,18 +4,19 @@ import concurrent.futures
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from ...types import Array, Key, Norm
+from ...types import Array, Key
 from .. import _driver as driver
 from .._driver import Stream
 from .._kernel import Kernel, Outcome
+from . import memory
+from .problem import Problem
 from .verify import violations
 
 _VOTES = 10  # evaluations of a randomized model that decide a success, by majority
@@ -46,46 +47,24 @@ class Chunks:
     """Runs the compiled programs on images that live on the host.
 
     Args:
-        models: the model, traced for each number of rows that a program has (1 among them).
-        key: typed PRNG key.
-        images: all images, numpy.
-        labels: all labels, numpy.
-        num_classes: K.
-        norm: the norm.
-        eps: the radius.
-        shapes: number of blocks of a chunk, then the sizes that a block may have, decreasing.
-        randomized: whether the model takes a key.
-        devices: devices that share the blocks of a chunk, or an empty list.
-        workers: chunks that threads work on at the same time.
-        code: what each kernel of the plan computes.
+        problem: what is evaluated.
+        batch_size: images in flight, None for as many as fit.
+        devices: devices that share the blocks of a chunk, None for all accelerators or one CPU.
     """
 
     def __init__(
-        self,
-        models: Mapping[int, Partial],
-        key: Key,
-        images: np.ndarray,
-        labels: np.ndarray,
-        num_classes: int,
-        *,
-        norm: Norm,
-        eps: float,
-        shapes: tuple[int, ...],
-        randomized: bool,
-        devices: Sequence[Any],
-        workers: int,
-        code: Sequence[str],
+        self, problem: Problem, batch_size: int | None, devices: Sequence[Any] | None
     ) -> None:
-        self.images, self.labels = images, labels
-        self.chunk = shapes[0] * shapes[1]
-        self._shapes = shapes
-        self._num_classes = num_classes
-        self._devices = max(len(devices), 1)
-        self._workers, self._stop = workers, threading.Event()
+        devices = memory.default_devices() if devices is None else list(devices)
+        self.num_devices = max(len(devices), 1)
+        self._workers, self._stop = memory.default_workers(devices), threading.Event()
+        self._shapes = memory.chunk_shapes(problem, batch_size, devices, self._workers)
+        self._chunk = self._shapes[0] * self._shapes[1]
+        self.in_flight = self._chunk * self._workers
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
-        self._mesh, self._randomized = mesh, randomized
-        self._norm: Norm = norm
-        self._models, self._key, self._eps, self._code = models, key, eps, code
+        self._mesh, self.problem = mesh, problem
+        self._models = {rows: problem.model(rows) for rows in {1, *self._shapes[1:]}}
+        self._code = list(problem.code.values())
 
     def each(
         self, ids: np.ndarray, compute: Callable[[np.ndarray], dict]
@@ -97,7 +76,7 @@ class Chunks:
         """
         rows = self._shapes[-1]
         blocks_left = math.ceil(len(ids) / rows)
-        number = math.ceil(math.ceil(len(ids) / self.chunk) / self._workers) * self._workers
+        number = math.ceil(math.ceil(len(ids) / self._chunk) / self._workers) * self._workers
         size = math.ceil(blocks_left / max(number, 1)) * rows
         pieces = deque(ids[start : start + size] for start in range(0, len(ids), max(size, 1)))
         if self._workers == 1 or len(pieces) < 2:
@@ -121,7 +100,7 @@ class Chunks:
         """The record of a look at the predictions of a chunk."""
         logits = self.logits(points, ids, stream, number)
         wrong, votes = self._wrong(logits, ids), 0
-        if self._randomized:
+        if self.problem.randomized:
             wrong, logits, votes = self.confirm(points, ids)
         return dict(logits=logits, correct=~wrong, cost=[len(ids) * (votes + 1), 0])
 
@@ -131,9 +110,11 @@ class Chunks:
         picked = np.flatnonzero(found.broken)
         points, chosen = found.images[picked], ids[picked]
         wrong, logits, votes = self.confirm(points, chosen)
-        problems = violations(points, self.images[chosen], chosen, self._norm, self._eps)
+        problems = violations(
+            points, self.problem.images[chosen], chosen, self.problem.norm, self.problem.eps
+        )
         good = wrong & np.array([not problem for problem in problems], bool)
-        if not self._randomized:  # there it is no error if most draws are correct
+        if not self.problem.randomized:  # there it is no error if most draws are correct
             problems = [
                 problem or ("" if fooled else f"image {index} is not misclassified on its own")
                 for problem, fooled, index in zip(problems, wrong, chosen, strict=True)
@@ -160,7 +141,7 @@ class Chunks:
             (int(stream), number),
             self._place(images, lanes_of, shape),
             self._place(ids, lanes_of, shape),
-            randomized=self._randomized,
+            randomized=self.problem.randomized,
             mesh=self._mesh,
         )
         return np.asarray(out).reshape(-1, out.shape[-1])[np.argsort(lanes_of)][: len(ids)]
@@ -176,9 +157,9 @@ class Chunks:
             Whether each is misclassified (for a randomized model: by most evaluations), its
             logits in the last evaluation, and the number of evaluations of each.
         """
-        votes = _VOTES if self._randomized else 1
+        votes = _VOTES if self.problem.randomized else 1
         wrong = np.zeros(len(ids))
-        logits = np.zeros((len(ids), self._num_classes), np.float32)
+        logits = np.zeros((len(ids), self.problem.num_classes), np.float32)
         if not len(ids):
             return wrong > 0, logits, votes
         # Padded to a power of two, so that few programs are compiled.
@@ -187,7 +168,11 @@ class Chunks:
         arguments = pad(images), pad(ids)
         for vote in range(votes):
             out = driver.logits_alone(
-                self._models[1], self._key_of(0), vote, *arguments, randomized=self._randomized
+                self._models[1],
+                self._key_of(0),
+                vote,
+                *arguments,
+                randomized=self.problem.randomized,
             )
             logits = np.asarray(out)[: len(ids)]
             wrong += self._wrong(logits, ids)
@@ -208,18 +193,18 @@ class Chunks:
         shape = self._shape(len(ids))
         lanes_of = self._spread(np.arange(shape[0] * shape[1]), shape)
         rows = driver.Rows(
-            self._place(self.images[ids], lanes_of, shape),
-            self._place(self.labels[ids], lanes_of, shape),
+            self._place(self.problem.images[ids], lanes_of, shape),
+            self._place(self.problem.labels[ids], lanes_of, shape),
             self._place(ids, lanes_of, shape),
             jnp.asarray((lanes_of < len(ids)).reshape(shape)),
         )
-        common = (self._key_of(place + 1), self._eps, jnp.int32(run))
-        found = Candidates(ids, self.images.shape[1:])
+        common = (self._key_of(place + 1), self.problem.eps, jnp.int32(run))
+        found = Candidates(ids, self.problem.images.shape[1:])
         state: Any = None
         outcome: Any = None
         for part in kernel.phases():
             program = driver.Program(
-                part, self._code[place], self._norm, self._randomized, self._mesh
+                part, self._code[place], self.problem.norm, self.problem.randomized, self._mesh
             )
             model = self._models[shape[1]]
             state = driver.begin(model, *common, rows, state, program=program)
@@ -246,8 +231,8 @@ class Chunks:
                     lanes_of = lanes_of[order]
         self._collect(found, outcome, lanes_of)
         if kernel.final_pass:
-            mask = found.broken.reshape(-1, *(1,) * (self.images.ndim - 1))
-            points = np.where(mask, found.images, self.images[ids])
+            mask = found.broken.reshape(-1, *(1,) * (self.problem.images.ndim - 1))
+            points = np.where(mask, found.images, self.problem.images[ids])
             found.broken &= self._wrong(self.logits(points, ids, Stream.RUN, run), ids)
         return found
 
@@ -261,17 +246,19 @@ class Chunks:
         found.steps[to] = host(outcome.broken_at)
         broken, images = host(outcome.success), outcome.images
         fresh = broken & ~found.broken[to]
-        if self._randomized:  # the point of the largest loss is the steadier candidate
+        if self.problem.randomized:  # the point of the largest loss is the steadier candidate
             images, fresh = outcome.best_images, np.ones_like(broken)
         if fresh.any():
             found.images[to[fresh]] = host(images)[fresh]
-        found.broken[to] |= broken | self._randomized
+        found.broken[to] |= broken | self.problem.randomized
 
     def _wrong(self, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        return (logits.argmax(axis=1) != self.labels[ids]) | ~np.isfinite(logits).all(axis=1)
+        return (logits.argmax(axis=1) != self.problem.labels[ids]) | ~np.isfinite(logits).all(
+            axis=1
+        )
 
     def _key_of(self, number: int) -> Key:
-        return jax.random.fold_in(self._key, number)
+        return jax.random.fold_in(self.problem.key, number)
 
     def _shape(self, count: int) -> tuple[int, int]:
         """(blocks, rows) of a chunk of ``count`` images."""
@@ -281,7 +268,7 @@ class Chunks:
 
     def _spread(self, lanes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Deals consecutive blocks out to the devices in turn, so that all have live ones."""
-        dealt = lanes.reshape(-1, self._devices, shape[1])
+        dealt = lanes.reshape(-1, self.num_devices, shape[1])
         return dealt.swapaxes(0, 1).reshape(-1)
 
     def _place(self, values: np.ndarray, lanes_of: np.ndarray, shape: tuple[int, int]) -> Array:

@@ -19,6 +19,7 @@ References:
     parameter-free attacks", 2020; "Mind the box: l1-APGD", 2021; and the code they published.
 """
 
+import contextlib
 import functools
 import os
 import time
@@ -27,9 +28,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.tree_util import Partial
 
-from ..._program import digest as program_digest
 from ..._program import program_of
 from ..._transfers import on_host
 from ...checks import check_count, check_labels, check_norm
@@ -39,13 +38,14 @@ from .. import _model
 from .._apgd.state import Rule
 from .._driver import Stream, code_of
 from .._kernel import Kernel
-from . import checks, memory
+from . import checks
 from .chunks import Chunks
 from .ledger import Ledger, Pass
 from .plan import make_plan
+from .problem import Problem
 from .progress import Progress, Reporter
 from .result import AutoAttackResult
-from .store import Store, digest
+from .store import Store
 
 _CHECKED = 16  # images that the checks before the attacks look at
 
@@ -171,54 +171,28 @@ def autoattack(
         early_stop=early_exit,
     )
     code = {name: code_of(kernel, shape, num_classes, norm) for name, kernel in plan.items()}
-    kept = Store(store)  # refused before anything is compiled
-    devices = memory.default_devices() if devices is None else list(devices)
-    workers = memory.default_workers(devices)
-    shapes = memory.chunk_shapes(trace, pixels, batch_size, devices, workers, randomized)
-    chunks = Chunks(
-        {rows: trace(1 if randomized else rows) for rows in {1, *shapes[1:]}},
-        key,
-        pixels,
-        classes.astype(np.int32),
-        num_classes,
-        norm=norm,
-        eps=eps,
-        shapes=shapes,
-        randomized=randomized,
-        devices=devices,
-        workers=workers,
-        code=list(code.values()),
+    problem = Problem(
+        trace, key, pixels, classes.astype(np.int32), num_classes, norm, eps, randomized, plan, code
     )
-    settings = {
+    settings = problem.describe() | {
         "version": version,
-        "norm": norm,
-        "eps": eps,
-        "attacks": {name: repr(kernel) for name, kernel in plan.items()},
-        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
-        "images": digest(pixels),
-        "labels": digest(classes),
-        "model": program_digest(trace(1)),
         "early_exit": early_exit,
         "individual": individual,
     }
-    few = min(_CHECKED, len(pixels))
-    with kept:
-        probe = chunks.logits(pixels[:few], np.arange(few), Stream.CLEAN, 0)
-        kept.open(settings | {"code": code}, probe if not randomized else probe * 0)
+    with Store(store) as kept:  # refused before anything is compiled
+        chunks = Chunks(problem, batch_size, devices)
+        few = np.arange(min(_CHECKED, len(pixels)))
+        probe = chunks.logits(pixels[few], few, Stream.CLEAN, 0)
+        kept.open(settings | {"code": code}, probe * (not randomized))
         started = time.monotonic()
-        found = _check_model(logits_fn, trace, key, pixels[:few], classes[:few], randomized)
-        reporter = Reporter(progress)
-        ledger = Ledger(
-            kept, reporter, plan, pixels, chunks.labels, num_classes, norm, eps, individual
-        )
-        try:
+        found = _check_model(logits_fn, problem, few)
+        with contextlib.closing(Reporter(progress)) as reporter:
+            ledger = Ledger(problem, kept, reporter, individual)
             _evaluate(ledger, chunks)
-        finally:
-            reporter.close()
     found = ledger.checks(found + [checks.Check("classes", False, note) for note in notes])
     settings |= _environment() | {
-        "devices": max(len(devices), 1),
-        "batch_size": chunks.chunk * workers,
+        "devices": chunks.num_devices,
+        "batch_size": chunks.in_flight,
         "total_seconds": time.monotonic() - started,
     }
     result = ledger.result(found, settings)
@@ -252,23 +226,19 @@ def _record(chunks: Chunks, work: Pass, ids: np.ndarray) -> dict:
 
 
 def _check_model(
-    logits_fn: Callable[..., Array],
-    trace: Callable[[int], Partial],
-    key: Key,
-    images: np.ndarray,
-    labels: np.ndarray,
-    randomized: bool,
+    logits_fn: Callable[..., Array], problem: Problem, few: np.ndarray
 ) -> list[checks.Check]:
     """The checks of the model on a few images, before the attacks."""
-    if randomized:
+    if problem.randomized:
+        key = problem.key
         call = lambda images, number: logits_fn(images, jax.random.fold_in(key, number))
         traced = call
     else:
         call = lambda images, number: logits_fn(images)
-        program = trace(len(images))
+        program = problem.trace(len(few))
         traced = lambda images, number: program(images)
-    points, classes = jax.device_put((images, labels))
-    return checks.check_model(call, traced, points, classes, randomized)
+    points, classes = jax.device_put((problem.images[few], problem.labels[few]))
+    return checks.check_model(call, traced, points, classes, problem.randomized)
 
 
 def _default_radius(norm: str) -> float:

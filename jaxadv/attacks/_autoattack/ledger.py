@@ -10,6 +10,7 @@ from .._driver import Stream
 from .._kernel import Kernel
 from .checks import check_black_box, check_finite
 from .plan import passes
+from .problem import Problem
 from .progress import Reporter
 from .result import AutoAttackResult, Check, Evaluations
 from .store import Store
@@ -58,37 +59,22 @@ class Ledger:
     record to :meth:`keep`. Records that the store has already are applied instead.
 
     Args:
+        problem: what is evaluated.
         store: remembers.
         reporter: reports.
-        plan: the attacks.
-        images: clean images.
-        labels: true classes.
-        num_classes: K.
-        norm: the norm.
-        eps: the radius.
         individual: whether every attack gets all correctly classified images.
     """
 
     def __init__(
-        self,
-        store: Store,
-        reporter: Reporter,
-        plan: dict[str, Kernel],
-        images: np.ndarray,
-        labels: np.ndarray,
-        num_classes: int,
-        norm: str,
-        eps: float,
-        individual: bool,
+        self, problem: Problem, store: Store, reporter: Reporter, individual: bool
     ) -> None:
-        self._store, self._reporter, self._plan = store, reporter, list(plan.items())
-        self._clean, self._labels, self._num_classes = images, labels, num_classes
-        self._norm, self._eps, self._individual = norm, eps, individual
-        number = len(labels)
-        self._images = images.copy()
+        self._problem, self._store, self._reporter = problem, store, reporter
+        self._plan, self._individual = list(problem.plan.items()), individual
+        number = len(problem.labels)
+        self._images = problem.images.copy()
         self._robust = np.zeros(number, bool)
-        self._logits = np.zeros((number, num_classes), np.float32)
-        self._broken_by = np.full(number, "", f"U{max(16, *map(len, plan))}")
+        self._logits = np.zeros((number, problem.num_classes), np.float32)
+        self._broken_by = np.full(number, "", f"U{max(16, *map(len, problem.plan))}")
         self._broken_run = np.full(number, -1, np.int32)
         self._broken_step = np.full(number, -1, np.int32)
         self._accuracy: dict[str, float] = {}
@@ -104,7 +90,7 @@ class Ledger:
 
     def passes(self) -> Iterator[Pass]:
         """The clean pass and those of every attack, one after the other."""
-        yield self._open("clean", -1, _CLEAN, np.arange(len(self._labels)))
+        yield self._open("clean", -1, _CLEAN, np.arange(len(self._problem.labels)))
         self._broken_by[~self._robust] = "clean"
         self._accuracy["clean"] = float(self._robust.mean())
         for place, (name, kernel) in enumerate(self._plan):
@@ -145,7 +131,7 @@ class Ledger:
 
     def _open(self, name: str, place: int, run: int, ids: np.ndarray) -> Pass:
         """A pass, after the records that the store has of it."""
-        images = self._images if run == _RECHECK else self._clean
+        images = self._images if run == _RECHECK else self._problem.images
         tag = np.array([place, run])
         known = [r for r in self._store.records if (r["tag"] == tag).all()]
         done = np.concatenate([r["ids"] for r in known]) if known else np.zeros(0, int)
@@ -201,7 +187,7 @@ class Ledger:
         total = 0.0
         for place, (_, kernel) in enumerate(self._plan[max(work.place, 0) :], max(work.place, 0)):
             earlier = max(work.run + 1, 0) if place == work.place else 0
-            total += passes(*kernel.cost(self._num_classes)) * (kernel.num_runs - earlier)
+            total += passes(*kernel.cost(self._problem.num_classes)) * (kernel.num_runs - earlier)
         return total * max(survivors, 0.0)
 
     def checks(self, before: list[Check]) -> list[Check]:
@@ -220,7 +206,7 @@ class Ledger:
 
     def result(self, checks: list[Check], settings: dict) -> AutoAttackResult:
         """The result of everything that was run."""
-        labels = self._labels
+        labels = self._problem.labels
         rows = np.arange(len(labels))
         others = self._logits.copy()
         others[rows, labels] = -np.inf
@@ -234,7 +220,7 @@ class Ledger:
             broken_by=self._broken_by,
             broken_run=self._broken_run,
             broken_step=self._broken_step,
-            norms=perturbation_norms(self._images, self._clean, self._norm),
+            norms=perturbation_norms(self._images, self._problem.images, self._problem.norm),
             margins=margins,
             individual=np.array(list(self._alone.values()), bool).reshape(-1, len(labels)),
             accuracy=self._accuracy,

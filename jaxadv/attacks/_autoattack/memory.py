@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from ... import losses
 from ...keys import as_key
 from ...types import Array, Key
+from .problem import Problem
 
 # Rows of a block on CPU, whatever the batch size: fixed shapes round in one way only.
 CPU_ROWS = 16
@@ -43,33 +44,26 @@ def default_workers(devices: Sequence[Any]) -> int:
 
 
 def chunk_shapes(
-    trace: Callable[[int], Partial],
-    images: np.ndarray,
-    batch_size: int | None,
-    devices: Sequence[Any],
-    workers: int,
-    randomized: bool,
+    problem: Problem, batch_size: int | None, devices: Sequence[Any], workers: int
 ) -> tuple[int, ...]:
     """Number of blocks of a chunk, then the sizes that a block may have, decreasing.
 
     Args:
-        trace: from a number of rows to the model traced for them.
-        images: all images.
+        problem: what is evaluated.
         batch_size: images in flight, or None.
         devices: devices that share a chunk.
         workers: chunks that are in flight.
-        randomized: whether the model takes a key.
 
     Returns:
         On CPU (blocks, 16); elsewhere (devices, size, size / 2, size / 4, size / 8).
     """
-    parts = max(len(devices), 1)
+    parts, images = max(len(devices), 1), problem.images
     if jax.default_backend() == "cpu":
         lanes = batch_size or _cpu_lanes(images, workers)
         number = math.ceil(min(lanes, len(images)) / CPU_ROWS)
         parts = max(parts, workers)
         return math.ceil(number / parts) * parts // workers, CPU_ROWS
-    lanes = batch_size or _accelerator_lanes(trace, images, devices, randomized) * parts
+    lanes = batch_size or _accelerator_lanes(problem, devices) * parts
     rows = math.ceil(min(lanes, len(images)) / parts)
     sizes = [math.ceil(rows / 2**halvings) for halvings in range(4)]
     return parts, *dict.fromkeys(size for size in sizes if size == rows or size >= 8)
@@ -80,19 +74,14 @@ def _cpu_lanes(images: np.ndarray, workers: int) -> int:
     return max(CPU_ROWS, min(max(_CPU_LANES, workers * _CPU_BLOCKS * CPU_ROWS), room))
 
 
-def _accelerator_lanes(
-    trace: Callable[[int], Partial],
-    images: np.ndarray,
-    devices: Sequence[Any],
-    randomized: bool,
-) -> int:
+def _accelerator_lanes(problem: Problem, devices: Sequence[Any]) -> int:
     """The largest power of two whose gradient fits into two fifths of the free memory."""
-    rows = 1 if randomized else 8
-    model = trace(rows)
+    rows, images = 1 if problem.randomized else 8, problem.images
+    model = problem.model(rows)
     arrays, structure = jax.tree.flatten(model)
     shapes = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
     shape = jax.ShapeDtypeStruct((rows, *images.shape[1:]), images.dtype)
-    used = _gradient_bytes(structure, shapes, shape, randomized) / rows
+    used = _gradient_bytes(structure, shapes, shape, problem.randomized) / rows
     used += _COPIES * images[0].nbytes
     stats = (devices[0] if devices else jax.local_devices()[0]).memory_stats() or {}
     free = stats.get("bytes_limit", 2**33) - stats.get("bytes_in_use", 0)

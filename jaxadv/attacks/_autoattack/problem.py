@@ -1,0 +1,57 @@
+"""What an AutoAttack evaluates: everything that a verdict depends on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from ..._program import digest as program_digest
+from ...types import Key, Norm
+from .._kernel import Kernel
+from .store import digest
+
+
+class Problem(NamedTuple):
+    """A model on images, and the attacks.
+
+    Attributes:
+        trace: from a number of rows to the model traced for them.
+        key: typed PRNG key.
+        images: clean images, (N, H, W, C).
+        labels: true classes, (N,).
+        num_classes: K.
+        norm: the norm.
+        eps: the radius.
+        randomized: whether the model takes a key.
+        plan: the attacks by name, in order.
+        code: what each of them computes, see :func:`jaxadv.attacks._driver.code_of`.
+    """
+
+    trace: Callable[[int], Partial]
+    key: Key
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    norm: Norm
+    eps: float
+    randomized: bool
+    plan: dict[str, Kernel]
+    code: dict[str, str]
+
+    def model(self, rows: int) -> Partial:
+        """The model for so many rows; one that draws takes them one by one."""
+        return self.trace(1 if self.randomized else rows)
+
+    def describe(self) -> dict[str, Any]:
+        """The problem in JSON values: equal for equal problems."""
+        return {
+            "norm": self.norm,
+            "eps": self.eps,
+            "attacks": {name: repr(kernel) for name, kernel in self.plan.items()},
+            "key": [str(jax.random.key_impl(self.key)), jax.random.key_data(self.key).tolist()],
+            "images": digest(self.images),
+            "labels": digest(self.labels),
+            "model": program_digest(self.trace(1)),
+        }
