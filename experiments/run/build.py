@@ -141,6 +141,8 @@ def _objectives(config: Config, apply_fn: objectives.ApplyFn):
             apply_fn, beta=config.trades.beta, start_noise=config.trades.start_noise, **attack
         )
         return objective, objective
+    if config.objective != "cross_entropy":
+        raise ValueError(f"config.objective={config.objective!r} is not built; add it here")
     objective = objectives.adversarial_cross_entropy(
         apply_fn,
         **attack,
