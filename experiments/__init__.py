@@ -1,4 +1,4 @@
-"""Experiments: everything that touches the outside - data, configs, runs, tables, figures."""
+"""Experiments: everything with I/O - data, configs, runs, tables, figures."""
 
 from .cli.help.show import show
 from .run import signals

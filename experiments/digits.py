@@ -1,4 +1,4 @@
-"""Trains and evaluates robust classifiers on the 1,797 real 8x8 digits that ship with scikit-learn.
+"""Trains and evaluates robust classifiers on scikit-learn's 1,797 real 8x8 digits.
 
     python -m experiments.digits --config=configs/at_ensgd.py:laptop
 

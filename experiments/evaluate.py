@@ -5,8 +5,8 @@
     python -m experiments.evaluate --torch=FILE --arch=wrn34_10 --dataset=cifar10 \
         --normalization=none
 
-Every option that is not given is that of the run's own configuration. AutoAttack keeps its progress
-beside its report: the same command goes on where it was stopped.
+Options default to the run's own configuration. AutoAttack saves its progress next to its report;
+run the same command to resume.
 """
 
 import argparse
@@ -25,51 +25,64 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m experiments.evaluate",
         description="Clean and robust accuracy of a trained checkpoint, overall and by class. "
-        "Options that are not given are those of the run.",
+        "Options default to the run's configuration.",
     )
     parser.add_argument("--workdir", type=folder, help="run directory")
-    parser.add_argument("--torch", type=folder, help="file of PyTorch weights instead")
-    parser.add_argument("--arch", choices=subjects.ARCHITECTURES, help="of the PyTorch weights")
-    parser.add_argument("--dataset", choices=data.NAMES, help="of the PyTorch weights")
+    parser.add_argument(
+        "--torch", type=folder, help="PyTorch weights file to evaluate instead of a run"
+    )
+    parser.add_argument(
+        "--arch", choices=subjects.ARCHITECTURES, help="architecture of the PyTorch weights"
+    )
+    parser.add_argument("--dataset", choices=data.NAMES, help="data set for the PyTorch weights")
     parser.add_argument(
         "--normalization",
         choices=subjects.NORMALIZATIONS,
-        help="what the PyTorch network expects of its images; none: [0, 1] as they are",
+        help="how the PyTorch network expects its images normalized; none: raw [0, 1]",
     )
     parser.add_argument(
-        "--mean", type=numbers, help="instead, by channel: 0.49,0.48,0.45; with --std"
+        "--mean",
+        type=numbers,
+        help="per-channel mean instead of --normalization, as in 0.49,0.48,0.45; needs --std",
     )
-    parser.add_argument("--std", type=numbers, help="likewise")
-    parser.add_argument("--entry", help="of the PyTorch file that holds the weights")
+    parser.add_argument("--std", type=numbers, help="per-channel standard deviation; needs --mean")
+    parser.add_argument("--entry", help="entry of the PyTorch file that holds the weights")
     parser.add_argument(
         "--attack", choices=ATTACKS, default="pgd", help="pgd (default) or autoattack"
     )
     parser.add_argument(
-        "--version", choices=VERSIONS, default="standard", help="of AutoAttack; default standard"
+        "--version",
+        choices=VERSIONS,
+        default="standard",
+        help="AutoAttack version; default standard",
     )
     parser.add_argument(
         "--checkpoint",
         choices=subjects.CHECKPOINTS,
         default="selected",
-        help="the best on the selection images (default) or the last",
+        help="best checkpoint on the selection images (default) or the last",
     )
-    parser.add_argument("--images", choices=subjects.IMAGES, default="test", help="default test")
-    parser.add_argument("--number", type=int, help="the first images only")
+    parser.add_argument(
+        "--images", choices=subjects.IMAGES, default="test", help="which images; default test"
+    )
+    parser.add_argument("--number", type=int, help="use only the first NUMBER images")
     parser.add_argument("--norm", choices=NORMS, help="norm of the ball")
     parser.add_argument("--eps", type=fraction, help="radius, for example 8/255")
-    parser.add_argument("--step-size", type=fraction, help="step of PGD, for example 2/255")
-    parser.add_argument("--num-steps", type=int, help="steps of PGD")
-    parser.add_argument("--num-restarts", type=int, help="random starts of PGD an image")
-    parser.add_argument("--batch-size", type=int, help="images a call; no effect on the result")
+    parser.add_argument("--step-size", type=fraction, help="PGD step size, for example 2/255")
+    parser.add_argument("--num-steps", type=int, help="PGD steps")
+    parser.add_argument("--num-restarts", type=int, help="PGD restarts per image")
+    parser.add_argument(
+        "--batch-size", type=int, help="images per call; does not affect the result"
+    )
     parser.add_argument("--seed", type=seed, help="seed of the attack's random numbers")
-    parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
+    parser.add_argument("--data-dir", type=folder, help="folder with the data sets")
     parser.add_argument(
         "--download",
         choices=("true", "false"),
         default="true",
-        help="of missing data",
+        help="download missing data; default true",
     )
-    parser.add_argument("--output", type=folder, help="JSON file; default in the run directory")
+    parser.add_argument("--output", type=folder, help="JSON file; default: in the run directory")
     return parser
 
 

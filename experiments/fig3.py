@@ -2,10 +2,10 @@
 
     python -m experiments.fig3                          # paper scale, CIFAR-10
     python -m experiments.fig3 --scale=laptop           # the digits runs of Table 1
-    python -m experiments.fig3 --reference --partial    # with the published curves under ours
+    python -m experiments.fig3 --reference --partial    # with the published curves overlaid
 
-The paper expects EntropySGD above SGD on test images at equal epochs and equal time, its training
-accuracy below that of AT at the end, and AWP's underfitting relieved.
+According to the paper, EntropySGD beats SGD on test images at equal epochs and equal time, ends
+with lower training accuracy than AT, and reduces AWP's underfitting.
 """
 
 from .paper.curves import main as draw

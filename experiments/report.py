@@ -2,8 +2,8 @@
 
     python -m experiments.report --workdir=runs/digits-laptop/at/seed0
 
-Training writes the page at its end; the command writes it anew, for example after AutoAttack, or
-for a run that is still under way. The page holds everything that it shows and fetches nothing.
+Training writes the page when it finishes; this command rewrites it, for example after AutoAttack or
+during a run. The page is self-contained and loads no external resources.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from .reporting.write import write
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m experiments.report",
-        description="Writes the report of a run, one self-contained HTML page, into its directory.",
+        description="Writes a run's report, one self-contained HTML page, to its directory.",
     )
     parser.add_argument("--workdir", required=True, type=folder, help="run directory")
-    parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
+    parser.add_argument("--data-dir", type=folder, help="folder with the data sets")
     return parser
 
 

@@ -1,7 +1,8 @@
-"""Table 1 of the paper from the runs that exist; trains the missing ones if asked.
+"""Table 1 of the paper from finished runs; can train the missing ones.
 
-python -m experiments.table1 --scale=laptop      # trains on digits and CPU what is missing
-python -m experiments.table1                     # paper scale: collects, lists the commands
+python -m experiments.table1 --scale=laptop      # trains missing digits runs on CPU
+python -m experiments.table1                     # paper scale: collects results, lists commands for
+missing runs
 """
 
 from .paper.table1 import TABLE

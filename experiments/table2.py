@@ -1,7 +1,7 @@
-"""Table 2 of the paper (TRADES) from the runs that exist; trains the missing ones if asked.
+"""Table 2 of the paper (TRADES) from finished runs; can train the missing ones.
 
-python -m experiments.table2                     # paper scale: collects, lists the commands
-python -m experiments.table2 --scale=laptop      # its columns on digits
+python -m experiments.table2                     # paper scale: collects results, lists commands for
+missing runs python -m experiments.table2 --scale=laptop      # its columns on digits
 """
 
 from .paper.table2 import TABLE

@@ -1,9 +1,10 @@
-"""Table 3 of the paper from the runs that exist: Table 1 with second-order EntropySGD.
+"""Table 3 of the paper from finished runs: Table 1 with second-order EntropySGD.
 
-    python -m experiments.table3 --scale=laptop      # trains on digits and CPU what is missing
-    python -m experiments.table3                     # paper scale: collects, lists the commands
+    python -m experiments.table3 --scale=laptop      # trains missing digits runs on CPU
+    python -m experiments.table3                     # paper scale: collects results, lists commands
+    for missing runs
 
-It shares its runs with Table 1.
+Runs are shared with Table 1.
 """
 
 from .paper.table3 import TABLE

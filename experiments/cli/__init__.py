@@ -1,7 +1,7 @@
 """The command line.
 
-``parse`` and ``main`` are those of :mod:`experiments.cli.train`, loaded when they are first used:
-``--help`` starts with this package and must not wait for JAX.
+``parse`` and ``main`` come from :mod:`experiments.cli.train` and are imported lazily: ``--help``
+imports this package and must not wait for JAX.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What the command lines of all entry points share: spelling, fractions, folders."""
+"""Helpers shared by all command lines: option spelling, fractions, folders."""
 
 import argparse
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``argparse`` parser that takes every option with hyphens or underscores."""
+    """An ``argparse`` parser that accepts every option with hyphens or underscores."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]  # overloaded in typeshed
-        """As ``argparse``, with the spelling of options made that of their definition."""
+        """Like ``argparse``, after normalizing the spelling of options."""
         argv = sys.argv[1:] if args is None else list(args)
         known = set(self._option_string_actions)
         return super().parse_known_args([_spelled(word, known) for word in argv], namespace)
@@ -39,17 +39,17 @@ def fraction(text: str) -> float:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers or fractions with commas between them."""
+    """Comma-separated numbers or fractions."""
     return tuple(fraction(part) for part in text.split(","))
 
 
 def folder(text: str) -> Path:
-    """A path, "~" expanded."""
+    """A path with "~" expanded."""
     return Path(text).expanduser()
 
 
 def seed(text: str) -> int:
-    """An integer in [0, 2^32): other seeds would repeat one of these."""
+    """An integer in [0, 2^32); other seeds would alias one of these."""
     try:
         value = int(text)
     except ValueError:
@@ -62,9 +62,9 @@ def seed(text: str) -> int:
 def check_writable(path: Path) -> None:
     """Raises an ``OSError`` unless a file can be written at ``path``; creates nothing."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+        raise IsADirectoryError(f"{path} is a folder; give a file name")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OSError(f"{path}: {parent} is no folder that can be written; choose another place")
+        raise OSError(f"{path}: {parent} is not a writable folder; choose another path")

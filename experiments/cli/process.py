@@ -1,4 +1,4 @@
-"""What every program does round its work: devices, signals, and errors in one line."""
+"""Shared program scaffolding: devices, signals, and one-line errors."""
 
 import os
 import sys
@@ -9,13 +9,13 @@ from ..run import environment, signals
 
 
 def split_cpu(dataset: str) -> None:
-    """One CPU device a core for the training of data sets of larger images."""
+    """Uses one CPU device per core when training on larger images."""
     if dataset != "digits":
         environment.split_cpu()
 
 
 def execute(action: Callable[[], object]) -> None:
-    """Calls ``action``; expected failures end in their message and a status, not in a traceback."""
+    """Calls ``action``; expected failures print a message, not a traceback, and set the status."""
     environment.configure()
     try:
         with signals.installed():

@@ -1,9 +1,9 @@
 """The command line that all training entry points share.
 
-``--config=configs/at.py:laptop`` is found from the current directory first, then from
-``experiments/``; any field is overridden by ``--config.field=value``, radii also as fractions:
-``--config.threat.eps=8/255``. Mistakes end in one line that
-names the nearest thing that exists, and exit status 2.
+``--config=configs/at.py:laptop`` is looked up in the current directory first, then in
+``experiments/``; ``--config.field=value`` overrides any field, with radii also as fractions:
+``--config.threat.eps=8/255``. Invalid arguments print one line with the closest match and exit with
+status 2.
 """
 
 import difflib
@@ -25,13 +25,13 @@ _FIELD_FLAG = re.compile(r"^--?(?:no)?config\.([^=]+)")
 
 
 class Arguments(NamedTuple):
-    """What the command line asked for.
+    """Parsed command-line arguments.
 
     Attributes:
         config: resolved configuration.
         workdir: run directory.
-        data_dir: where data sets are looked for, None for the default.
-        download: whether a missing data set may be fetched.
+        data_dir: folder with the data sets, None for the default.
+        download: whether to download a missing data set.
     """
 
     config: Config
@@ -41,17 +41,17 @@ class Arguments(NamedTuple):
 
 
 def parse(argv: Sequence[str], dataset: str) -> Arguments:
-    """Reads the command line of an entry point.
+    """Parses the command line of an entry point.
 
     Args:
         argv: command line, program name first.
-        dataset: name of the data set of the entry point.
+        dataset: the entry point's data set.
 
     Returns:
         The resolved arguments.
 
     Raises:
-        ValueError, FileNotFoundError: on mistakes, with a one-line message.
+        ValueError, FileNotFoundError: on invalid arguments, with a one-line message.
     """
     argv = _with_fractions_computed(files.resolve_argv(_joined(argv), [files.ROOT]))
     _check_fields(argv)
@@ -63,15 +63,15 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
         "config", config, lock_config=True, flag_values=values, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "folder of the data sets", flag_values=values)
-    flags.DEFINE_boolean("download", True, "fetch a missing data set", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "folder with the data sets", flag_values=values)
+    flags.DEFINE_boolean("download", True, "download a missing data set", flag_values=values)
     try:
         rest = values(argv)
         config = values["config"].value
     except (flags.Error, TypeError, AttributeError, KeyError) as error:
         raise ValueError(files.first_line(error)) from error
     if len(rest) > 1:
-        raise ValueError(f"unexpected argument {rest[1]!r}; fields are --config.field=value")
+        raise ValueError(f"unexpected argument {rest[1]!r}; set fields with --config.field=value")
     config = settings.resolve(config, dataset)
     workdir = (
         Path(values["workdir"].value or settings.default_workdir(config)).expanduser().resolve()
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
 
 
 def main(dataset: str, run: Callable = train_and_evaluate) -> None:
-    """Runs an entry point: trains as the command line says; exit status 2 on a mistake."""
+    """Runs a training entry point; exits with status 2 on invalid arguments."""
     argv = sys.argv
     if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in argv[1:]):
         print(help_text(dataset))
@@ -101,14 +101,14 @@ def main(dataset: str, run: Callable = train_and_evaluate) -> None:
 
 
 def help_text(dataset: str) -> str:
-    """What ``--help`` prints: usage, config files, and every field with its default."""
+    """The ``--help`` text: usage, config files, and every field with its default."""
     configs = sorted(p for p in (files.ROOT / "configs").glob("*.py") if not p.name.startswith("_"))
     lines = [
         f"python -m experiments.{dataset} [--config=configs/METHOD.py[:SCALE]] [--workdir=DIR]",
         "    [--data_dir=DIR] [--download=false] [--config.FIELD=VALUE ...]",
         "",
-        f"Trains and evaluates a robust classifier on {dataset}. A run that was stopped goes on",
-        "where it was when the same command is given again.",
+        f"Trains and evaluates a robust classifier on {dataset}. To resume an interrupted run, run",
+        "the same command again.",
         "",
         f"METHOD (default {Path(files.DEFAULT_CONFIG).stem}):",
     ]
@@ -118,8 +118,8 @@ def help_text(dataset: str) -> str:
         "",
         "SCALE: paper (default), laptop (minutes to an hour on a CPU), smoke (seconds).",
         "workdir: default runs/DATASET-SCALE/METHOD/seedN.",
-        "data_dir: default the environment variable JAXADV_DATA, else data.",
-        "download: whether a data set that is not there is fetched and verified; default true.",
+        "data_dir: default $JAXADV_DATA, else data.",
+        "download: whether to download and verify a missing data set; default true.",
         "VALUE: a number, a fraction such as 8/255, true or false, a name, or (0.5,0.75).",
         "",
         f"FIELD and its default on {dataset} at scale paper:",
@@ -130,7 +130,7 @@ def help_text(dataset: str) -> str:
 
 
 def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The last ``--config`` (or the default one), and the command line without any."""
+    """The last ``--config`` (or the default), and the command line without it."""
     location, rest, arguments = str(files.ROOT / files.DEFAULT_CONFIG), [], iter(argv)
     for argument in arguments:
         if files.PATH_FLAG.match(argument):
@@ -141,9 +141,9 @@ def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """One spelling for all flags: underscores in names, and ``--flag value`` as ``--flag=value``.
+    """Normalizes flags: underscores in names, and ``--flag value`` as ``--flag=value``.
 
-    A boolean field takes the next word only if that is a boolean.
+    A boolean field consumes the next word only if it is a boolean.
     """
     known = dict(settings.flatten(settings.base()))
     words, result = list(argv[1:]), [argv[0]]
@@ -169,7 +169,7 @@ def _is_value(field, word: str) -> bool:
 
 
 def _with_fractions_computed(argv: Sequence[str]) -> list[str]:
-    """``--config.threat.eps=8/255`` with the quotient in its place: radii are written like this."""
+    """Evaluates fractions such as ``--config.threat.eps=8/255``, the usual notation for radii."""
     known = dict(settings.flatten(settings.base()))
 
     def computed(argument):
@@ -179,13 +179,13 @@ def _with_fractions_computed(argv: Sequence[str]) -> list[str]:
         try:
             return f"--config.{match[1]}={float(match[2]) / float(match[3])!r}"
         except (ValueError, ZeroDivisionError):
-            return argument  # refused as no number by the check of types
+            return argument  # the type check rejects it as not a number
 
     return [computed(argument) for argument in argv]
 
 
 def _check_fields(argv: Sequence[str]) -> None:
-    """Names the nearest field before absl says only that a flag is unknown."""
+    """Suggests the closest field; absl would only say that a flag is unknown."""
     known = dict(settings.flatten(settings.base()))
     for argument in argv[1:]:
         match = _FIELD_FLAG.match(argument)

@@ -5,9 +5,9 @@ Time:      as AT, with one more copy of the parameters in memory.
 Paper:     Table 3, CIFAR-10, PreActResNet-18: 48.93 +- 0.09 % under AutoAttack (mean +- std,
            3 runs; checkpoint chosen on test PGD-20).
 
-The paper's Newton matrix lacks the inverse temperature of the sampled measure, so that it differs
-from the identity by less than 1e-3 and nothing changes. --config.entropy.beta_aware=true divides by
-the matrix of the measure that is sampled.
+The paper's Newton matrix omits the inverse temperature of the sampled measure, so it differs from
+the identity by less than 1e-3 and has no effect. --config.entropy.beta_aware=true divides by the
+matrix of the measure actually sampled.
 """
 
 from experiments import settings

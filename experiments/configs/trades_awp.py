@@ -3,8 +3,8 @@
 Command:   python -m experiments.cifar10 --config=configs/trades_awp.py
 Time:      as TRADES, and one more forward and backward pass a minibatch.
 Paper:     Table 2, CIFAR-10, WideResNet-34-10: 55.6 +- 0.4 % under AutoAttack (mean +- std, 3 runs;
-           checkpoint chosen on test PGD-20). AWP is off in the first 10 epochs, which the code
-           counts from 1: nine of them.
+           checkpoint chosen on test PGD-20). AWP is off for the first 10 epochs; the code counts
+           from 1, so nine.
 """
 
 from experiments import settings

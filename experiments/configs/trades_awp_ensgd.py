@@ -3,10 +3,10 @@
 Command:   python -m experiments.cifar10 --config=configs/trades_awp_ensgd.py
 Time:      as TRADES+AWP.
 Paper:     Table 2, CIFAR-10, WideResNet-34-10: 55.8 +- 0.3 % under AutoAttack (mean +- std, 3 runs;
-           checkpoint chosen on test PGD-20). Both are off in the first epochs, as in TRADES+AWP.
+           checkpoint chosen on test PGD-20). Both are off for the first epochs, as in TRADES+AWP.
 
-The paper takes alpha = 0.3 here "because training becomes slow" with 0.75: read as the weight of
-the old average, as everywhere else, the newest iterate weighs 0.7.
+The paper uses alpha = 0.3 here "because training becomes slow" with 0.75. As elsewhere, alpha is
+read as the weight of the old average, so the newest iterate has weight 0.7.
 """
 
 from experiments import settings

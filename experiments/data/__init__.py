@@ -1,7 +1,7 @@
 """Data sets as verified arrays in memory.
 
-`load` reads what is on this machine and never downloads; `ensure` and
-`python -m experiments.data NAME` get what is missing. Images are uint8 NHWC, labels int32.
+`load` reads local files and never downloads; `ensure` and `python -m experiments.data NAME`
+download what is missing. Images are uint8 NHWC, labels int32.
 """
 
 from ._archives import extract as extract

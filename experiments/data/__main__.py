@@ -1,4 +1,4 @@
-"""Command line: `python -m experiments.data NAME...` gets and verifies data sets."""
+"""Command line: `python -m experiments.data NAME...` downloads and verifies data sets."""
 
 import sys
 import warnings
@@ -15,7 +15,7 @@ from ._sources import cache_path, data_folder
 
 
 def summary(dataset: Dataset) -> str:
-    """What was loaded, in words: sizes, images per class, source and verification."""
+    """A text summary of a data set: sizes, images per class, source and verification."""
     height, width, channels = dataset.image_shape
     parts = ((dataset.train_labels, "train"), (dataset.test_labels, "test"))
     counts = [np.bincount(labels, minlength=dataset.num_classes) for labels, _ in parts]
@@ -36,22 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, or 1 after an error."""
     parser = Parser(
         prog="python -m experiments.data",
-        description="Gets data sets and verifies them against their published checksums.",
+        description="Downloads data sets and verifies them against their published checksums.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--list", action="store_true", help="say which data sets are here")
-    parser.add_argument(
-        "--data-dir", help="folder that holds the data (default: $JAXADV_DATA, data)"
-    )
+    parser.add_argument("--list", action="store_true", help="list the data sets on this machine")
+    parser.add_argument("--data-dir", help="folder with the data (default: $JAXADV_DATA, data)")
     parser.add_argument(
         "--extract",
         metavar="ARCHIVE",
-        help="extract a tar archive into the data folder, safely, for programs that want folders",
+        help="safely extract a tar archive into the data folder, for programs that need folders",
     )
     options = parser.parse_args(argv)
     if not (options.names or options.list or options.extract):
         parser.error("name a data set, or use --list")
-    # A warning (the verified copy can't be kept) is one line here, without a source line.
+    # Print a warning (the verified copy can't be kept) as one line, without a source line.
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(
             f"Warning: {message}", file=sys.stderr
@@ -71,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("Interrupted: the same command goes on from here", file=sys.stderr)
+            print("Interrupted; run the same command to resume", file=sys.stderr)
             return 130
     return 0
 

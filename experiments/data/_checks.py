@@ -1,4 +1,4 @@
-"""Checks of images and labels that are about to be used as data."""
+"""Checks of image and label arrays."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def check_images(images: Any) -> None:
       images: (B, H, W, C) array, uint8 in 0..255 or float32 in [0, 1].
 
     Raises:
-      ValueError: naming what is wrong and what to do about it.
+      ValueError: with the problem and the fix.
 
     Example:
       >>> check_images(np.zeros((2, 8, 8, 1), np.uint8))
@@ -36,11 +36,11 @@ def check_images(images: Any) -> None:
         )
     if images.dtype == np.float32 and images.size:
         low, high = images.min(), images.max()
-        # Written so that NaN, which compares false with everything, is refused too.
+        # Written so that NaN, which compares false with everything, is also rejected.
         if not (low >= 0 and high <= 1):
             raise ValueError(
                 f"images of type float32 must lie in [0, 1], got values from {low:g} to {high:g}: "
-                "divide 0..255 images by 255 and leave the normalisation to the model"
+                "divide 0..255 images by 255 and leave normalization to the model"
             )
 
 
@@ -52,7 +52,7 @@ def check_labels(labels: Any, num_classes: int) -> None:
       num_classes: number of classes, at least 2.
 
     Raises:
-      ValueError: naming what is wrong and what to do about it.
+      ValueError: with the problem and the fix.
 
     Example:
       >>> check_labels(np.array([0, 9, 3]), num_classes=10)
@@ -72,5 +72,5 @@ def check_labels(labels: Any, num_classes: int) -> None:
     if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(
             f"labels must lie in 0..{num_classes - 1}, got values from {labels.min()} to "
-            f"{labels.max()}: subtract the lowest label or correct num_classes={num_classes}"
+            f"{labels.max()}: subtract the lowest label or fix num_classes={num_classes}"
         )

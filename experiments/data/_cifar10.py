@@ -1,4 +1,4 @@
-"""CIFAR-10: 60,000 32x32 colour images of ten classes (Krizhevsky, 2009)."""
+"""CIFAR-10: 60,000 32x32 color images in ten classes (Krizhevsky, 2009)."""
 
 import functools
 import io
@@ -16,7 +16,7 @@ from ._sources import Download, OfficialFile, Reader, Spec, named
 from ._tfds import prepared
 from ._unpickle import unpickle_batch
 
-_FRESH = "Delete it and get it again with: python -m experiments.data cifar10"
+_FRESH = "Delete it and download it again with: python -m experiments.data cifar10"
 
 
 def _names(spec: Spec, suffix: str = "") -> list[str]:
@@ -26,7 +26,7 @@ def _names(spec: Spec, suffix: str = "") -> list[str]:
 
 
 def _join(spec: Spec, batches: list[tuple[np.ndarray, np.ndarray]]) -> Arrays:
-    """Batches of (images NHWC, labels), the last one being the test batch."""
+    """Batches of (NHWC images, labels), the test batch last."""
     *train, (test_images, test_labels) = batches
     return Arrays(
         np.concatenate([images for images, _ in train]),
@@ -71,7 +71,7 @@ def read_binary(spec: Spec, path: Path) -> Arrays:
 
 
 def read_python(spec: Spec, path: Path) -> Arrays:
-    """Reads cifar-10-python.tar.gz or cifar-10-batches-py, never running what is pickled there."""
+    """Reads cifar-10-python.tar.gz or cifar-10-batches-py without executing pickles."""
     names, counts = _names(spec), (*spec.train_counts, *spec.test_counts)
     content, batches = read_members(path, names), []
     for name, count in zip(names, counts, strict=True):
@@ -87,9 +87,9 @@ def read_python(spec: Spec, path: Path) -> Arrays:
 
 
 def read_npm(spec: Spec, path: Path) -> Arrays:
-    """Reads the npm package: PNG sheets with one image a row, and two JSON lists of labels."""
+    """Reads the npm package: PNG sheets with one image per row, and two JSON lists of labels."""
     sheets = _names(spec, ".png")
-    # The package spells its label files like this.
+    # The package's own spelling of its label files.
     content = read_members(path, [*sheets, "train_lables.json", "test_lables.json"])
     labels = []
     for file, counts in (
@@ -114,8 +114,7 @@ def _sheet(spec: Spec, raw: bytes, count: int, where: str) -> np.ndarray:
     height, width, channels = spec.image_shape
     try:
         with warnings.catch_warnings():
-            # The size is checked before anything is decoded: a small file can claim to be an
-            # enormous image.
+            # Check the size before decoding: a small file can claim to be an enormous image.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(raw), formats=["PNG"])
         with image:
@@ -125,7 +124,7 @@ def _sheet(spec: Spec, raw: bytes, count: int, where: str) -> np.ndarray:
             rows = np.asarray(image)
     except DataError:
         raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more.
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others.
         raise DataError(where, f"truncated or not a PNG ({error})", _FRESH) from error
     return rows.reshape(count, height, width, channels)
 

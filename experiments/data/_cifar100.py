@@ -1,9 +1,9 @@
-"""CIFAR-100: 60,000 32x32 colour images of a hundred classes (Krizhevsky, 2009).
+"""CIFAR-100: 60,000 32x32 color images in a hundred classes (Krizhevsky, 2009).
 
-Its labels here are the fine ones. The files of the Python archive and the binary archive as a whole
-have published MD5, which are checked when one of these is read. No MD5 of the files inside the
-binary archive is published, so an extracted binary folder and a folder prepared by
-tensorflow_datasets are checked by their labels alone; the source says which it was.
+Labels are the fine ones. MD5s are published for the files of the Python archive and for the binary
+archive as a whole, and are checked when one of these is read. None are published for the files
+inside the binary archive, so for an extracted binary folder or a folder prepared by
+tensorflow_datasets only the labels are checked; the source says which was read.
 """
 
 import functools
@@ -18,19 +18,19 @@ from ._sources import Download, OfficialFile, Reader, Spec, check_md5, named
 from ._tfds import prepared
 from ._unpickle import unpickle_batch
 
-_FRESH = "Delete it and get it again with: python -m experiments.data cifar100"
+_FRESH = "Delete it and download it again with: python -m experiments.data cifar100"
 _BINARY = "cifar-100-binary.tar.gz"
 
 
 def serialise(spec: Spec, arrays: Arrays) -> Iterator[OfficialFile]:
-    """The fine labels of both parts, a byte each."""
+    """The fine labels of both parts, one byte each."""
     del spec
     for name, labels in (("train", arrays.train_labels), ("test", arrays.test_labels)):
         yield f"{name} labels", functools.partial(_bytes, labels)
 
 
 def read_python(spec: Spec, path: Path) -> Arrays:
-    """Reads cifar-100-python.tar.gz or cifar-100-python, never running what is pickled there."""
+    """Reads cifar-100-python.tar.gz or cifar-100-python without executing pickles."""
     content, arrays = read_members(path, ("train", "test")), []
     for name, count in (("train", sum(spec.train_counts)), ("test", sum(spec.test_counts))):
         raw, where = content.pop(name), f"{path} ({name})"
@@ -92,7 +92,7 @@ CIFAR100 = Spec(
     ),
     train_counts=(50_000,),
     test_counts=(10_000,),
-    # Of the fine labels in their order, a byte each: computed from the complete label vectors.
+    # MD5 of the fine labels in order, one byte each, computed from the complete label vectors.
     md5={
         "train labels": "00c0899b82d482aefa46cdb301dbaf9c",
         "test labels": "1ddeb59844e0066662ddddaec17677b9",
@@ -102,7 +102,7 @@ CIFAR100 = Spec(
         "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
         _BINARY: "03b5dce01913d631647c71ecec9e9cb8",
     },
-    verification="MD5 of the labels; for the images see the source",
+    verification="MD5 of the labels; for the images, see the source",
     serialise=serialise,
     readers=(
         prepared("cifar100"),
@@ -110,13 +110,13 @@ CIFAR100 = Spec(
             "official Python archive or folder",
             named("cifar-100-python.tar.gz", "cifar-100-python"),
             read_python,
-            checks="files of the published MD5",
+            checks="files with the published MD5",
         ),
         Reader(
             "official binary archive",
             named(_BINARY),
             read_binary,
-            checks="of the published MD5",
+            checks="with the published MD5",
         ),
         Reader("official binary folder", named("cifar-100-binary"), read_binary),
     ),

@@ -1,4 +1,4 @@
-"""What a data set is, the two errors of this package, and the split into training and selection."""
+"""The `Dataset` class, this package's two errors, and the split into training and selection."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A data file exists and is not what it should be: names the file, the fault and the remedy."""
+    """A data file is invalid: names the file, the problem and the fix."""
 
     def __init__(self, where: str | Path, problem: str, remedy: str):
         super().__init__(f"{where}: {problem}. {remedy}")
 
 
 class DataMissingError(FileNotFoundError):
-    """A data set is not on this machine: one line what is missing, one line how to get it."""
+    """A data set is not on this machine: one line says what is missing, one how to get it."""
 
     def __init__(self, missing: str, remedy: str):
         super().__init__(f"{missing}\n{remedy}")
 
 
 class Arrays(NamedTuple):
-    """The four arrays of a data set in the order of the official files.
+    """The four arrays of a data set, in the order of the official files.
 
     Attributes:
       train_images: (N, H, W, C) uint8.
@@ -42,18 +42,18 @@ class Arrays(NamedTuple):
 class Dataset:
     """A data set held in memory.
 
-    Images stay uint8, as on disk; a model wants them as float32 in [0, 1], that is divided by 255.
+    Images stay uint8, as on disk; models expect float32 in [0, 1], that is, divided by 255.
 
     Attributes:
-      name: the name `load` knows it by.
+      name: the name that `load` takes.
       train_images: (N, H, W, C) uint8.
       train_labels: (N,) int32 in [0, num_classes).
       test_images: (M, H, W, C) uint8.
       test_labels: (M,) int32 in [0, num_classes).
-      class_names: one name a class.
+      class_names: one name per class.
       source: where the arrays came from.
-      verification: which published checksums the arrays were found to have.
-      mean: channel means in [0, 1] that the model subtracts, or None where none are published.
+      verification: which published checksums the arrays matched.
+      mean: channel means in [0, 1] that the model subtracts, or None if none are published.
       std: channel standard deviations that the model divides by, or None.
     """
 
@@ -93,15 +93,15 @@ def split(
     selection_size: int = 1000,
     seed: int = 0,
 ) -> Split:
-    """Sets training images aside for choosing a checkpoint.
+    """Sets training images aside to select a checkpoint.
 
     The training set is shuffled with `numpy.random.default_rng(seed)` and its last
-    `selection_size` images are the selection split. Both index arrays are returned sorted, so
-    that gathering with them walks memory forwards.
+    `selection_size` images are the selection split. Both index arrays are sorted, so that gathering
+    with them reads memory sequentially.
 
     Args:
-      train_labels: a `Dataset`, or anything with one entry a training image.
-      selection_size: images set aside; 0 gives an empty selection split.
+      train_labels: a `Dataset`, or anything with one entry per training image.
+      selection_size: number of images to set aside; 0 gives an empty selection split.
       seed: seed of the shuffle, a non-negative integer.
 
     Returns:

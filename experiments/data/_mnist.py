@@ -1,4 +1,4 @@
-"""MNIST: 70,000 28x28 grey images of handwritten digits (LeCun, Cortes and Burges, 1998)."""
+"""MNIST: 70,000 28x28 gray images of handwritten digits (LeCun, Cortes and Burges, 1998)."""
 
 import functools
 import gzip
@@ -20,9 +20,9 @@ _FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-# More than the largest official file has, so that a small file can't fill the memory.
+# Above the largest official file, and a bound so that a small file can't exhaust memory.
 _MAX_BYTES = 64 * 2**20
-_FRESH = "Delete it and get it again with: python -m experiments.data mnist"
+_FRESH = "Delete it and download it again with: python -m experiments.data mnist"
 
 
 def _header(array_shape: tuple[int, ...]) -> bytes:
@@ -42,7 +42,7 @@ def serialise(spec: Spec, arrays: Arrays) -> Iterator[OfficialFile]:
 
 
 def read_idx(spec: Spec, path: Path) -> Arrays:
-    """Reads four idx files that lie next to each other, each compressed or not."""
+    """Reads four idx files from one folder, each compressed or not."""
     content = {}
     for name in _FILES:
         file = path.with_name(f"{name}.gz")
@@ -59,7 +59,7 @@ def read_idx(spec: Spec, path: Path) -> Arrays:
 
 
 def read_npm(spec: Spec, path: Path) -> Arrays:
-    """Reads the npm package, which holds the four idx files."""
+    """Reads the npm package, which contains the four idx files."""
     folder = path / "data" if path.is_dir() else path
     return _parse(spec, read_members(folder, _FILES), path)
 
@@ -74,13 +74,13 @@ def _parse(spec: Spec, content: dict[str, bytes], path: Path) -> Arrays:
         if not raw.startswith(header) or len(raw) != len(header) + np.prod(shape):
             problem = f"{name} is truncated or not an idx file of shape {shape}"
             raise DataError(path, problem, _FRESH)
-        # Copied, because an array over the bytes of a file is read-only.
+        # Copy: an array over a file's bytes is read-only.
         array = np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape).copy()
         arrays.append(array[..., None] if array.ndim == 3 else array)
     return Arrays(*arrays)
 
 
-# MD5 of the .gz files as they are downloaded.
+# MD5 of the .gz files as downloaded.
 _GZIPPED = (
     ("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
     ("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
@@ -94,7 +94,7 @@ MNIST = Spec(
     class_names=tuple(str(digit) for digit in range(10)),
     train_counts=(60_000,),
     test_counts=(10_000,),
-    # MD5 of the uncompressed idx files, as many public loaders of MNIST publish them.
+    # MD5 of the uncompressed idx files, as published by many MNIST loaders.
     md5={
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
         "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",

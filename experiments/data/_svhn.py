@@ -1,7 +1,7 @@
-"""SVHN, cropped digits: 99,289 32x32 colour images of house numbers (Netzer et al., 2011).
+"""SVHN, cropped digits: 99,289 32x32 color images of house numbers (Netzer et al., 2011).
 
-For non-commercial use only. The "extra" images are not used. In the official files the label of the
-digit 0 is 10; here it is 0.
+For non-commercial use only. The "extra" images are not used. The official files label the digit 0
+as 10; here it is 0.
 """
 
 import functools
@@ -17,18 +17,18 @@ from ._sources import Download, OfficialFile, Reader, Spec, check_md5, named
 from ._tfds import prepared
 
 _FILES = ("train_32x32.mat", "test_32x32.mat")
-_FRESH = "Delete it and get it again with: python -m experiments.data svhn"
+_FRESH = "Delete it and download it again with: python -m experiments.data svhn"
 
 
 def serialise(spec: Spec, arrays: Arrays) -> Iterator[OfficialFile]:
-    """The labels of both parts, a byte each, the digit 0 as 0."""
+    """The labels of both parts, one byte each, with the digit 0 as 0."""
     del spec
     for name, labels in (("train", arrays.train_labels), ("test", arrays.test_labels)):
         yield f"{name} labels", functools.partial(_bytes, labels)
 
 
 def read_mat(spec: Spec, path: Path) -> Arrays:
-    """Reads train_32x32.mat and the test_32x32.mat beside it.
+    """Reads train_32x32.mat and test_32x32.mat from the same folder.
 
     `X` is (height, width, channels, images) uint8, `y` is (images, 1) in 1..10.
     """
@@ -36,7 +36,7 @@ def read_mat(spec: Spec, path: Path) -> Arrays:
     for name, count in zip(_FILES, (sum(spec.train_counts), sum(spec.test_counts)), strict=True):
         file = path.with_name(name)
         raw = read_file(file)
-        # Before SciPy sees a byte: the parser is not made for hostile files.
+        # Check before SciPy sees a byte: its parser is not hardened against malicious files.
         check_md5(spec, name, raw, file, _FRESH)
         images, labels = _variables(raw, file)
         if images.dtype != np.uint8 or images.shape != (*spec.image_shape, count):
@@ -53,12 +53,12 @@ def read_mat(spec: Spec, path: Path) -> Arrays:
 
 
 def _variables(raw: bytes, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.io import loadmat  # here, because it takes as long to import as all the rest
+    from scipy.io import loadmat  # slow: takes as long as all other imports together
 
     try:
         content = loadmat(io.BytesIO(raw), variable_names=("X", "y"))
         return np.asarray(content["X"]), np.asarray(content["y"])
-    except Exception as error:  # SciPy raises ValueError, TypeError, zlib.error, KeyError and more.
+    except Exception as error:  # SciPy raises ValueError, TypeError, KeyError and others.
         raise DataError(file, f"not a MATLAB file with X and y ({error})", _FRESH) from error
 
 
@@ -72,7 +72,7 @@ SVHN = Spec(
     class_names=tuple(str(digit) for digit in range(10)),
     train_counts=(73_257,),
     test_counts=(26_032,),
-    # Of the labels in their order, a byte each: computed from the complete label vectors.
+    # MD5 of the labels in order, one byte each, computed from the complete label vectors.
     md5={
         "train labels": "c5a0fdf820e3fec4d60e40d73a439774",
         "test labels": "96a15e7cc0886c4cadd305cbe3d154f0",
@@ -81,7 +81,7 @@ SVHN = Spec(
         "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
         "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
     },
-    verification="MD5 of the labels; for the images see the source",
+    verification="MD5 of the labels; for the images, see the source",
     serialise=serialise,
     readers=(
         prepared("svhn_cropped"),
@@ -89,7 +89,7 @@ SVHN = Spec(
             "official MATLAB files",
             named(_FILES[0]),
             read_mat,
-            checks="of the published MD5",
+            checks="with the published MD5",
         ),
     ),
     downloads=(

@@ -1,7 +1,7 @@
-"""Data sets that tensorflow_datasets has prepared on this disk, read without TensorFlow.
+"""Reads data sets prepared by tensorflow_datasets, without TensorFlow.
 
-Only `array_record` and `parquet` can be read without TensorFlow; folders prepared as `tfrecord`
-are passed over. tensorflow_datasets is imported when there is something to read and not before.
+Only `array_record` and `parquet` can be read without TensorFlow; folders prepared as `tfrecord` are
+skipped. tensorflow_datasets is imported only when there is something to read.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def prepared(name: str) -> Reader:
 
 
 def find_prepared(name: str) -> Callable[[Sequence[Path]], Path | None]:
-    """A `Reader.find` for the newest readable version, also in tensorflow_datasets' own folder."""
+    """A `Reader.find` for the newest readable version; includes tensorflow_datasets' folder."""
 
     def find(folders: Sequence[Path]) -> Path | None:
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -44,10 +44,10 @@ def find_prepared(name: str) -> Callable[[Sequence[Path]], Path | None]:
 def read_prepared(spec: Spec, path: Path) -> Arrays:
     """Reads a prepared folder into the order of the official files.
 
-    tensorflow_datasets stores examples sorted by MD5(split name + decimal index), so the
-    official order is recovered by sorting the indices in the same way (tensorflow_datasets,
-    core/hashing.py and core/shuffle.py; its builders of CIFAR, MNIST and SVHN use the index in
-    the official files as the key). The published checksums prove it afterwards.
+    tensorflow_datasets stores examples sorted by MD5(split name + decimal index), so sorting the
+    indices the same way recovers the official order (tensorflow_datasets, core/hashing.py and
+    core/shuffle.py; its CIFAR, MNIST and SVHN builders use the index in the official files as the
+    key). The published checksums verify the result.
     """
     try:
         import tensorflow_datasets as tfds
@@ -61,7 +61,7 @@ def read_prepared(spec: Spec, path: Path) -> Arrays:
         return read_builder(spec, tfds.builder_from_directory(path), path)
     except DataError:
         raise
-    except Exception as error:  # Third-party readers raise their own kinds on a damaged file.
+    except Exception as error:  # third-party readers raise their own types on a damaged file
         raise DataError(path, f"tensorflow_datasets cannot read it ({error})", _AGAIN) from error
 
 

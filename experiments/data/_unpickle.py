@@ -1,8 +1,8 @@
-"""Reads the pickles of the CIFAR archives without letting them run anything.
+"""Reads the pickles of the CIFAR archives without executing them.
 
-A pickle is a program. The CIFAR ones only ever build dictionaries, lists, numbers, strings and one
-uint8 array, so everything else is refused, and the three NumPy names that an array needs stand
-for inert classes below: no NumPy constructor sees a byte of an unchecked file.
+A pickle is a program. CIFAR's only build dictionaries, lists, numbers, strings and one uint8 array,
+so everything else is rejected, and the three NumPy names that an array needs map to inert classes
+below: no NumPy constructor sees a byte of an unchecked file.
 """
 
 import math
@@ -17,7 +17,7 @@ from ._dataset import DataError
 
 
 class _Dtype(Inert):
-    """A type of numbers; byte order and alignment, which would be its state, a byte has not."""
+    """A number type; its state (byte order, alignment) is ignored, since bytes have neither."""
 
     __slots__ = ("code",)
 
@@ -28,7 +28,7 @@ class _Dtype(Inert):
 
 
 class _Array:
-    """An array as `numpy._reconstruct` leaves it: empty until its state comes."""
+    """An array as `numpy._reconstruct` returns it: empty until its state is set."""
 
     __slots__ = ("value",)
 
@@ -37,14 +37,14 @@ class _Array:
         self.value: np.ndarray | None = None
 
     def build(self, state: Any) -> None:
-        """Takes shape, type, order and bytes."""
+        """Sets shape, type, order and bytes."""
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype) or dtype.code != "u1" or not isinstance(raw, bytes):
-            raise ValueError("it holds an array that is not uint8")
+            raise ValueError("it contains an array that is not uint8")
         if type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError("it holds an array without a shape")
+            raise ValueError("it contains an array without a shape")
         if len(shape) > 8 or math.prod(shape) != len(raw):
-            raise ValueError(f"it holds {len(raw)} bytes for an array of shape {_short(shape)}")
+            raise ValueError(f"it contains {len(raw)} bytes for an array of shape {_short(shape)}")
         self.value = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
@@ -53,8 +53,8 @@ def _short(shape: tuple[int, ...]) -> str:
 
 
 def _ndarray(*_: Any) -> None:
-    """Stands for `numpy.ndarray`, which a pickled array names and never calls."""
-    raise ValueError("it makes an array other than by numpy's _reconstruct")
+    """Stands in for `numpy.ndarray`, which a pickled array names but never calls."""
+    raise ValueError("it creates an array without numpy's _reconstruct")
 
 
 _KNOWN = {
@@ -69,7 +69,7 @@ def _find(module: str, name: str) -> Name:
     if (module, name) not in _KNOWN:
         full = f"{module}.{name}"
         full = full if len(full) <= 100 and full.isprintable() else ascii(full[:100])
-        raise ValueError(f"it asks for {full}, which a CIFAR file has no use for")
+        raise ValueError(f"it asks for {full}, which a CIFAR file does not need")
     return _KNOWN[module, name]
 
 
@@ -84,15 +84,15 @@ def unpickle_batch(raw: bytes, where: str | Path) -> dict[str, Any]:
       The dictionary of the file, keys as str, arrays as uint8 `numpy.ndarray`.
 
     Raises:
-      DataError: if the pickle is torn, asks for anything but numbers, strings, lists,
-        dictionaries and uint8 arrays, makes more of itself than CIFAR's do, or is not a dictionary.
+      DataError: if the pickle is truncated, asks for anything but numbers, strings, lists,
+        dictionaries and uint8 arrays, builds more objects than CIFAR's do, or is not a dictionary.
 
     Example:
       >>> import pickle
       >>> unpickle_batch(pickle.dumps({b"labels": [3, 1]}), "data_batch_1")
       {'labels': [3, 1]}
     """
-    remedy = "Nothing of it was run; delete the file and get a fresh copy of the official archive"
+    remedy = "None of it was executed; delete the file and download the official archive again"
     try:
         content = Unpickler(raw, _find, encoding=None).load()
     except ValueError as error:

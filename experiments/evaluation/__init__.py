@@ -1,1 +1,1 @@
-"""A checkpoint or published weights, judged by PGD or AutoAttack."""
+"""Evaluation of a checkpoint or published weights with PGD or AutoAttack."""

@@ -1,4 +1,4 @@
-"""AutoAttack on a subject: report, adversarial images, picture."""
+"""AutoAttack on a subject: report, adversarial images, figure."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def run_autoattack(
     store: Path | None = None,
     verbose: bool = True,
 ) -> tuple[dict, AutoAttackResult]:
-    """AutoAttack on the images of a subject.
+    """Runs AutoAttack on a subject's images.
 
     Args:
         subject: model and images.
@@ -32,13 +32,13 @@ def run_autoattack(
         eps: radius, images in [0, 1].
         version: "standard", "plus" or "rand".
         batch_size: images in flight; no effect on the result.
-        store: folder that keeps the progress, or None.
-        verbose: whether to show progress and the result's summary.
+        store: folder for saving progress, or None.
+        verbose: whether to show progress and a summary.
 
     Returns:
-        The part of a report that :func:`experiments.run.accuracy.summarize` makes, with
-        "accuracy" (in percent, after each attack), "broken_by", "evaluations", "seconds" and
-        "checks" beside; and the result itself.
+        A report section as from :func:`experiments.run.accuracy.summarize`, plus "accuracy" (in
+        percent, after each attack), "broken_by", "evaluations", "seconds" and "checks"; and the
+        result itself.
     """
     images = np.asarray(training.to_float(jnp.asarray(subject.images)))
     labels = np.asarray(subject.labels)
@@ -70,7 +70,7 @@ def run_autoattack(
 
 
 def save(result: AutoAttackResult, subject: Subject, path: Path) -> list[Path]:
-    """Writes the adversarial images beside ``path`` (.npz) and a picture of some (.png)."""
+    """Writes the adversarial images next to ``path`` (.npz), and a figure of some (.png)."""
     written = [path.with_suffix(".npz")]
     result.save(written[0])
     if len(result.broken) and result.images.shape[3] in (1, 3):
@@ -81,7 +81,7 @@ def save(result: AutoAttackResult, subject: Subject, path: Path) -> list[Path]:
 
 
 def _picture(result: AutoAttackResult, clean: np.ndarray, number: int = 8) -> Image.Image:
-    """The picture of a result with "label > prediction" under every column."""
+    """The figure of a result, with "label > prediction" under every column."""
     pixels = result.figure(clean, number=number)
     picked = result.broken[:number]
     width, font = pixels.shape[1] // len(picked), ImageFont.load_default(14)

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of a trained checkpoint or of published weights, as a report."""
+"""Reports clean and robust accuracy of a trained checkpoint or published weights."""
 
 from pathlib import Path
 from typing import Any
@@ -50,37 +50,37 @@ def evaluate(
 
     Args:
         workdir: run directory, or None with ``torch``.
-        torch: file of PyTorch weights instead; needs ``arch`` and ``dataset``.
+        torch: PyTorch weights file to evaluate instead; needs ``arch`` and ``dataset``.
         arch: "preact_resnet18" or "wrn34_10".
         dataset: name of the data set.
-        normalization: what the PyTorch network expects of its images, a name; "none" for images in
-            [0, 1] as they are.
-        entry: of the PyTorch file that holds the weights, where it has several.
-        mean: per channel, instead of ``normalization``.
-        std: likewise.
+        normalization: name of the PyTorch network's image normalization; "none" for raw images in
+        [0, 1].
+        entry: entry of the PyTorch file that holds the weights, if it has several.
+        mean: per-channel mean, instead of ``normalization``.
+        std: per-channel standard deviation.
         checkpoint: "selected" or "last".
         images: "test", "selection" or "train".
-        number: the first images only.
+        number: use only the first images.
         attack: "pgd" or "autoattack".
-        version: of AutoAttack: "standard" or "plus".
-        norm: norm of the ball; default that of the run, like all that follows.
+        version: AutoAttack version, "standard" or "plus".
+        norm: norm of the ball; defaults to the run's, like all arguments below.
         eps: radius, images in [0, 1].
-        step_size: step of PGD.
-        num_steps: its steps.
-        num_restarts: its restarts; a restart counts if its largest loss does.
-        batch_size: images a compiled call; does not change the result.
+        step_size: PGD step size.
+        num_steps: PGD steps.
+        num_restarts: PGD restarts; the restart with the largest loss counts.
+        batch_size: images per compiled call; does not affect the result.
         seed: seed of the attack's random numbers.
-        data_dir: where data sets are looked for.
+        data_dir: folder with the data sets.
         verbose: whether to show progress.
-        save: whether to write the report, and AutoAttack's progress, images and picture, into the
-            run directory (``runs/torch/NAME`` for a PyTorch file); or the path of the report.
+        save: whether to write the report, and AutoAttack's progress, images and figure, to the run
+        directory (``runs/torch/NAME`` for a PyTorch file); or the path of the report.
 
     Returns:
-        A JSON-able report; with ``save`` the paths of what was written under "files".
+        A JSON-serializable report; with ``save``, "files" lists the written paths.
 
     Raises:
-        FileNotFoundError: if ``workdir`` is no run directory.
-        ValueError: if an option makes no sense or the checkpoint does not fit.
+        FileNotFoundError: if ``workdir`` is not a run directory.
+        ValueError: if an option is invalid or the checkpoint does not match.
     """
     check_choice("attack", attack, ATTACKS)
     check_choice("version", version, VERSIONS)
@@ -104,7 +104,7 @@ def evaluate(
     subject = _subject(workdir, torch, network, checkpoint, images, data_dir)
     if number is not None:
         subject = subject.first(number)
-        number = len(subject.labels)  # what file names say is how many there really were
+        number = len(subject.labels)  # file names use the actual number
     if key is not None:
         subject = subject._replace(key=key)
     if save and not isinstance(save, Path):
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
-    """The run's HTML report anew where what was written is a part of it."""
+    """Rewrites the run's HTML report if it includes what was written."""
     if workdir is None:
         return None
     directory = RunDirectory(workdir)
@@ -156,7 +156,7 @@ def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
 
 def _subject(workdir, torch, network: dict, checkpoint, images, data_dir) -> Subject:
     if (workdir is None) == (torch is None):
-        raise ValueError("give either a run (--workdir=DIR) or a file of weights (--torch=FILE)")
+        raise ValueError("give either a run (--workdir=DIR) or a weights file (--torch=FILE)")
     if torch is None:
         for name, value in network.items():
             if value is not None:
@@ -172,7 +172,7 @@ def _subject(workdir, torch, network: dict, checkpoint, images, data_dir) -> Sub
             f"--dataset ({', '.join(data.NAMES)})"
         )
     if checkpoint != "selected" or images != "test":
-        raise ValueError("--checkpoint and --images are for runs; a PyTorch file has neither")
+        raise ValueError("--checkpoint and --images apply only to runs, not to PyTorch files")
     return subjects.from_torch(torch, arch, dataset, **network, data_dir=data_dir)
 
 
@@ -182,8 +182,8 @@ def _threat(subject: Subject, norm, eps, step_size) -> dict[str, Any]:
     if (chosen != subject.norm and None in (eps, step_size)) or (eps is None is subject.eps):
         step = "" if step_size is not None else " and --step-size"
         raise ValueError(
-            f"norm={chosen!r} is not the run's own ({subject.norm!r}), whose eps and step_size "
-            f"mean nothing for it; give --eps{step} too"
+            f"norm={chosen!r} differs from the run's ({subject.norm!r}), so its eps and step_size "
+            f"do not apply; give --eps{step} too"
         )
     radius: Any = subject.eps if eps is None else eps
     check_eps(radius, chosen, num_features=subject.images[0].size)
@@ -208,7 +208,7 @@ def _pgd(subject: Subject, attack: dict, batch_size: int | None, verbose: bool) 
 
 
 def _autoattack_name(subject, threat, version, seed, number, checkpoint, images) -> str:
-    """The usual evaluation has the short name that run directories look for."""
+    """The default evaluation gets the short name that run directories look for."""
     name = f"autoattack-{checkpoint}-{images}"
     if threat != {"norm": subject.norm, "eps": subject.eps}:
         name += f"-{threat['norm']}-{threat['eps']:.5g}"

@@ -1,4 +1,4 @@
-"""What is evaluated: a checkpoint of a run, or published PyTorch weights, with the images."""
+"""Subjects of an evaluation: a run's checkpoint or published PyTorch weights, with images."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..run.task import Stream, key_for, load_task
 CHECKPOINTS = ("selected", "last")
 IMAGES = ("test", "selection", "train")
 ARCHITECTURES = ("preact_resnet18", "wrn34_10")
-# Mean and standard deviation by channel that published networks were trained with.
+# Per-channel mean and standard deviation used to train published networks.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "none": ((0.0,), (1.0,)),
     "half": ((0.5,), (0.5,)),
@@ -32,7 +32,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class Subject(NamedTuple):
-    """A model, the images that it is judged on, and what it was made for.
+    """A model, the images to evaluate it on, and its threat model.
 
     Attributes:
         module: linen module.
@@ -40,14 +40,14 @@ class Subject(NamedTuple):
         batch_stats: its running statistics.
         images: uint8 of shape (N, H, W, C).
         labels: int32 of shape (N,).
-        class_names: one name a class.
+        class_names: one name per class.
         norm: norm of its threat model.
         eps: radius, images in [0, 1].
-        pgd: step_size, num_steps and num_restarts of its usual PGD.
-        batch_size: images a compiled call.
-        key: of the attacks.
+        pgd: step_size, num_steps and num_restarts of its default PGD.
+        batch_size: images per compiled call.
+        key: key of the attacks.
         folder: where results go.
-        record: what identifies it in a report.
+        record: identifies it in a report.
     """
 
     module: nn.Module
@@ -65,11 +65,11 @@ class Subject(NamedTuple):
     record: dict[str, Any]
 
     def first(self, number: int | None) -> "Subject":
-        """The same with the first images only."""
+        """A copy with only the first images."""
         return self._replace(images=self.images[:number], labels=self.labels[:number])
 
     def logits_fn(self):
-        """The model in evaluation mode; its weights are arguments of what compiles it."""
+        """The model in evaluation mode, with its weights as arguments rather than constants."""
         variables = {"params": self.params}
         if self.batch_stats:
             variables["batch_stats"] = self.batch_stats
@@ -78,7 +78,7 @@ class Subject(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Apply:
-    """Equal for equal modules, so that a second checkpoint needs no second compilation."""
+    """Equal for equal modules, so that a second checkpoint does not recompile."""
 
     module: nn.Module
 
@@ -90,8 +90,8 @@ def from_run(workdir: Path | str, checkpoint: str, images: str, data_dir: Any = 
     """A checkpoint of a run directory.
 
     Raises:
-        FileNotFoundError: if ``workdir`` is no run directory.
-        ValueError: if the checkpoint does not fit.
+        FileNotFoundError: if ``workdir`` is not a run directory.
+        ValueError: if the checkpoint does not match.
     """
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
     check_choice("images", images, IMAGES)
@@ -142,30 +142,30 @@ def from_torch(
     entry: str | None = None,
     data_dir: Any = None,
 ) -> Subject:
-    """A PyTorch file of one of the two architectures of the paper, and the test images.
+    """PyTorch weights of one of the paper's two architectures, and the test images.
 
-    The file does not say what the network expects of its images, and a wrong guess gives a wrong
-    accuracy: either ``normalization`` or ``mean`` and ``std`` must be given.
+    The file does not record the image normalization, and a wrong guess gives a wrong
+    accuracy: either ``normalization`` or ``mean`` and ``std`` is required.
 
     Args:
         path: file written by ``torch.save``.
         arch: "preact_resnet18" or "wrn34_10".
         dataset: name of the data set.
-        normalization: a name out of ``NORMALIZATIONS``; "none" for images in [0, 1] as they are.
-        mean: per channel, what the network expects to be subtracted, instead of a name.
-        std: likewise, the divisor.
-        entry: of the file that holds the weights, where it has several.
-        data_dir: where data sets are looked for.
+        normalization: a name in ``NORMALIZATIONS``; "none" for raw images in [0, 1].
+        mean: per-channel mean to subtract, instead of a name.
+        std: per-channel standard deviation to divide by.
+        entry: entry of the file that holds the weights, if it has several.
+        data_dir: folder with the data sets.
 
     Raises:
-        ValueError: if the architecture is unknown, no normalisation is given or the file does not
-            fit.
+        ValueError: if the architecture is unknown, no normalization is given or the file does not
+        match.
     """
     check_choice("arch", arch, ARCHITECTURES)
     mean, std = _normalization(normalization, mean, std)
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; --torch is a file of PyTorch weights")
+        raise FileNotFoundError(f"{path}: no such file; --torch must be a PyTorch weights file")
     loaded = data.load(dataset, data_dir)
     channels = loaded.image_shape[2]
     mean, std = (v * channels if normalization and len(v) == 1 else v for v in (mean, std))
@@ -173,7 +173,7 @@ def from_torch(
         if len(values) != channels:
             raise ValueError(
                 f"{name}={values} has {len(values)} numbers; the images have "
-                f"{channels} channels: give one each, as in --mean=0.49,0.48,0.45"
+                f"{channels} channels: give one per channel, as in --mean=0.49,0.48,0.45"
             )
     module = models.build(arch, num_classes=loaded.num_classes, mean=mean, std=std)
     variables = models.load_torch(path, module, entry=entry)
@@ -208,13 +208,13 @@ def from_torch(
 def _normalization(name, mean, std) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, as a name or as two tuples."""
     if name is not None and (mean is not None or std is not None):
-        raise ValueError(f"normalization={name!r} and mean or std are given; give one of them")
+        raise ValueError(f"got both normalization={name!r} and mean or std; give only one")
     if name is not None:
         check_choice("normalization", name, NORMALIZATIONS)
         return NORMALIZATIONS[name]
     if mean is None or std is None:
         raise ValueError(
-            "a PyTorch file does not say how its network wants images normalized; give "
+            "a PyTorch file does not record its image normalization; give "
             f"--normalization={'|'.join(NORMALIZATIONS)}, or --mean and --std"
         )
     if min(std) <= 0:

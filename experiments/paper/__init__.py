@@ -1,1 +1,1 @@
-"""The paper's tables and figures from the runs that exist."""
+"""The paper's tables and figures, from finished runs."""

@@ -1,7 +1,7 @@
-"""What the figures of training share: the runs behind each line, what is missing, and flags.
+"""Shared code of the training figures: the runs behind each line, missing runs, and flags.
 
-A line is the mean over the seeds of a method, its band their range. The runs are those of the
-tables, in the same folders.
+A line is the mean over a method's seeds, its band their range. The figures share runs and folders
+with the tables.
 """
 
 import argparse
@@ -30,7 +30,7 @@ class Line(NamedTuple):
 
     Attributes:
         method: stem of a config file.
-        gamma_of: the optimizer whose gamma_A it takes instead of its own, or None.
+        gamma_of: the optimizer whose gamma_A it uses instead of its own, or None.
     """
 
     method: str
@@ -41,8 +41,8 @@ class Figure(NamedTuple):
     """A figure of training curves.
 
     Attributes:
-        number: of the figure in the paper.
-        lines: what it compares.
+        number: the figure's number in the paper.
+        lines: the lines it compares.
     """
 
     number: int
@@ -56,7 +56,7 @@ class Member(NamedTuple):
     cell: Cell
 
     def gamma(self) -> float | None:
-        """gamma_A where it is not that of the config file."""
+        """gamma_A where it differs from the config file."""
         if self.line.gamma_of is None:
             return None
         return recipes.AWP_GAMMA[self.cell.row.dataset][self.line.gamma_of]
@@ -69,7 +69,7 @@ class Member(NamedTuple):
         return config
 
     def workdir(self) -> Path:
-        """Where the run lives: the table's folder, apart for another gamma_A."""
+        """The run directory: the table's, or a separate one for a different gamma_A."""
         usual, gamma = self.cell.workdir(), self.gamma()
         if gamma is None:
             return usual
@@ -84,10 +84,10 @@ class Member(NamedTuple):
         return " ".join([*words, f"--config.awp.gamma={gamma:g}", f"--workdir={self.workdir()}"])
 
     def is_finished(self) -> bool:
-        """Whether the run has ended, with this configuration.
+        """Whether the run is finished, with this configuration.
 
         Raises:
-            ValueError: if the folder holds a run of other fields.
+            ValueError: if the folder contains a run with a different configuration.
         """
         directory = RunDirectory(self.workdir())
         if directory.config_file.is_file():
@@ -98,24 +98,24 @@ class Member(NamedTuple):
 def members(
     lines: Sequence[Line], scale: str, dataset: str, model: str | None, seeds: int
 ) -> list[Member]:
-    """The runs of a figure, seed by seed."""
+    """The runs of a figure, by seed."""
     row = Row("", dataset, model)
     return [Member(line, Cell(row, scale, line.method, s)) for s in range(seeds) for line in lines]
 
 
 def require(found: Sequence[Member], what: str, remedies: str) -> None:
-    """Raises a ``ValueError`` that lists the commands of the runs that are missing."""
+    """Raises a ``ValueError`` with the commands for missing runs."""
     missing = [member.command() for member in found if not member.is_finished()]
     if missing:
         listed = "\n".join(f"    {command}" for command in missing)
         raise ValueError(
-            f"{len(missing)} of the {len(found)} runs of {what} are missing or unfinished; train "
+            f"{len(missing)} of the {len(found)} runs for {what} are missing or unfinished; train "
             f"them, or give {remedies}:\n{listed}"
         )
 
 
 def train(found: Sequence[Member], data_dir: Any = None) -> None:
-    """Trains the runs that are not finished; unfinished ones go on where they were."""
+    """Trains missing runs and resumes unfinished ones."""
     missing = [member for member in found if not member.is_finished()]
     for number, member in enumerate(missing, 1):
         print(f"\n[{number}/{len(missing)}] {member.workdir()}")
@@ -123,7 +123,7 @@ def train(found: Sequence[Member], data_dir: Any = None) -> None:
 
 
 class Collected(NamedTuple):
-    """Everything that a figure shows: the JSON beside it, and what draws it."""
+    """A figure's data: its JSON record, and the inputs for drawing."""
 
     curves: dict[str, dict]
     reference: dict[str, ReferenceCurve]
@@ -133,16 +133,16 @@ class Collected(NamedTuple):
 
 
 def collect(workdirs: Sequence[Path], *, reference: bool) -> Collected:
-    """The metrics of runs, averaged over those that differ in nothing but the seed.
+    """Metrics of runs, averaged over runs that differ only in the seed.
 
     Args:
-        workdirs: run directories, finished or not; those without a finished epoch are left out.
-        reference: whether published curves are laid under ours.
+        workdirs: run directories, finished or not; runs without a finished epoch are skipped.
+        reference: whether to overlay published curves.
 
     Raises:
-        FileNotFoundError: if one is no run directory.
+        FileNotFoundError: if one is not a run directory.
         ValueError: if two runs share a label but not a configuration, if there are no metrics, or
-            if no published curve fits.
+        if no published curve matches.
     """
     rows: dict[str, list] = {}
     configs: dict[str, Config] = {}
@@ -157,7 +157,7 @@ def collect(workdirs: Sequence[Path], *, reference: bool) -> Collected:
         if different:
             raise ValueError(
                 f"{workdir} and another run are both {name!r} but differ in "
-                f"config.{different[0]}; draw them in two figures"
+                f"config.{different[0]}; draw them in separate figures"
             )
         rows.setdefault(name, []).append(metrics)
         starts = directory.environment()
@@ -172,7 +172,7 @@ def collect(workdirs: Sequence[Path], *, reference: bool) -> Collected:
             }
         )
     if not rows:
-        raise ValueError("none of the runs has finished an epoch")
+        raise ValueError("no run has finished an epoch")
     found = reference_curves.find_all(configs) if reference else {}
     curves = {name: average(metrics) for name, metrics in rows.items()}
     places = sorted({f"{c.dataset}, {c.model}, scale {c.scale}" for c in configs.values()})
@@ -209,15 +209,15 @@ def _parser(figure: Figure) -> argparse.ArgumentParser:
         "Writes PNG, PDF and the data as JSON.",
     )
     add_run_options(parser)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds a line, default 3")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per line; default 3")
     parser.add_argument("--run", action="store_true", help="train the missing runs first")
-    parser.add_argument("--partial", action="store_true", help="draw what exists so far")
+    parser.add_argument("--partial", action="store_true", help="draw the results so far")
     parser.add_argument(
         "--workdir",
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="these run directories instead of the figure's own",
+        help="run directories to use instead of the figure's own",
     )
     parser.add_argument(
         "--reference",
@@ -230,26 +230,28 @@ def _parser(figure: Figure) -> argparse.ArgumentParser:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which runs a figure is of."""
+    """Adds the options that select a figure's runs."""
     parser.add_argument("--scale", choices=settings.SCALES, default="paper")
     parser.add_argument(
         "--dataset",
         choices=sorted(settings.DEFAULTS),
         help="default digits; at scale paper cifar10, as in the paper",
     )
-    parser.add_argument("--model", help="architecture other than the config files', as wrn34_10")
-    parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
+    parser.add_argument(
+        "--model", help="override the config files' architecture, for example wrn34_10"
+    )
+    parser.add_argument("--data-dir", type=folder, help="folder with the data sets")
 
 
 def dataset_of(options: argparse.Namespace) -> str:
-    """The data set that the command line means."""
+    """The data set selected by the command line."""
     if options.model is not None:
         check_choice("--model", options.model, MODELS)
     return options.dataset or ("cifar10" if options.scale == "paper" else "digits")
 
 
 def folder_of(options: argparse.Namespace, name: str, dataset: str) -> Path:
-    """Where the figure goes."""
+    """The figure's output folder."""
     model = "" if options.model is None else f"-{options.model}"
     return options.output or Path("runs") / f"{name}-{dataset}-{options.scale}{model}"
 
@@ -272,8 +274,8 @@ def _main(figure: Figure, options: argparse.Namespace) -> None:
         if options.run:
             train(found, options.data_dir)
         if not options.partial:
-            require(found, name, "--run, fewer --seeds, or --partial to draw what exists")
-        # The paper's order of lines, whichever seed came first.
+            require(found, name, "--run, fewer --seeds, or --partial to draw the results so far")
+        # Lines in the paper's order, not in the order of seeds.
         found.sort(key=lambda member: figure.lines.index(member.line))
         missing = [member.command() for member in found if not member.is_finished()]
         workdirs = [m.workdir() for m in found if RunDirectory(m.workdir()).metrics_file.is_file()]
@@ -291,6 +293,6 @@ def _main(figure: Figure, options: argparse.Namespace) -> None:
     record = {"figure": figure.number, "missing": missing, **collected.record}
     write_json(output / f"{name}.json", record)
     if missing:
-        print("Not finished, so drawn as far as they are or left out:")
+        print("Unfinished runs, drawn up to their last epoch or left out:")
         print("\n".join(f"    {command}" for command in missing))
     print("written: " + ", ".join(str(path) for path in [*written, output / f"{name}.json"]))

@@ -1,4 +1,4 @@
-"""Figures 3 and 6 of the paper: the lines that they compare."""
+"""Figures 3 and 6 of the paper: the lines they compare."""
 
 from .curves import Figure, Line
 from .table1 import METHODS

@@ -1,7 +1,8 @@
-"""Weight-loss landscapes and sharpness of trained checkpoints, as numbers.
+"""Weight-loss landscapes and sharpness of trained checkpoints.
 
-Every point of a landscape is attacked anew, with the same random starts everywhere; BatchNorm is in
-eval mode with the checkpoint's statistics. The same seed draws the direction of every model.
+Attacks are recomputed at every point of a landscape, with the same random starts everywhere;
+BatchNorm is in eval mode with the checkpoint's statistics. Every model's direction comes from the
+same seed.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +27,11 @@ class Options(NamedTuple):
 
     Attributes:
         checkpoint: "selected" or "last".
-        number: images of each set, at most; the first of the test images, of the training images
-            the first of the run's own shuffled order.
-        num_steps: steps of PGD at every point.
-        seed: of directions and random starts.
-        data_dir: where data sets are looked for.
+        number: maximum number of images per set; the first test images, and the first training
+        images in the run's own shuffled order.
+        num_steps: PGD steps at every point.
+        seed: seed of directions and random starts.
+        data_dir: folder with the data sets.
     """
 
     checkpoint: str = "selected"
@@ -47,13 +48,13 @@ class Options(NamedTuple):
 class Landscape:
     """The adversarial loss of one checkpoint as a function of its parameters.
 
-    Programs are compiled once for all checkpoints that have the same module and images: parameters
-    and statistics are arguments of what is compiled.
+    Programs are compiled once for all checkpoints with the same module and images: parameters and
+    statistics are arguments of the compiled functions.
 
     Args:
         workdir: run directory.
         options: how to measure.
-        programs: compiled programs of other checkpoints, added to.
+        programs: compiled programs shared with other checkpoints; extended in place.
     """
 
     def __init__(self, workdir: Path, options: Options, programs: dict | None = None):
@@ -69,7 +70,7 @@ class Landscape:
         self.programs = {} if programs is None else programs
 
     def evaluation(self, images: str) -> Callable[[Any], dict]:
-        """From variables to the mean adversarial loss and accuracy on "train" or "test" images."""
+        """Maps variables to the mean adversarial loss and accuracy on "train" or "test" images."""
         subject = self.subjects[images]
         apply_fn = build.make_apply(subject.module)
         signature = (images, subject.module, subject.images.tobytes(), repr(self._attack(subject)))
@@ -85,7 +86,7 @@ class Landscape:
         return self.programs[signature]
 
     def direction(self, draw: int) -> dict:
-        """A filter-normalised direction; BatchNorm's statistics stay."""
+        """A filter-normalized direction; BatchNorm's statistics are unchanged."""
         key = jax.random.fold_in(self.options.key(_DIRECTION), draw)
         return {
             "params": theory.filter_normalized_direction(key, self.subject.params),
@@ -93,7 +94,7 @@ class Landscape:
         }
 
     def line(self, alphas: Sequence[float], draws: int) -> dict:
-        """Loss and accuracy along lines: by image set arrays of shape (draws, n)."""
+        """Loss and accuracy along lines: arrays of shape (draws, n) for each image set."""
         found: dict[str, Any] = {}
         for images in self.subjects:
             evaluate = self.evaluation(images)
@@ -112,16 +113,17 @@ class Landscape:
         )
 
     def sharpness(self, relative_radius: float, *, num_starts: int, num_steps: int) -> dict:
-        """Definition 2 on the training images, by ascent and to second order.
+        """Definition 2 on the training images, by ascent and by a second-order expansion.
 
         Args:
             relative_radius: r over the norm of all parameters.
             num_starts: random starts of the ascent.
-            num_steps: its steps.
+            num_steps: steps of the ascent.
 
         Returns:
-            JSON-able numbers; "order" is log2 of the increases at r and r/2: 2 where the loss is
-            quadratic round a minimum, 1 at a kink and where the gradient is not 0.
+            JSON-serializable numbers; "order" is the log2 ratio of the increases at r and r/2: 2
+            where the loss is quadratic around a minimum, 1 at a kink and where the gradient is not
+            0.
         """
         params = self.subject.params
         size = float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params))))
@@ -158,10 +160,10 @@ class Landscape:
         }
 
     def _losses(self) -> tuple[Callable, Callable]:
-        """The adversarial loss of the parameters with attacks made anew, and with those made here.
+        """The adversarial loss of the parameters with recomputed and with frozen attacks.
 
-        The gradient of the first is Danskin's; the second derivative of the second is the part A
-        of the true Hessian, so its curvature is a lower bound.
+        The gradient of the first is Danskin's; the Hessian of the second is the part A of the true
+        Hessian, so its curvature is a lower bound.
         """
         subject = self.subject
         images = training.to_float(jnp.asarray(subject.images))
@@ -180,7 +182,7 @@ class Landscape:
                 key, lambda x: logits(kept, x), points, targets, indices=indices, **attack
             )
 
-        # Recomputed in the backward pass: what is kept of a batch is its adversarial images.
+        # Recomputed in the backward pass: only a batch's adversarial images are stored.
         @jax.checkpoint
         def total(params, points, targets):
             return losses.cross_entropy(logits(params, points), targets).sum()
@@ -194,7 +196,7 @@ class Landscape:
 
         anew = jax.jit(lambda params: mean_loss(params, batches, True))
         if not jax.tree.leaves(statistics):
-            # Nothing of this checkpoint is in it, so that its program serves the others too.
+            # Independent of this checkpoint, so that the other checkpoints can use the program.
             signature = ("loss", subject.module, subject.images.tobytes(), repr(attack))
             anew = self.programs.setdefault(signature, anew)
         points = jax.jit(lambda p: jax.lax.map(lambda b: attacked(p, b), batches))(subject.params)
@@ -211,5 +213,5 @@ class Landscape:
 
 
 def _divisor(count: int, at_most: int) -> int:
-    """The largest divisor of ``count`` that is no larger."""
+    """The largest divisor of ``count`` up to the limit."""
     return next(size for size in range(min(count, at_most), 0, -1) if count % size == 0)

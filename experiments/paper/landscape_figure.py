@@ -1,4 +1,4 @@
-"""Figure 7: which runs, what is drawn, the numbers beside it, and flags."""
+"""Figure 7: its runs, plots, numbers and flags."""
 
 import argparse
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _SETS = {"train": "training images", "test": "test images"}
 
 
 def draw_lines(alphas: np.ndarray, data: dict[str, dict], title: str):
-    """Mean adversarial loss along a direction, on training (a) and test images (b)."""
+    """Plots the mean adversarial loss along a direction, on training (a) and test images (b)."""
     style.check_colors(data)
     figure = style.new_figure(figsize=(8.0, 3.0))
     axes = figure.subplots(1, 2, sharey=True)
@@ -47,7 +47,7 @@ def draw_lines(alphas: np.ndarray, data: dict[str, dict], title: str):
 
 
 def draw_planes(alphas: np.ndarray, data: dict[str, dict], title: str):
-    """Contour lines of the adversarial loss on the training images, one panel a method."""
+    """Plots contours of the adversarial loss on the training images, one panel per method."""
     style.check_colors(data)
     columns, points = min(len(data), 4), len(alphas) // 2
     rows = -(-len(data) // columns)
@@ -57,7 +57,7 @@ def draw_planes(alphas: np.ndarray, data: dict[str, dict], title: str):
     losses = {label: np.asarray(found["train"]["loss"]) for label, found in data.items()}
     high = max(loss.max() for loss in losses.values())
     low = max(min(loss.min() for loss in losses.values()), 1e-4 * high)
-    # Equal ratios: a landscape is steep outside and flat inside.
+    # Levels in equal ratios: a landscape is steep outside and flat inside.
     levels = np.geomspace(low, max(high, 1.01 * low) * (1 + 1e-6), 16)
     losses = {label: np.maximum(loss, low) for label, loss in losses.items()}
     image: Any = None
@@ -100,11 +100,11 @@ def describe_sharpness(data: dict[str, dict]) -> str:
     lines += [
         "",
         "Sharpness: the largest (L(t) - L(theta)) / (1 + L(theta)) for |t - theta| <= r that "
-        "projected gradient ascent found, attacks made anew, on the training images: a lower "
+        "projected gradient ascent found with recomputed attacks, on the training images: a lower "
         "bound. Order: the power of r with which the increase grows; near 2 at a smooth minimum, "
-        "near 1 at a kink or where the gradient is not 0. The eigenvalue is of the Hessian with "
-        "the attack kept, which is at most that of the adversarial loss; what follows from it and "
-        "from the gradient alone stands in the last two columns.",
+        "near 1 at a kink or where the gradient is not 0. The eigenvalue is that of the Hessian "
+        "with the attack frozen, which is at most that of the adversarial loss; the last two "
+        "columns are the values implied by it and by the gradient alone.",
     ]
     return "\n".join(lines)
 
@@ -112,36 +112,38 @@ def describe_sharpness(data: dict[str, dict]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m experiments.fig7",
-        description="Figure 7 of the paper: the adversarial loss along a filter-normalised random "
-        "direction round the checkpoints of four methods, attacks made anew at every point, and "
+        description="Figure 7 of the paper: the adversarial loss along a filter-normalized random "
+        "direction around the checkpoints of four methods, attacks recomputed at every point, and "
         "its sharpness. Writes PNG, PDF and the data as JSON.",
     )
     curves.add_run_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the runs, default 0")
-    parser.add_argument("--partial", action="store_true", help="draw the runs that exist")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the runs; default 0")
+    parser.add_argument("--partial", action="store_true", help="draw only finished runs")
     parser.add_argument(
-        "--workdir", type=folder, nargs="+", metavar="DIR", help="these finished runs instead"
+        "--workdir", type=folder, nargs="+", metavar="DIR", help="finished runs to use instead"
     )
     parser.add_argument(
         "--checkpoint", choices=subjects.CHECKPOINTS, default="selected", help="default selected"
     )
     parser.add_argument(
-        "--two-dimensional", action="store_true", help="a plane of two directions, contour lines"
+        "--two-dimensional", action="store_true", help="draw contours on a plane of two directions"
     )
-    parser.add_argument("--draws", type=int, default=1, help="directions of a line, default 1")
-    parser.add_argument("--points", type=int, help="places an axis; default 21, in a plane 13")
-    parser.add_argument("--reach", type=float, default=1.0, help="largest |alpha|, default 1")
+    parser.add_argument("--draws", type=int, default=1, help="directions per line; default 1")
+    parser.add_argument("--points", type=int, help="points per axis; default 21, on a plane 13")
+    parser.add_argument("--reach", type=float, default=1.0, help="largest |alpha|; default 1")
     parser.add_argument(
-        "--number", type=int, help="images of each set; default 1000, at other scales 256"
+        "--number", type=int, help="images per set; default 1000 at scale paper, else 256"
     )
-    parser.add_argument("--num-steps", type=int, default=20, help="of PGD, default 20")
+    parser.add_argument("--num-steps", type=int, default=20, help="PGD steps; default 20")
     parser.add_argument(
         "--radius",
         type=float,
         default=0.02,
-        help="r of the sharpness, over the norm of the parameters; default 0.02, 0 leaves it out",
+        help="sharpness radius r relative to the parameters' norm; default 0.02, 0 skips it",
     )
-    parser.add_argument("--direction-seed", type=int, default=0, help="of directions and attacks")
+    parser.add_argument(
+        "--direction-seed", type=int, default=0, help="seed of directions and attacks"
+    )
     parser.add_argument("--output", type=folder, help="folder; default runs/fig7-DATASET-SCALE")
     return parser
 
@@ -164,10 +166,10 @@ def _main(options: argparse.Namespace) -> None:
     ):
         check_count(name, value, least)
     if points % 2 == 0:
-        raise ValueError(f"--points={points} has to be odd, so that the checkpoint is one of them")
+        raise ValueError(f"--points={points} must be odd, so that the checkpoint is one of them")
     if not (options.reach > 0 and options.radius >= 0):
         raise ValueError(
-            f"--reach={options.reach} has to be positive and --radius={options.radius} at least 0"
+            f"--reach={options.reach} must be positive and --radius={options.radius} at least 0"
         )
     dataset = curves.dataset_of(options)
     workdirs = _workdirs(options, dataset)
@@ -207,14 +209,14 @@ def _main(options: argparse.Namespace) -> None:
 def _workdirs(options: argparse.Namespace, dataset: str) -> list[Path]:
     if options.workdir is not None:
         for workdir in options.workdir:
-            RunDirectory(workdir).config()  # names what is no run directory
+            RunDirectory(workdir).config()  # raises if it is not a run directory
         return options.workdir
     check_count("--seed", options.seed, 0)
     found = [member for member in curves.members(LINES, options.scale, dataset, options.model, 1)]
     found = [m._replace(cell=m.cell._replace(seed=options.seed)) for m in found]
     there = [member for member in found if member.is_finished()]
     if not options.partial or not there:
-        curves.require(found, "fig7", "--partial to draw those that exist")
+        curves.require(found, "fig7", "--partial to draw finished runs")
     return [member.workdir() for member in there]
 
 
@@ -227,7 +229,9 @@ def _measure(
         config = RunDirectory(workdir).config()
         label: Any = settings.label(config)
         if label in data:
-            raise ValueError(f"{workdir}: another run is {label!r} too; draw them in two figures")
+            raise ValueError(
+                f"{workdir}: another run is also {label!r}; draw them in separate figures"
+            )
         print(f"{label}: {workdir}", flush=True)
         landscape = Landscape(workdir, measure, programs)
         if options.two_dimensional:

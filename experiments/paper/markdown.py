@@ -1,4 +1,4 @@
-"""Tables of results as Markdown."""
+"""Result tables as Markdown."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,10 +15,10 @@ SUMMARIES = {
 
 
 def to_markdown(table: dict) -> str:
-    """The table in the layout of the paper's, then what stands behind each of its rows.
+    """The table in the paper's layout, followed by details for each row.
 
     Args:
-        table: as :func:`experiments.paper.tables.collect` returns it, or read back from its JSON.
+        table: from :func:`experiments.paper.tables.collect`, or loaded from its JSON.
     """
     methods, scale = table["columns"], table["scale"]
     names = {row["dataset"] for row in table["rows"]}
@@ -55,7 +55,7 @@ def to_markdown(table: dict) -> str:
 
 
 def _details(row: dict, methods: Mapping[str, str]) -> list[str]:
-    """Selection rule, all accuracies, time, commit and device behind the cells of a row."""
+    """Selection rule, all accuracies, time, commit and device for the cells of a row."""
     runs, cells = _runs(row), row["cells"]
     if not runs:
         return []

@@ -1,4 +1,4 @@
-"""The runs behind a cell of a table: where they live, and how the missing ones are made."""
+"""The runs behind a table cell: their directories, and training the missing ones."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
-        title: how the paper calls it, or our own words.
+        title: the paper's name for it, or ours.
         dataset: name of the data set.
-        model: architecture if it is not the one of the config files, else None.
+        model: architecture if it differs from the config files', else None.
         attack: the paper's final attack, "AutoAttack" or "PGD-20".
         paper: the paper's values, {} if it has none.
     """
@@ -34,8 +34,8 @@ class Table(NamedTuple):
     """A table of the paper.
 
     Attributes:
-        number: of the table.
-        methods: its columns: stems of config files and the names that the paper gives them.
+        number: the table's number.
+        methods: its columns: stems of config files, and the paper's names for them.
         rows: its rows.
     """
 
@@ -60,7 +60,7 @@ class Cell(NamedTuple):
         )
 
     def workdir(self) -> Path:
-        """Where the run lives: the entry point's own choice, apart for another architecture."""
+        """The run directory: the entry point's, or a separate one for another architecture."""
         usual = settings.default_workdir(self.config())
         if self.row.model is None:
             return usual
@@ -78,7 +78,7 @@ class Cell(NamedTuple):
         return " ".join([*words, f"--config.seed={self.seed}"])
 
     def describe(self, methods: Mapping[str, str]) -> str:
-        """The run in words."""
+        """A short description of the run."""
         model = "" if self.row.model is None else f", {self.row.model}"
         return f"{methods[self.method]} on {self.row.dataset}{model}, seed {self.seed}"
 
@@ -86,7 +86,8 @@ class Cell(NamedTuple):
         """The report of the run, None if it is not finished.
 
         Raises:
-            ValueError: if the run in the cell's folder has other fields than the config file says.
+            ValueError: if the run in the cell's folder has a different configuration than its
+            config file.
         """
         directory = RunDirectory(self.workdir())
         report = directory.report()
@@ -96,7 +97,7 @@ class Cell(NamedTuple):
 
 
 def rows_at(table: Table, scale: str, dataset: str | None) -> tuple[Row, ...]:
-    """The rows at a scale: the paper's own at its scale, else one of one data set."""
+    """The rows at a scale: the paper's at scale paper, else a single row for one data set."""
     if scale == "paper":
         rows = tuple(row for row in table.rows if dataset in (None, row.dataset))
         if rows:
@@ -106,17 +107,17 @@ def rows_at(table: Table, scale: str, dataset: str | None) -> tuple[Row, ...]:
 
 
 def train_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None) -> None:
-    """Trains every cell whose run is not finished; unfinished runs go on where they were."""
+    """Trains every cell whose run is not finished, resuming partial runs."""
     missing = [cell for cell in cells if cell.report() is None]
     if len(missing) < len(cells):
-        print(f"{len(cells) - len(missing)} of {len(cells)} runs exist already")
+        print(f"{len(cells) - len(missing)} of {len(cells)} runs are already finished")
     for number, cell in enumerate(missing, 1):
         print(f"\n[{number}/{len(missing)}] {cell.describe(methods)}")
         train_and_evaluate(cell.config(), cell.workdir(), data_dir=data_dir)
 
 
 def judge_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None) -> None:
-    """AutoAttack on the selected checkpoint of every finished run that has not had it yet."""
+    """Runs AutoAttack on the selected checkpoint of every finished run that lacks it."""
     reports = [(cell, cell.report()) for cell in cells]
     missing = [cell for cell, report in reports if report and not is_judged(report)]
     for number, cell in enumerate(missing, 1):
@@ -131,5 +132,5 @@ def judge_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: A
 
 
 def is_judged(report: dict) -> bool:
-    """Whether AutoAttack has seen the selected checkpoint."""
+    """Whether AutoAttack has been run on the selected checkpoint."""
     return "selected" in report.get("autoattack", {})

@@ -17,7 +17,7 @@ TABLE = Table(
         Row(
             "CIFAR10, WRN-34-10, AutoAttack",
             "cifar10",
-            None,  # what the config files of TRADES take at this scale
+            None,  # the TRADES config files' choice at this scale
             "AutoAttack",
             {
                 "trades": (52.9, 0.3),

@@ -1,6 +1,6 @@
 """Table 3 of the paper: Table 1 with second-order EntropySGD.
 
-It shares its runs with Table 1.
+Runs are shared with Table 1.
 """
 
 from . import table1
@@ -14,7 +14,7 @@ METHODS = {
     "awp_ensgd": "AWP+EnSGD",
     "awp_2nd_ensgd": "AWP+2ndEnSGD",
 }
-# Kanai et al., Table 3: the columns that Table 1 has not, in the order of its rows.
+# Kanai et al., Table 3: the columns missing from Table 1, in row order.
 SECOND_ORDER = (
     {"at_2nd_ensgd": (48.93, 0.09), "awp_2nd_ensgd": (50.4, 0.3)},
     {"at_2nd_ensgd": (53.5, 0.2), "awp_2nd_ensgd": (54.9, 0.2)},

@@ -1,7 +1,7 @@
-"""What the tables of the paper share: rows and columns, the runs behind a cell, and flags.
+"""Shared code of the paper's tables: rows, columns, the runs behind a cell, and flags.
 
-Every number comes from a run's report. The paper's own values stand beside them, marked as such; a
-cell that was not run is empty, and the command that makes it is listed.
+Every number comes from a run's report. The paper's own values are shown alongside, marked as such;
+cells that were not run are empty, and their commands are listed.
 """
 
 import argparse
@@ -25,19 +25,19 @@ from .runs import Cell, Row, Table, is_judged, judge_missing, rows_at, train_mis
 def collect(
     table: Table, scale: str, rows: Sequence[Row], methods: Sequence[str], seeds: Sequence[int]
 ) -> dict:
-    """All that the table says, from the reports of the runs that exist.
+    """Collects a table's data from the reports of finished runs.
 
     Args:
         table: the table.
-        scale: of :data:`experiments.settings.SCALES`.
-        rows: of :func:`rows_at`.
+        scale: one of :data:`experiments.settings.SCALES`.
+        rows: from :func:`rows_at`.
         methods: stems of config files.
-        seeds: seeds of each cell.
+        seeds: seeds for each cell.
 
     Returns:
-        A JSON-able dictionary: by row a cell a method with its runs, mean and standard deviation
-        (of the sample, None below two runs), the commands of the missing runs, and the paper's
-        values.
+        A JSON-serializable dictionary: for each row, one cell per method with its runs, mean and
+        sample standard deviation (None below two runs), the commands for missing runs, and the
+        paper's values.
     """
     missing, unjudged, found = [], [], []
     for row in rows:
@@ -81,7 +81,7 @@ def _run_record(cell: Cell, report: dict) -> dict:
         "workdir": str(cell.workdir()),
         "seed": report["seed"],
         "model": report["model"],
-        "width": cell.config().width,  # None is the architecture's own
+        "width": cell.config().width,  # None means the architecture's default
         "train_images": report["data"]["train"],
         "epochs": report["last_epoch"],
         "attack": report["attack"],
@@ -115,30 +115,30 @@ def _parser(table: Table) -> argparse.ArgumentParser:
     name = f"table{table.number}"
     parser = Parser(
         prog=f"python -m experiments.{name}",
-        description=f"Table {table.number} of the paper from the runs that exist: Markdown, JSON "
-        "and figures of the training curves. At the scales laptop and smoke the missing runs are "
-        "trained first.",
+        description=f"Table {table.number} of the paper from finished runs: Markdown, JSON "
+        "and figures of the training curves. At scales laptop and smoke, missing runs are trained "
+        "first.",
     )
     parser.add_argument("--scale", choices=settings.SCALES, default="paper")
     parser.add_argument(
         "--dataset", choices=sorted(settings.DEFAULTS), help="default digits; paper: all rows"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds a cell, default 3")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per cell; default 3")
     parser.add_argument(
         "--methods", default=",".join(table.methods), help="comma-separated columns"
     )
-    parser.add_argument("--run", action="store_true", help="train missing runs at scale paper too")
+    parser.add_argument("--run", action="store_true", help="train missing runs at scale paper, too")
     parser.add_argument(
-        "--autoattack", action="store_true", help="AutoAttack on finished runs that lack it"
+        "--autoattack", action="store_true", help="run AutoAttack on finished runs that lack it"
     )
-    parser.add_argument("--no-run", action="store_true", help="only collect what exists")
+    parser.add_argument("--no-run", action="store_true", help="only collect finished runs")
     parser.add_argument("--output", type=folder, help=f"default runs/{name}[-DATASET]-SCALE")
-    parser.add_argument("--data-dir", type=folder, help="folder of the data sets")
+    parser.add_argument("--data-dir", type=folder, help="folder with the data sets")
     parser.add_argument(
         "--download",
         choices=("true", "false"),
         default="true",
-        help="of missing data",
+        help="download missing data; default true",
     )
     parser.add_argument(
         "--from-json", type=Path, metavar="FILE", help=f"print a saved {name}.json as Markdown"
@@ -159,7 +159,7 @@ def _main(table: Table, options: argparse.Namespace) -> None:
     methods = options.methods.split(",")
     for method in methods:
         if method not in table.methods:
-            raise ValueError(f"--methods: {method!r} is none of {', '.join(table.methods)}")
+            raise ValueError(f"--methods: {method!r} is not one of {', '.join(table.methods)}")
     seeds, scale = range(options.seeds), options.scale
     rows = rows_at(table, scale, options.dataset)
     process.split_cpu(rows[0].dataset)

@@ -1,1 +1,1 @@
-"""Curves, their style, and the HTML page of a run."""
+"""Training curves, figure style, and the HTML page of a run."""

@@ -1,4 +1,4 @@
-"""Figures of training, from the metrics of runs: PNG, PDF, and the plotted data beside them."""
+"""Training figures from the metrics of runs, as PNG, PDF, and JSON."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ _TIMES = ((7200, "h", 3600), (300, "min", 60), (0, "s", 1))
 def training_curves(
     runs: Mapping[str, Sequence[Sequence[dict]]], path: Path, *, title: str
 ) -> list[Path]:
-    """Robust accuracy against epochs and against training time, after the paper's Figure 3.
+    """Plots robust accuracy against epochs and training time, like the paper's Figure 3.
 
-    Solid lines are selection images (PGD as in the evaluation), dashed ones training images (the
-    training attack); bands span the seeds.
+    Solid lines are selection images (evaluation PGD), dashed lines training images (training
+    attack); bands span the seeds.
 
     Args:
         runs: for each method the metrics rows of its runs.
-        path: where to write, without suffix.
-        title: of the figure.
+        path: output path without suffix.
+        title: title of the figure.
 
     Returns:
         The files written: PNG, PDF and JSON.
@@ -47,11 +47,11 @@ def draw_curves(
     """The two panels, within :data:`STYLE`.
 
     Args:
-        data: by label what :func:`average` returns.
-        title: of the figure; the number of seeds is added.
-        evaluated_on: what the solid lines are measured on.
-        reference: published curves by label; drawn in panel (a) as far as our runs go, for their
-            clock was that of other machines.
+        data: results of :func:`average`, by label.
+        title: title of the figure; the number of seeds is appended.
+        evaluated_on: images behind the solid lines.
+        reference: published curves by label; drawn only in panel (a), up to our last epoch, since
+        they were timed on different machines.
 
     Returns:
         The figure.
@@ -92,7 +92,7 @@ def draw_curves(
 
 
 def run_curves(rows: Sequence[dict], *, evaluated_on: str, selected_epoch: int | None) -> bytes:
-    """Accuracies and loss of one run against epochs, as the bytes of a PNG."""
+    """Accuracies and loss of one run against epochs, as PNG bytes."""
     epochs = np.array([row["epoch"] for row in rows])
     of = lambda name: np.array([row.get(name) for row in rows], float)
     with styled():
@@ -122,7 +122,7 @@ def run_curves(rows: Sequence[dict], *, evaluated_on: str, selected_epoch: int |
         axes[0].set(xlabel="epoch", ylabel="accuracy, %")
         axes[0].legend(loc="best")
         axes[1].plot(epochs, of("train_loss"), color=COLORS[2], lw=1.4, marker=marker, ms=4)
-        axes[1].set(xlabel="epoch", ylabel="training loss, as minimised")
+        axes[1].set(xlabel="epoch", ylabel="training loss, as minimized")
         for axis in axes:
             axis.xaxis.set_major_locator(_whole_numbers())
         buffer = io.BytesIO()
@@ -131,14 +131,14 @@ def run_curves(rows: Sequence[dict], *, evaluated_on: str, selected_epoch: int |
 
 
 def average(runs: Sequence[Sequence[dict]]) -> dict:
-    """Mean, lowest and highest over seeds for the epochs that all of them have.
+    """Mean, minimum and maximum over seeds, for the epochs that all seeds have.
 
     Args:
         runs: metrics rows of each seed.
 
     Returns:
-        JSON-able columns: "n", "epoch", "seconds" (mean), and of ``train_robust`` and
-        ``selection_robust`` the statistics "mean", "min", "max", None where it was not measured.
+        JSON-serializable columns: "n", "epoch", "seconds" (mean), and "mean", "min" and "max" of
+        ``train_robust`` and ``selection_robust``, None where not measured.
     """
     length = min(len(rows) for rows in runs)
     result: dict = {"n": len(runs), "epoch": [row["epoch"] for row in runs[0][:length]]}

@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page: tables, confusions, images; everything is escaped."""
+"""Parts of a self-contained HTML page: tables, confusion matrices, images; all text is escaped."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ import numpy as np
 
 from .images import Example
 
-# Nothing is fetched, whatever stands in the page.
+# The content security policy blocks loading anything external.
 _HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -55,12 +55,12 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def escape(value: object) -> str:
-    """Any value as text of a page."""
+    """Any value as page text."""
     return html.escape(str(value), quote=True)
 
 
 def percent(value: float | None) -> str:
-    """An accuracy, or nothing where there is none."""
+    """An accuracy, or "" if there is none."""
     return "" if value is None else f"{value:.2f}"
 
 
@@ -84,18 +84,18 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def details(summary: str, content: str) -> str:
-    """A part that opens on demand."""
+    """A collapsible section."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def image(png: bytes, alternative: str, kind: str = "wide") -> str:
-    """A picture inside the page."""
+    """An inline image."""
     data = base64.b64encode(png).decode()
     return f'<img class="{kind}" alt="{escape(alternative)}" src="data:image/png;base64,{data}">'
 
 
 def confusion(counts: np.ndarray, names: Sequence[str], caption: str) -> str:
-    """Percentages of each true class: a table, for many classes a picture and the worst pairs."""
+    """Confusion in % of the true class: a table or, for many classes, an image and worst pairs."""
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.maximum(totals, 1)
     if len(names) > 20:
@@ -135,7 +135,7 @@ def _confusion_map(counts, shares, names, caption) -> str:
 
 
 def examples(found: Sequence[Example], names: Sequence[str]) -> str:
-    """Clean image, perturbation and adversarial image with their labels, side by side."""
+    """Clean image, perturbation and adversarial image side by side, with their labels."""
     largest = max(float(np.abs(e.adversarial - e.image).max()) for e in found) or 1.0
     cards = []
     for e in found:
@@ -158,13 +158,13 @@ def examples(found: Sequence[Example], names: Sequence[str]) -> str:
     return (
         f'<div class="examples">{"".join(cards)}</div>'
         '<p class="note">The first test image of each of the first classes: clean, perturbation, '
-        f"adversarial. In the perturbation grey is no change, white is +{largest:.4g} and black "
+        f"adversarial. In the perturbation, gray is no change, white is +{largest:.4g} and black "
         f"is -{largest:.4g}, in units of the images in [0, 1].</p>"
     )
 
 
 def png(array: np.ndarray) -> bytes:
-    """An image in [0, 1] of shape (H, W, 1) or (H, W, 3) as PNG, a pixel an entry."""
+    """An image in [0, 1] of shape (H, W, 1) or (H, W, 3) as PNG, one pixel per entry."""
     values = np.rint(255 * np.clip(np.asarray(array, np.float64), 0, 1)).astype(np.uint8)
     return _encoded(np.broadcast_to(values, (*values.shape[:2], 3)))
 

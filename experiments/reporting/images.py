@@ -1,4 +1,4 @@
-"""What a run's report shows of the test images: predictions, confusions, adversarial examples."""
+"""Test-image data for a run's report: predictions, confusion matrices, adversarial examples."""
 
 from typing import Any, NamedTuple
 
@@ -18,13 +18,13 @@ EXAMPLES = 10
 
 
 class Example(NamedTuple):
-    """One test image and what the evaluation's attack made of it.
+    """A test image and its adversarial version from the evaluation's attack.
 
     Attributes:
-        index: its place among the test images.
+        index: its index among the test images.
         label: its class.
-        clean: predicted for the clean image.
-        robust: predicted for the adversarial one.
+        clean: prediction for the clean image.
+        robust: prediction for the adversarial image.
         image: floats in [0, 1] of shape (H, W, C).
         adversarial: likewise.
     """
@@ -38,7 +38,7 @@ class Example(NamedTuple):
 
 
 class Model(NamedTuple):
-    """The selected checkpoint of a run and what it is judged on."""
+    """A run's selected checkpoint and its evaluation data."""
 
     config: Config
     task: Task
@@ -56,7 +56,7 @@ def load_model(directory: RunDirectory, config: Config, task: Task) -> Model:
     """The selected checkpoint.
 
     Raises:
-        ValueError: if it is damaged or does not fit.
+        ValueError: if it is damaged or does not match.
     """
     module = build.build_model(config, task.dataset)
     templates = jax.eval_shape(
@@ -69,7 +69,7 @@ def load_model(directory: RunDirectory, config: Config, task: Task) -> Model:
 
 
 def predict(model: Model) -> Predictions:
-    """The final evaluation once more, for runs that kept no predictions."""
+    """Repeats the final evaluation, for runs that saved no predictions."""
     return accuracy.predict_all(
         training.make_predict(model.apply_fn, **model.attack()),
         model.params,
@@ -92,10 +92,10 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np
 
 
 def examples(model: Model, count: int = EXAMPLES) -> list[Example]:
-    """The first test image of each of the first classes, attacked as in the final evaluation.
+    """The first test image of each of the first few classes, attacked as in the final evaluation.
 
-    Random starts depend on an image's place among the test images, so these are the adversarial
-    images of the final evaluation.
+    Random starts depend on an image's index among the test images, so these are exactly the
+    adversarial images of the final evaluation.
     """
     images, labels = model.task.test
     rows = np.unique(labels, return_index=True)[1][:count]

@@ -1,8 +1,8 @@
-"""Published training curves of the SGD baselines, to be laid under our own.
+"""Published training curves of the SGD baselines, to overlay on ours.
 
-Accuracies in percent against epochs, one seed each, read off the logs that the authors of AWP
-publish with their code. Training accuracy is that of PGD-10 in train mode, for AWP at the perturbed
-weights; test accuracy is clean and under PGD-20.
+Accuracies in percent against epochs, one seed each, from the logs that the AWP authors published
+with their code. Training accuracy is under PGD-10 in train mode (for AWP, at the perturbed
+weights); test accuracy is clean and under PGD-20.
 
 References:
     Wu, Xia and Wang, "Adversarial weight perturbation helps robust generalization", 2020, logs in
@@ -17,7 +17,7 @@ from ..settings import Config
 
 SOURCE = "logs of the AWP authors' code (Wu et al. 2020), one seed"
 
-# The logs count epochs from 0; what is recorded at epoch e was reached after e + 1 of them.
+# The logs count epochs from 0: the entry for epoch e was reached after e + 1 epochs.
 EPOCHS = (0, 4, 9, 49, 98, 100, 104, 150, 199)
 
 
@@ -27,13 +27,13 @@ class ReferenceCurve(NamedTuple):
     Attributes:
         dataset: name of the data set.
         model: architecture, at its full width.
-        awp: whether with AWP, gamma_A = 0.01.
+        awp: whether AWP was used, with gamma_A = 0.01.
         train_robust: at :data:`EPOCHS`, in percent; () where only the best and last are known.
         test_clean: likewise.
         test_robust: likewise.
         best: the best test accuracy under PGD-20 and its epoch, counted from 0.
-        last: that of the last epoch.
-        epoch_seconds: training time an epoch on the authors' GPUs, None where unknown.
+        last: the test accuracy under PGD-20 at the last epoch.
+        epoch_seconds: training time per epoch on the authors' GPUs, None if unknown.
     """
 
     dataset: str
@@ -47,7 +47,7 @@ class ReferenceCurve(NamedTuple):
     epoch_seconds: float | None = None
 
     def epochs_done(self) -> list[int]:
-        """Finished epochs at each of the places, as our own metrics count them."""
+        """Finished epochs at each point, counted as in our own metrics."""
         return [epoch + 1 for epoch in EPOCHS[: len(self.test_robust)]]
 
 
@@ -75,7 +75,7 @@ CURVES = (
         (55.39, 159),
         301.0,
     ),
-    # From an older script of theirs; its curve is not part of our record.
+    # From an older script of theirs; we have no curve for it.
     ReferenceCurve("cifar10", "wrn34_10", False, (), (), (), (56.80, 101), 48.56),
     _curve(
         *("cifar10", "wrn34_10", True),
@@ -112,7 +112,7 @@ CURVES = (
 
 
 def find(config: Config) -> ReferenceCurve | None:
-    """The published run of the same data set, architecture, threat and method, if there is one.
+    """The published run with the same data set, architecture, threat and method, if any.
 
     Args:
         config: resolved configuration of our run.
@@ -134,17 +134,17 @@ def find(config: Config) -> ReferenceCurve | None:
 
 
 def find_all(configs: Mapping[str, Config]) -> dict[str, ReferenceCurve]:
-    """The published runs by label of ours.
+    """The published runs that match ours, by label.
 
     Raises:
-        ValueError: if there is none at all.
+        ValueError: if none matches.
     """
     found = {label: curve for label, config in configs.items() if (curve := find(config))}
     if not found:
         known = sorted({f"{curve.dataset} {curve.model}" for curve in CURVES})
         raise ValueError(
-            "--reference: no published curve is of the same data set, architecture, width, threat "
-            f"and method; there are AT and AWP with SGD, Linf 8/255, full width, on "
+            "--reference: no published curve has the same data set, architecture, width, threat "
+            f"and method; available are AT and AWP with SGD, Linf 8/255, full width, on "
             f"{', '.join(known)}"
         )
     return found

@@ -1,13 +1,13 @@
-"""The look of all figures, and how they are written.
+"""Style and saving of all figures.
 
-Matplotlib takes most of a second to import, so only what draws imports it.
+Matplotlib takes most of a second to import, so only plotting functions import it.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
+# Okabe and Ito's palette, distinguishable by color-blind readers and in grayscale print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE: Any = {
     "font.size": 9,
@@ -24,13 +24,13 @@ STYLE: Any = {
 
 
 def check_colors(data: Mapping[str, Any]) -> None:
-    """Raises a ``ValueError`` if there is nothing to draw, or more than can be told apart."""
+    """Raises a ``ValueError`` if there is nothing to draw, or more lines than distinct colors."""
     if not 1 <= len(data) <= len(COLORS):
         raise ValueError(f"{len(data)} lines to draw; a figure takes 1 to {len(COLORS)}")
 
 
 def save(figure, path: Path) -> list[Path]:
-    """Writes a figure as PNG and PDF, the same bytes every time."""
+    """Writes a figure as PNG and PDF, with reproducible bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".pdf")]
     for file in written:
@@ -40,14 +40,14 @@ def save(figure, path: Path) -> list[Path]:
 
 
 def styled():
-    """A context in which figures look like this."""
+    """A context manager that applies the style."""
     from matplotlib import rc_context
 
     return rc_context(STYLE)
 
 
 def new_figure(**options: Any):
-    """An empty figure; not one of pyplot, which would touch a notebook's backend."""
+    """An empty figure, created without pyplot, which would change a notebook's backend."""
     from matplotlib.figure import Figure
 
     return Figure(**options)

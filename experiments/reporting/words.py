@@ -1,8 +1,8 @@
-"""Numbers in words."""
+"""Human-readable durations."""
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words.
+    """A duration in readable units.
 
     Example:
         >>> duration(600)

@@ -1,6 +1,6 @@
-"""A run as one HTML page: results, curves, confusions, adversarial examples, configuration.
+"""The HTML page of a run: results, curves, confusion, adversarial examples, configuration.
 
-The page holds everything that it shows and fetches nothing.
+The page is self-contained and loads no external resources.
 """
 
 from collections.abc import Callable
@@ -26,18 +26,18 @@ FILE = "report.html"
 
 
 def write(workdir: Path | str, *, task: Task | None = None, data_dir: Any = None) -> Path:
-    """Writes the report of a run, finished or not, into its directory.
+    """Writes the report of a run, finished or not, to its directory.
 
     Args:
         workdir: run directory.
-        task: its data, where they are loaded already.
-        data_dir: where data sets are looked for otherwise.
+        task: its data, if already loaded.
+        data_dir: folder with the data sets otherwise.
 
     Returns:
         The path of the page.
 
     Raises:
-        FileNotFoundError: if ``workdir`` is no run directory.
+        FileNotFoundError: if ``workdir`` is not a run directory.
         ValueError: if something in it is damaged.
         OSError: if the page can't be written.
 
@@ -72,13 +72,13 @@ def write_page(
     task: Task | None = None,
     data_dir: Any = None,
 ) -> Path | None:
-    """Writes the HTML report of a run, or says why it can't: the results are there all the same.
+    """Writes the HTML report. If that fails, prints the reason; saved results are unaffected.
 
     Args:
-        directory: of the run.
-        say: takes the message.
-        task: its data, where they are loaded already.
-        data_dir: where data sets are looked for otherwise.
+        directory: run directory.
+        say: called with the message.
+        task: its data, if already loaded.
+        data_dir: folder with the data sets otherwise.
 
     Returns:
         The path of the page, None if it could not be written.
@@ -88,7 +88,7 @@ def write_page(
     except Exception as error:
         what = (str(error) or type(error).__name__).splitlines()[0]
         say(
-            f"the results are saved, but the HTML report could not be written ({what}); try "
+            f"results are saved, but the HTML report could not be written ({what}); try "
             f"python -m experiments.report --workdir={directory.path}"
         )
         return None
@@ -150,7 +150,7 @@ def _results(report: dict) -> str:
 def _curves(config: Config, directory: RunDirectory) -> str:
     rows = directory.metrics()
     if not rows:
-        return "<h2>Curves</h2><p>No epoch has ended yet.</p>"
+        return "<h2>Curves</h2><p>No epoch has finished yet.</p>"
     selected = None
     if directory.selected.is_file():
         selected = checkpoints.load_record(directory.selected)["epoch"]
@@ -179,7 +179,7 @@ def _classes(report: dict) -> str:
 
 
 def _images(directory, config, report, task, data_dir) -> list[str]:
-    """Confusions and examples; without the data set what can be shown without it."""
+    """Confusion and examples; without the data set, only what does not need it."""
     names = [found["class"] for found in report["test"]["selected"]["classes"]]
     kept = load_predictions(directory)
     model, absent = None, ""
@@ -187,7 +187,9 @@ def _images(directory, config, report, task, data_dir) -> list[str]:
         task = task or load_task(config, data_dir)
         model = images.load_model(directory, config, task)
     except (DataMissingError, DataError) as error:
-        absent = f'<p class="note">Not shown, the data set is not there: {page.escape(error)}</p>'
+        absent = (
+            f'<p class="note">Not shown because the data set is missing: {page.escape(error)}</p>'
+        )
     if kept is None and model is not None:
         kept = images.predict(model), model.task.test.labels
         save_predictions(directory, *kept)

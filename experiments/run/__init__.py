@@ -1,1 +1,1 @@
-"""One run: from its settings to data, programs, training loop, checkpoints and report."""
+"""Training runs: data, programs, training loop, checkpoints and report."""

@@ -1,4 +1,4 @@
-"""Accuracies of a model on a set of images: what is printed, compared and saved."""
+"""Accuracies of a model on a set of images: computing, formatting and comparing them."""
 
 import sys
 from collections.abc import Callable
@@ -24,17 +24,17 @@ def predict_all(
     batch_size: int,
     description: str | None = None,
 ) -> Predictions:
-    """Predictions for a whole set, batch by batch; the result does not depend on the batch size.
+    """Predicts a whole set in batches; the result does not depend on the batch size.
 
     Args:
-        predict: made by :func:`jaxadv.training.make_predict`.
+        predict: from :func:`jaxadv.training.make_predict`.
         params: parameters.
         batch_stats: running statistics.
         key: typed key of the attack.
         images: uint8 of shape (N, H, W, C).
         labels: int32 of shape (N,).
-        batch_size: images a compiled call; the last batch is padded to it.
-        description: shown beside a progress bar; None for no bar.
+        batch_size: images per compiled call; the last batch is padded to it.
+        description: progress bar label; None for no bar.
 
     Returns:
         Predicted classes, NumPy arrays of shape (N,).
@@ -55,7 +55,7 @@ def predict_all(
 
 
 def _split(params: Any, batch_size: int) -> jax.sharding.Sharding | None:
-    """How to lay out a batch so that each device that holds ``params`` gets a part of it."""
+    """A batch layout that gives each device with ``params`` a part."""
     layouts = {getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)}
     mesh = next((s.mesh for s in layouts if isinstance(s, jax.sharding.NamedSharding)), None)
     if mesh is None or batch_size % mesh.size:
@@ -69,10 +69,10 @@ def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[s
     Args:
         predictions: of shape (N,) each.
         labels: of shape (N,).
-        class_names: one name a class.
+        class_names: one name per class.
 
     Returns:
-        A JSON-able dictionary; a class without images has accuracy None.
+        A JSON-serializable dictionary; a class without images has accuracy None.
 
     Example:
         >>> predictions = Predictions(np.array([0, 1]), np.array([1, 1]))
@@ -102,10 +102,10 @@ def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[s
 
 
 def format_table(results: dict[str, dict], attack: str) -> str:
-    """A table of several summaries side by side, one row a class.
+    """Formats several summaries side by side, one row per class.
 
     Args:
-        results: summaries by title, all of the same classes.
+        results: summaries by title, all with the same classes.
         attack: name of the attack for the heading.
     """
     width = max(len(title) for title in results) + 2

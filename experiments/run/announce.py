@@ -1,4 +1,4 @@
-"""What a run says before it starts: device, size, expected time, and what is scaled down."""
+"""The announcement of a run: device, size, expected time, and what is scaled down."""
 
 import time
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from ..settings import Config
 from . import build, environment
 from .task import Task
 
-LONG_SECONDS = 12 * 3600  # a run on a CPU that is expected to take longer is warned about
+LONG_SECONDS = 12 * 3600  # warn about CPU runs expected to take longer
 
 
 def announce(
     config: Config, task: Task, run: build.Run, total_steps: int, say: Callable[[str], None]
 ) -> None:
-    """Says what will run and about how long it will take, from one timed gradient.
+    """Prints what will run and a time estimate from one timed gradient.
 
     Args:
         config: resolved configuration.
@@ -32,7 +32,7 @@ def announce(
     say(
         f"{environment.device_name()}, {config.precision}, {config.model} with "
         f"{run.num_parameters:,} parameters, {total_steps:,} minibatches of "
-        f"{config.batch_size} in {config.num_epochs} epochs, about {duration(seconds)} in all"
+        f"{config.batch_size} in {config.num_epochs} epochs, about {duration(seconds)} in total"
     )
     if config.scale != "paper":
         say(f"scale {config.scale}: {_scaled_down(config, task)}")
@@ -45,10 +45,10 @@ def announce(
 
 
 def minibatch_seconds(config: Config, task: Task, run: build.Run) -> float:
-    """An estimate of a training minibatch from one timed input gradient of the first images.
+    """Estimates the time per training minibatch from one timed input gradient on the first images.
 
-    A minibatch is num_steps of them and a parameter gradient, which costs about one and a half; AWP
-    takes a second one, and TRADES takes them at the clean images too.
+    A minibatch costs num_steps input gradients and a parameter gradient, worth about one and a half
+    of them; AWP adds a second parameter gradient, and TRADES adds those at the clean images.
     """
     passes = 1.5 * (1 + (config.awp.gamma > 0)) * (1 + (config.objective == "trades"))
     state = run.make_state()

@@ -1,4 +1,4 @@
-"""From a resolved configuration to the data, the model and the compiled programs of a run."""
+"""Builds a run's model and compiled programs from a resolved configuration."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ..settings import Config
 from . import phases
 from .task import Stream, Task, key_for
 
-# What config.width means for each architecture.
+# The meaning of config.width for each architecture.
 WIDTH_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "preact_resnet18": lambda width: {"width": width},  # channels of the first stage, 64
     "wrn34_10": lambda width: {"widen_factor": width},  # 10
@@ -25,17 +25,17 @@ WIDTH_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 class Run(NamedTuple):
-    """Everything compiled or built once for a run.
+    """Everything built or compiled once per run.
 
     Attributes:
         apply_fn: the model in the form of :mod:`jaxadv.objectives`.
         make_state: () -> the initial TrainState.
-        program: takes the run's updates, phase after phase.
+        program: performs the run's updates, phase by phase.
         refresh: (state, data, key) -> batch_stats for evaluation after a phase of EntropySGD, or
-            None where training keeps them current.
-        predict: as made by :func:`jaxadv.training.make_predict`.
+            None if training keeps them current.
+        predict: from :func:`jaxadv.training.make_predict`.
         num_parameters: number of parameters.
-        batches_per_epoch: minibatches an epoch.
+        batches_per_epoch: minibatches per epoch.
     """
 
     apply_fn: objectives.ApplyFn
@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
 
 def build_model(config: Config, dataset: data.Dataset):
-    """The linen module of a configuration, normalisation inside."""
+    """The linen module of a configuration, including normalization."""
     options: dict[str, Any] = {"mean": None, "std": None}
     if config.normalize:
         options = {"mean": dataset.mean, "std": dataset.std}
@@ -91,7 +91,7 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
     Args:
         config: resolved configuration.
         task: its data.
-        sharding: layout of minibatches over devices, None for one device.
+        sharding: sharding of minibatches over devices, None for one device.
     """
     module = build_model(config, task.dataset)
     apply_fn = make_apply(module)
@@ -131,7 +131,7 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
 
 
 def _objectives(config: Config, apply_fn: objectives.ApplyFn):
-    """The objective of a run, and one that attacks in eval mode."""
+    """The objective of a run, and a version that attacks in eval mode."""
     threat = config.threat
     attack = dict(
         norm=threat.norm, eps=threat.eps, step_size=threat.step_size, num_steps=threat.num_steps

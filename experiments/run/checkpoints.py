@@ -1,8 +1,8 @@
-"""Checkpoints: one file each, written whole or not at all, and verified when read.
+"""Checkpoints: one file each, written atomically and verified when read.
 
-The content is flax's msgpack serialisation of a pytree beside a small JSON record; a header with
-its length and SHA-256 tells a torn file from a good one. Writing goes to a temporary file in the
-same folder, is flushed to the disk, and then renamed over the old checkpoint.
+The content is flax's msgpack serialization of a pytree and a small JSON record; a header with its
+length and SHA-256 detects damaged files. A new checkpoint is written to a temporary file in the
+same folder, flushed to disk, and renamed over the old one.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ _MAGIC = b"jaxadv-checkpoint-1\n"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint can't be read or does not fit: names the file, the fault and the remedy."""
+    """A checkpoint can't be read or does not match: names the file, the problem and the fix."""
 
 
 def save(path: Path, tree: Any, record: dict) -> None:
-    """Writes a checkpoint atomically; the file that was there survives any failure.
+    """Writes a checkpoint atomically; the existing file survives any failure.
 
     Args:
         path: file to write.
         tree: pytree of arrays; typed PRNG keys are stored as their data.
-        record: JSON-able facts beside it.
+        record: JSON-serializable metadata.
 
     Raises:
-        OSError: if the disk is full or read-only; says that the earlier checkpoint is untouched.
+        OSError: if the disk is full or read-only; says that the old checkpoint is untouched.
     """
     body = serialization.msgpack_serialize(
         {
@@ -50,26 +50,27 @@ def load(path: Path, template: Any) -> tuple[Any, dict]:
 
     Args:
         path: file written by :func:`save`.
-        template: a pytree of the same structure, shapes and dtypes, for example from
+        template: a pytree with the same structure, shapes and dtypes, for example from
             ``jax.eval_shape``.
 
     Returns:
         The pytree of NumPy arrays (PRNG keys rewrapped) and the record.
 
     Raises:
-        CheckpointError: if the file is torn, is no checkpoint or belongs to another architecture.
+        CheckpointError: if the file is damaged, is not a checkpoint or belongs to another
+        architecture.
     """
     content = _read(path)
     return restore(path, content["tree"], template), json.loads(content["record"])
 
 
 def load_record(path: Path) -> dict:
-    """The record of a checkpoint alone."""
+    """Reads only the record of a checkpoint."""
     return json.loads(_read(path)["record"])
 
 
 def load_part(path: Path, names: tuple[str, ...], templates: tuple) -> tuple:
-    """Some top-level parts of a checkpoint, each in the structure of its template."""
+    """Reads some top-level parts of a checkpoint, each into the structure of its template."""
     tree = _read(path)["tree"]
     missing = [name for name in names if name not in tree]
     if missing:
@@ -80,7 +81,7 @@ def load_part(path: Path, names: tuple[str, ...], templates: tuple) -> tuple:
 
 
 def restore(path: Path, stored: Any, template: Any) -> Any:
-    """Puts stored arrays into the structure of ``template`` after comparing every leaf."""
+    """Restores stored arrays into the structure of ``template`` after checking every leaf."""
     expected = _leaves(serialization.to_state_dict(jax.tree.map(_spec, template)))
     found = _leaves(stored)
     different = sorted(set(expected) ^ set(found)) or [
@@ -91,19 +92,20 @@ def restore(path: Path, stored: Any, template: Any) -> Any:
     if different:
         name = different[0]
         raise CheckpointError(
-            f"{path}: does not fit this model; at {name} the file has {_describe(found.get(name))} "
-            f"and the model {_describe(expected.get(name))} ({len(different)} such places); use "
-            "the config that it was trained with or another --workdir"
+            f"{path}: does not match this model; at {name} the file has "
+            f"{_describe(found.get(name))} and the model {_describe(expected.get(name))} "
+            f"({len(different)} mismatches); use the config "
+            "it was trained with or another --workdir"
         )
     arrays = serialization.from_state_dict(jax.tree.map(_spec, template), stored)
     return jax.tree.map(_rewrap, arrays, template)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file atomically.
 
     Raises:
-        OSError: with the path and what to do, the old file being untouched.
+        OSError: with the path and the fix; the old file is untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -119,8 +121,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
         raise type(error)(
             error.errno,
-            f"can't write ({error.strerror}); what was there before is untouched. Free some space "
-            "or choose another --workdir, then give the same command again",
+            f"can't write ({error.strerror}); the previous file is untouched. Free some space "
+            "or choose another --workdir, then run the same command again",
             str(path),
         ) from error
 
@@ -131,13 +133,15 @@ def _read(path: Path) -> dict:
     data = path.read_bytes()
     start = len(_MAGIC) + 40
     if not data.startswith(_MAGIC):
-        raise CheckpointError(f"{path}: is not a checkpoint of this project, or its start is lost")
+        raise CheckpointError(
+            f"{path}: is not a checkpoint of this project, or its header is damaged"
+        )
     body = data[start:]
     size = int.from_bytes(data[start - 8 : start], "little")
     if len(body) != size or hashlib.sha256(body).digest() != data[len(_MAGIC) : start - 8]:
         raise CheckpointError(
-            f"{path}: is torn or damaged ({len(body)} of {size} bytes); delete it to start again, "
-            "or copy it anew from where it came"
+            f"{path}: is truncated or damaged ({len(body)} of {size} bytes); delete it to start "
+            "over, or copy it again from its source"
         )
     return cast(dict, serialization.msgpack_restore(body))
 
@@ -158,7 +162,7 @@ def _spec(leaf) -> jax.ShapeDtypeStruct:
 def _rewrap(array, leaf):
     if not _is_key(leaf):
         return array
-    key = jnp.zeros((), leaf.dtype)  # key_impl wants an array, and a template has none
+    key = jnp.zeros((), leaf.dtype)  # key_impl needs an array, and a template has none
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(key))
 
 

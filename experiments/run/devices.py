@@ -1,4 +1,4 @@
-"""How minibatches, state and data lie on the devices."""
+"""Placement of minibatches, state and data on devices."""
 
 import math
 
@@ -6,7 +6,7 @@ import jax
 
 
 def data_sharding(batch_size: int) -> jax.sharding.NamedSharding | None:
-    """Minibatches spread over all devices that divide them, or None on one device."""
+    """A sharding of minibatches over as many devices as divide them, or None for one device."""
     count = math.gcd(batch_size, jax.device_count())
     if count == 1:
         return None
@@ -16,10 +16,10 @@ def data_sharding(batch_size: int) -> jax.sharding.NamedSharding | None:
 
 
 def everywhere(sharding: jax.sharding.NamedSharding | None) -> jax.sharding.NamedSharding | None:
-    """A copy on each device of ``sharding``.
+    """Replicates a pytree on each device of ``sharding``.
 
-    State and data have to start there: a first call with them on one device would compile a second
-    program for what it returns, and copy the data set again in every call.
+    State and data must start out replicated: a first call with them on one device would compile a
+    second program for its outputs, and copy the data set again at every call.
     """
     if sharding is None:
         return None

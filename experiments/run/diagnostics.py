@@ -1,8 +1,8 @@
-"""How smooth the adversarial loss is along a training run: what ``config.diagnostics`` logs.
+"""Smoothness of the adversarial loss along a training run, logged by ``config.diagnostics``.
 
-Round an update, on fixed training images with one fixed start of the attack, so that theta alone
-differs. Attacks are the run's evaluation PGD in eval mode, with the running statistics after the
-update at both ends; they are not exact, and ``violates_mon`` says where that shows.
+Compares both ends of an update on fixed training images with one fixed attack start, so that only
+theta differs. Attacks use the run's evaluation PGD in eval mode, with the running statistics after
+the update at both ends; they are not exact, and ``violates_mon`` says where it matters.
 """
 
 from typing import Any
@@ -50,37 +50,37 @@ class Diagnostics:
 
     @classmethod
     def of(cls, config: Config, task: Task, run: build.Run) -> "Diagnostics | None":
-        """The diagnostics of a run, or None where they are off."""
+        """The diagnostics of a run, or None if disabled."""
         return cls(config, task, run) if config.diagnostics.every else None
 
     def due(self, step: int, group: int) -> bool:
-        """Whether the update of ``group`` minibatches that begins after ``step`` is measured.
+        """Whether to measure the update of ``group`` minibatches that begins after ``step``.
 
-        It depends on nothing else, so a resumed run measures the same updates.
+        Depends on nothing else, so that a resumed run measures the same updates.
         """
         return step % self.config.diagnostics.every < group
 
     def until_due(self, step: int) -> int:
-        """Minibatches of SGD before the next update that is measured."""
+        """Minibatches of SGD before the next measured update."""
         every = self.config.diagnostics.every
         return -step % every or every
 
     def measure(self, step: int, before: Any, after: Any, batch_stats: Any) -> dict[str, Any]:
-        """The diagnostics of one update, as plain numbers; what has no value is None.
+        """The diagnostics of one update, as plain numbers; undefined values are None.
 
         Args:
-            step: minibatches before the update.
-            before: parameters before it.
-            after: parameters after it.
-            batch_stats: running statistics after it.
+            step: number of minibatches before the update.
+            before: parameters before the update.
+            after: parameters after the update.
+            batch_stats: running statistics after the update.
 
         Returns:
             step, length of the update and of the parameters;
             total, parameter, attack, attack_share, attack_motion, flips, stability:
             see :class:`jaxadv.theory.SmoothnessSplit` (stability for SGD only, flips for Linf);
             quotient, weak_convexity, violates_mon: see :func:`jaxadv.theory.monotonicity_audit`;
-            frozen_curvature and motion_curvature: the parts of the quotient;
-            frozen_largest: top eigenvalue of the Hessian with the attack frozen, by Lanczos;
+            frozen_curvature and motion_curvature: the two parts of the quotient;
+            frozen_largest: top eigenvalue of the frozen-attack Hessian, by Lanczos;
             exponent: see :class:`jaxadv.theory.SlopeExponent`, -1 at a kink, 0 where smooth;
             input_gradient: mean norm of the images' input gradients;
             radius, predicted_flips: see :class:`jaxadv.theory.ActiveSetStability` (Linf).
@@ -126,7 +126,7 @@ class Diagnostics:
         return row | self._active_set(before, difference, x_before, batch_stats)
 
     def _monotonicity(self, gradient, before, after, x_before, x_after, batch_stats) -> dict:
-        # One loss for all updates, or every one of them would compile its own.
+        # Share one loss between updates; otherwise each would recompile.
         start, end = ({"params": p, "batch_stats": batch_stats} for p in (before, after))
         modulus = theory.segment_weak_convexity(
             self._variables_loss, start, end, [x_before, x_after], num_points=_SEGMENT_POINTS

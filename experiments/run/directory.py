@@ -1,15 +1,15 @@
-"""Run directories: the resolved configuration, what it ran on, metrics, checkpoints, report.
+"""Run directories: the resolved configuration, environment, metrics, checkpoints, report.
 
 config.json         resolved configuration
-environment.json    hardware, versions, commit, command: a list, one entry a start
-metrics.jsonl       one line an epoch
-last.ckpt           everything that training needs to go on
-selected.ckpt       parameters and statistics of the best epoch on the selection images
-selected-copy.ckpt  the same once more, in case that file is damaged
-predictions-selected.npz   predicted classes and labels of the test images, selected checkpoint
+environment.json    hardware, versions, commit, command: a list, one entry per start
+metrics.jsonl       one line per epoch
+last.ckpt           everything needed to resume training
+selected.ckpt       parameters and statistics from the best epoch on the selection images
+selected-copy.ckpt  a copy, in case that file is damaged
+predictions-selected.npz   predictions and labels of the test images, selected checkpoint
 report.json         final accuracies; its presence means "finished"
-report.html         the run as a page; ``python -m experiments.report`` writes it anew
-autoattack-*.json   AutoAttack of a checkpoint, by ``python -m experiments.evaluate``
+report.html         the run as a page; ``python -m experiments.report`` rewrites it
+autoattack-*.json   AutoAttack on a checkpoint, by ``python -m experiments.evaluate``
 """
 
 import contextlib
@@ -47,15 +47,15 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def held(self, config: Config, needed_bytes: int) -> Iterator[None]:
-        """The folder, opened for a run and locked; a refused start writes nothing into it.
+        """Opens and locks the folder for a run; a rejected start writes nothing to it.
 
         Args:
             config: resolved configuration.
-            needed_bytes: what the run will write at most.
+            needed_bytes: upper bound on what the run will write.
 
         Raises:
-            ValueError: as :meth:`open`, or if another process holds the folder.
-            OSError: as :meth:`open`.
+            ValueError: see :meth:`open`; also if another process has the folder locked.
+            OSError: see :meth:`open`.
         """
         self._check(config, needed_bytes)
         with self.lock():
@@ -63,15 +63,15 @@ class RunDirectory:
             yield
 
     def open(self, config: Config, needed_bytes: int) -> None:
-        """Creates the folder or checks that it belongs to this configuration, and notes the start.
+        """Creates the folder or checks that its configuration matches, and records the start.
 
         Args:
             config: resolved configuration.
-            needed_bytes: what the run will write at most.
+            needed_bytes: upper bound on what the run will write.
 
         Raises:
-            ValueError: if another configuration lives there; names the fields that differ.
-            OSError: if the folder can't be written or the disk is too full.
+            ValueError: if the folder has a different configuration; names the fields that differ.
+            OSError: if the folder is not writable or the disk is too full.
         """
         self._check(config, needed_bytes)
         if self.config_file.is_file():
@@ -90,7 +90,7 @@ class RunDirectory:
         except OSError as error:
             raise type(error)(
                 error.errno,
-                f"can't use it as a run directory ({error.strerror}); choose another --workdir",
+                f"can't be used as a run directory ({error.strerror}); choose another --workdir",
                 str(self.path),
             ) from error
         if free < needed_bytes:
@@ -100,16 +100,16 @@ class RunDirectory:
             )
 
     def write_start(self) -> None:
-        """Adds this process to the list of starts."""
+        """Records the start of this process."""
         starts = self.environment() + [environment.describe()]
         write_json(self.path / "environment.json", starts)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes out of the folder; the system lets go if this one dies.
+        """Locks the folder against other processes; the OS releases the lock if this process dies.
 
         Raises:
-            ValueError: if another process holds it.
+            ValueError: if another process has it locked.
         """
         with open(self.path / "lock", "w", encoding="utf-8") as file:
             try:
@@ -122,25 +122,25 @@ class RunDirectory:
             yield
 
     def digest(self, config: Config) -> str:
-        """SHA-256 of a resolved configuration: what ties a checkpoint to its run."""
+        """SHA-256 of a resolved configuration, which ties a checkpoint to its run."""
         return _digest(_fields(config))
 
     def check_digest(self, path: Path, record: dict, config: Config) -> None:
-        """Raises a ``ValueError`` if a checkpoint says that it is of another configuration.
+        """Raises a ``ValueError`` if a checkpoint records a different configuration.
 
-        Checkpoints of earlier versions do not say.
+        Checkpoints from earlier versions do not record one.
         """
         found = record.get("config")
         if found is not None and found != self.digest(config):
             raise ValueError(
-                f"{path} belongs to a run of another configuration; copy the whole run directory, "
-                "or choose another --workdir"
+                f"{path} belongs to a run with a different configuration; copy the whole run "
+                "directory, or choose another --workdir"
             )
 
     def check_checkpoint(self, path: Path, config: Config) -> None:
-        """Raises a ``ValueError`` unless a checkpoint to be evaluated is one of this run.
+        """Raises a ``ValueError`` unless a checkpoint to evaluate belongs to this run.
 
-        The selected one must be of the epoch that the last one names.
+        The selected checkpoint must match the epoch recorded in the last one.
         """
         record = checkpoints.load_record(path)
         self.check_digest(path, record, config)
@@ -150,17 +150,17 @@ class RunDirectory:
             named = (last.get("best") or {}).get("epoch")
             if record["epoch"] != named:
                 raise ValueError(
-                    f"{path} is of epoch {record['epoch']}, and {self.last.name} names {named}; "
-                    "give the training command again, or copy the whole run directory"
+                    f"{path} is from epoch {record['epoch']}, but {self.last.name} records "
+                    f"{named}; run the training command again, or copy the whole run directory"
                 )
 
     def check_selected(self, epoch: int, config: Config, say) -> None:
-        """Makes sure that the selected checkpoint is whole and of the epoch that was selected.
+        """Ensures that the selected checkpoint is intact and from the selected epoch.
 
-        A damaged one is replaced by its copy.
+        A damaged checkpoint is replaced with its copy.
 
         Raises:
-            ValueError: if neither is what the last checkpoint names.
+            ValueError: if neither matches the last checkpoint's record.
         """
         problems = []
         for path in (self.selected, self.selected_copy):
@@ -168,7 +168,7 @@ class RunDirectory:
                 record = checkpoints.load_record(path)
                 self.check_digest(path, record, config)
                 if record["epoch"] != epoch:
-                    raise ValueError(f"{path} is of epoch {record['epoch']}, not {epoch}")
+                    raise ValueError(f"{path} is from epoch {record['epoch']}, not {epoch}")
             except ValueError as error:
                 problems.append(str(error))
                 continue
@@ -182,19 +182,19 @@ class RunDirectory:
         )
 
     def environment(self) -> list[dict]:
-        """What the run's starts ran on, oldest first."""
+        """The environments of the run's starts, oldest first."""
         file = self.path / "environment.json"
         starts = _read_json(file) if file.is_file() else []
         if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-            raise _damaged(file, "no list of starts")
+            raise _damaged(file, "not a list of starts")
         return starts
 
     def config(self) -> Config:
         """The resolved configuration of the run.
 
         Raises:
-            FileNotFoundError: if this is no run directory.
-            ValueError: if another version of the code wrote it.
+            FileNotFoundError: if this is not a run directory.
+            ValueError: if a different version of the code wrote it.
         """
         if not self.config_file.is_file():
             raise FileNotFoundError(
@@ -205,20 +205,20 @@ class RunDirectory:
         if not isinstance(stored, dict):
             raise _damaged(self.config_file, "no object")
         config = ConfigDict(stored)
-        if "diagnostics" not in config:  # a run from before there were any: they were off
+        if "diagnostics" not in config:  # from a version without diagnostics
             config.diagnostics = settings.base().diagnostics
         known = {name for name, _ in settings.flatten(config)}
         missing = [name for name, _ in settings.flatten(settings.base()) if name not in known]
         if missing:
             raise ValueError(
-                f"{self.config_file} has no field {missing[0]!r}: another version of jaxadv wrote "
-                "it. environment.json names its commit; use that one, or train again in another "
+                f"{self.config_file} has no field {missing[0]!r}: a different version of jaxadv "
+                "wrote it. Use the commit in environment.json, or train again in another "
                 "--workdir"
             )
         return config
 
     def metrics(self) -> list[dict]:
-        """The metrics of the epochs so far."""
+        """Metrics of the epochs so far."""
         if not self.metrics_file.is_file():
             return []
         lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -234,15 +234,15 @@ class RunDirectory:
         return rows
 
     def write_metrics(self, rows: list[dict]) -> None:
-        """Replaces the metrics by these rows."""
+        """Replaces the metrics with these rows."""
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.metrics_file, text.encode())
 
     def report(self) -> dict | None:
-        """The final report, None while the run is unfinished.
+        """The final report, or None while the run is unfinished.
 
-        "autoattack" holds what AutoAttack found on the test images, by checkpoint, where it has
-        been run with the run's own threat model.
+        "autoattack" has AutoAttack's results on the test images by checkpoint, if it was run with
+        the run's own threat model.
         """
         if not self.report_file.is_file():
             return None
@@ -254,10 +254,10 @@ class RunDirectory:
         return report | ({"autoattack": strong} if strong else {})
 
     def report_of(self, config: Config) -> dict | None:
-        """The final report if this configuration is finished there.
+        """The final report if the run is finished with this configuration.
 
         Raises:
-            ValueError: if another configuration lives there.
+            ValueError: if the folder has a different configuration.
         """
         if self.config_file.is_file():
             self.check_same(config)
@@ -266,13 +266,13 @@ class RunDirectory:
         return None
 
     def autoattack_file(self, checkpoint: str) -> Path:
-        """Where AutoAttack's report on the test images goes."""
+        """Path of AutoAttack's report on the test images."""
         return self.path / f"autoattack-{checkpoint}-test.json"
 
     def check_same(self, config: Config) -> None:
-        """Raises a ``ValueError`` naming the fields in which the run's configuration differs.
+        """Raises a ``ValueError`` that names the fields in which the run's configuration differs.
 
-        A run may be extended by more epochs where these change nothing in those that are done.
+        A run may be extended by more epochs if they do not change the finished ones.
         """
         stored, asked = _fields(self.config()), _fields(config)
         different = [name for name in asked if stored.get(name) != asked[name]]
@@ -285,19 +285,21 @@ class RunDirectory:
             if not why:
                 return
         raise ValueError(
-            f"{self.path} holds a run of another configuration ({listed}; "
+            f"{self.path} contains a run with a different configuration ({listed}; "
             f"{len(different)} different){why}; choose another --workdir or the same fields"
         )
 
 
 def _why_not_extended(stored: dict, asked: dict) -> str:
-    """Why more epochs would change those that are done, or "" if they would not."""
+    """Why more epochs would change the finished ones, or "" if they would not."""
     if asked["num_epochs"] < stored["num_epochs"]:
         return " and cannot be shortened"
     if asked["lr_drops"]:
-        return f" and cannot be extended: lr_drops={tuple(asked['lr_drops'])} are fractions of it"
+        return (
+            f" and cannot be extended: lr_drops={tuple(asked['lr_drops'])} are fractions of the run"
+        )
     if asked["optimizer"] == "entropy_sgd" and asked["entropy.stop_at"] != 1.0:
-        return " and cannot be extended: entropy.stop_at is a fraction of it"
+        return " and cannot be extended: entropy.stop_at is a fraction of the run"
     return ""
 
 

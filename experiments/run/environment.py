@@ -1,4 +1,4 @@
-"""The facts that every result carries: hardware, versions, commit, precision, command."""
+"""Provenance stored with every result: hardware, versions, commit, precision, command."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
 def configure() -> None:
-    """Settings of the entry points: compiled programs are kept in the user's cache folder.
+    """Keeps the entry points' compiled programs in the user's cache folder.
 
-    ``JAX_COMPILATION_CACHE_DIR`` chooses another folder; empty, it turns the cache off.
+    ``JAX_COMPILATION_CACHE_DIR`` selects another folder; an empty value disables the cache.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -28,21 +28,21 @@ def configure() -> None:
 
 
 def split_cpu() -> None:
-    """Makes JAX see one CPU device a core, at most 4, among which training splits its minibatches.
+    """Gives JAX one CPU device per core, at most 4; training splits minibatches among them.
 
-    Two programs side by side use two cores better than one program whose operations are split:
-    1.3 times as fast for a ResNet on CIFAR-10. Networks of 8x8 images gain nothing.
-    ``JAX_NUM_CPU_DEVICES`` chooses another number. Without effect once JAX runs in this process.
+    Two programs in parallel use two cores better than one program with split operations: 1.3 times
+    as fast for a ResNet on CIFAR-10, but no faster for networks on 8x8 images.
+    ``JAX_NUM_CPU_DEVICES`` overrides the number. No effect once JAX is initialized.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    with contextlib.suppress(RuntimeError):  # JAX has started: as documented
+    with contextlib.suppress(RuntimeError):  # JAX is already initialized: no effect, as documented
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 4))
 
 
 def describe() -> dict:
-    """A JSON-able record of where and with what this process runs.
+    """A JSON-serializable record of this process's hardware and software.
 
     Example:
         >>> sorted(describe())[:3]
@@ -66,7 +66,7 @@ def describe() -> dict:
 
 
 def machine() -> dict:
-    """What the last bits of a result depend on, beside configuration and data."""
+    """What the last bits of a result depend on, besides configuration and data."""
     return {
         "devices": jax.device_count(),
         "device": jax.devices()[0].device_kind if jax.default_backend() != "cpu" else _cpu_name(),
@@ -75,14 +75,14 @@ def machine() -> dict:
 
 
 def device_name() -> str:
-    """The device in words: the GPU's name, or the CPU and its cores."""
+    """A description of the device: the GPU's name, or the CPU and its cores."""
     device = jax.devices()[0]
     name = f"{_cpu_name()}, {os.cpu_count()} cores" if device.platform == "cpu" else None
     return name or f"{jax.device_count()} x {device.device_kind}"
 
 
 def commit() -> str:
-    """The commit of the checkout, with a plus sign if files differ from it; "" outside one."""
+    """The checkout's commit, with a plus sign if files are modified; "" outside a checkout."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:

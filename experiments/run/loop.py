@@ -16,20 +16,20 @@ from .progress import Bar
 from .signals import Stopped
 from .task import Stream, key_for
 
-CHECKPOINT_SECONDS = 300  # between checkpoints inside a long epoch
-CALL_MINIBATCHES = {"cpu": 8}  # minibatches of SGD in one compiled call; elsewhere 64
+CHECKPOINT_SECONDS = 300  # between checkpoints within a long epoch
+CALL_MINIBATCHES = {"cpu": 8}  # SGD minibatches per compiled call; 64 on other platforms
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss became infinite or NaN; the message says where, what is kept and what to try."""
+    """The loss became infinite or NaN; says where, what was saved and what to try."""
 
 
 class Trainer:
-    """The training loop of one run and what it carries besides the device state.
+    """The training loop of one run and its host-side state.
 
     Attributes:
-        record: what a checkpoint stores beside the arrays: sums of the current epoch, seconds of
-            training, the best epoch so far and the metrics of the finished epochs.
+        record: checkpoint metadata: sums over the current epoch, seconds of training, the best
+        epoch so far and the metrics of finished epochs.
     """
 
     def __init__(self, config, directory, task, run, shapes, verbose, say):
@@ -43,13 +43,13 @@ class Trainer:
         self.identity = {"config": directory.digest(config), "machine": environment.machine()}
         self.diagnostics = Diagnostics.of(config, task, run)
         self.waiter = Waiter()
-        self.pending = None  # metrics of the last call and its minibatches, not waited for yet
-        self.kept = None  # state and record before a long call, to be saved if it is left
+        self.pending = None  # metrics of the last call and its minibatches, not yet waited for
+        self.kept = None  # state and record before a long call, saved if it is abandoned
         self.step = self.first_step = 0
         self.compiled, self.compile_seconds = set(), 0.0
 
     def train(self) -> None:
-        """Runs all epochs that are not done yet."""
+        """Runs all remaining epochs."""
         announce(self.config, self.task, self.run, self.total_steps, self.say)
         state = self._initial_state()
         self.first_step, self.began = self.step, time.monotonic()
@@ -63,7 +63,7 @@ class Trainer:
             if error.computing and self.kept is not None:
                 state, self.record = self.kept
                 self._save(state)
-                self.say("interrupted; saved as of before the call that was running, which is lost")
+                self.say("interrupted; saved the state before the running call, whose work is lost")
             raise
         finally:
             self.bar.close()
@@ -80,7 +80,7 @@ class Trainer:
         return jax.device_put(state, self.placement)
 
     def _train_epoch(self, state: training.TrainState, end: int) -> training.TrainState:
-        """All updates up to minibatch ``end``; an outer step that would cross it waits."""
+        """Runs all updates up to minibatch ``end``, except an outer step that would cross it."""
         self.started = saved = time.monotonic()
         while True:
             count, is_measured = self._next_call(end - self.step)
@@ -88,16 +88,16 @@ class Trainer:
                 break
             self.kept = None
             if self.waiter.usual is None or self.waiter.usual > CALL_SECONDS:
-                self._settle()  # what is kept has to be of one moment
+                self._settle()  # keep state and record consistent
                 self.kept = jax.device_get(state), copy.deepcopy(self.record)
             before = jax.device_get(state.params) if is_measured else None
             state, metrics = self._advance(state, count)
             if is_measured:
                 self._diagnose(before, state)
             self.step += count
-            self._settle()  # the metrics of the call before are read while this one runs
+            self._settle()  # reads the previous call's metrics while this one runs
             self.pending = metrics, count
-            if self.waiter.usual is None:  # the length of a call decides how it is waited for
+            if self.waiter.usual is None:  # the duration of a call determines how to wait for it
                 called = time.monotonic()
                 self._settle()
                 self.waiter.usual = time.monotonic() - called
@@ -113,7 +113,7 @@ class Trainer:
         return state
 
     def _next_call(self, left: int) -> tuple[int, bool]:
-        """Minibatches of the next call, 0 for none, and whether the diagnostics measure it."""
+        """Minibatches in the next call (0 for none), and whether the diagnostics measure it."""
         program, is_measured = self.run.program, False
         at_most = CALL_MINIBATCHES.get(jax.default_backend(), 64)
         if self.diagnostics is not None:
@@ -127,7 +127,7 @@ class Trainer:
             lambda: self.run.program.advance(state, self.data, self.key, count)
         )
         if phase not in self.compiled:
-            # The call returns when the program is compiled, long before it has run.
+            # The call returns once the program is compiled, long before it has run.
             self.compiled.add(phase)
             seconds = time.monotonic() - called
             self.compile_seconds += seconds
@@ -144,7 +144,7 @@ class Trainer:
         self.started += time.monotonic() - called
 
     def _settle(self) -> None:
-        """Adds the metrics of the call before, if they have not been, to the sums of the epoch."""
+        """Adds the previous call's pending metrics to the epoch's sums."""
         if self.pending is None:
             return
         (metrics, count), self.pending = self.pending, None
@@ -158,7 +158,7 @@ class Trainer:
             )
         sums = self.record["sums"]
         if sums.get("count"):
-            # A metric that some minibatches of an epoch lack is none of that epoch.
+            # Drop a metric that some minibatches of the epoch lack.
             found = {name: sums[name] + value for name, value in found.items() if name in sums}
         self.record["sums"] = found
         self.bar.update(
@@ -173,12 +173,12 @@ class Trainer:
         self.started = now
 
     def _speed(self) -> float:
-        """Training images a second since this process started, without compilation."""
+        """Training images per second since this process started, excluding compilation."""
         elapsed = time.monotonic() - self.began - self.compile_seconds
         return (self.step - self.first_step) * self.config.batch_size / max(elapsed, 1e-9)
 
     def _check_finite(self, state: training.TrainState) -> None:
-        """The loss of an update is taken before it, so a last update can break unnoticed."""
+        """Checks the last update: its loss is computed before it, so it could diverge unnoticed."""
         leaves = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
         if not all(np.isfinite(leaf).all() for leaf in leaves):
             raise NonFiniteLossError(
@@ -200,7 +200,7 @@ class Trainer:
         )
 
     def _was_chained(self) -> bool:
-        """Whether the last update was one of EntropySGD."""
+        """Whether the last update was an EntropySGD step."""
         return self.run.program.phase_at(max(self.step - 1, 0)).n_in > 0
 
     def _finish_epoch(self, state: training.TrainState, epoch: int) -> training.TrainState:
@@ -208,7 +208,7 @@ class Trainer:
         sums, rows = self.record["sums"], self.record["rows"]
         evaluates = (epoch + 1) % self.config.eval.every == 0 or epoch + 1 == self.config.num_epochs
         self.kept, usual, self.waiter.usual = (state, self.record), self.waiter.usual, None
-        # The running statistics of the slow weights; SGD keeps those of its weights current.
+        # Running statistics of the slow weights; SGD keeps its own current.
         if self.run.refresh is not None and self._was_chained() and evaluates:
             state = state.replace(batch_stats=self.run.refresh(state, self.data, self.key))
         seconds = self.record["seconds"] - (rows[-1]["seconds"] if rows else 0.0)
@@ -217,7 +217,9 @@ class Trainer:
             "step": self.step,
             "seconds": round(self.record["seconds"], 3),
             "images_per_second": round(sums.get("count", 0) / max(seconds, 1e-9), 2),
-            **dict.fromkeys(("train_loss", "train_robust", "train_clean")),  # None without any
+            **dict.fromkeys(
+                ("train_loss", "train_robust", "train_clean")
+            ),  # None if there are none
             "selection_clean": None,
             "selection_robust": None,
         }
@@ -253,13 +255,13 @@ class Trainer:
         return accuracy.summarize(predictions, labels, self.task.dataset.class_names)
 
     def _select(self, state: training.TrainState, row: dict) -> None:
-        """Keeps the parameters of the best epoch on the selection images."""
+        """Saves the parameters of the best epoch on the selection images."""
         best = self.record["best"]
         if best is not None and row["selection_robust"] <= best["robust"]:
             return
         self.record["best"] = {"epoch": row["epoch"], "robust": row["selection_robust"]}
         part = {"params": state.params, "batch_stats": state.batch_stats}
-        # Twice: the best parameters are nowhere else once training has gone on.
+        # Twice: once training moves on, the best parameters exist nowhere else.
         for path in (self.directory.selected_copy, self.directory.selected):
             checkpoints.save(path, part, self.record["best"] | self.identity)
 
@@ -267,7 +269,7 @@ class Trainer:
         checkpoints.save(self.directory.last, state, self.record | self.identity)
 
     def _check_record(self) -> None:
-        """Whether the last checkpoint is of this run, and the selected one whole and the same."""
+        """Checks that the last checkpoint belongs to this run and the selected one is intact."""
         self.directory.check_digest(self.directory.last, self.record, self.config)
         if self.record["best"] is not None:
             self.directory.check_selected(self.record["best"]["epoch"], self.config, self.say)
@@ -275,23 +277,25 @@ class Trainer:
         different = [name for name in now if before and before.get(name) != now[name]]
         if before and different:
             changes = ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in different)
-            self.say(f"resuming on another machine ({changes}): the last bits may differ")
+            self.say(f"resuming on a different machine ({changes}): the last bits may differ")
 
     def _stop_if_asked(self) -> None:
         if self.waiter.signum:
-            self.say("interrupted and saved; give the same command again to go on")
+            self.say("interrupted and saved; run the same command to resume")
             raise Stopped(self.waiter.signum)
 
     def _on_signal(self, signum, frame) -> None:
-        """A signal asks the loop to save and stop; a second one stops at once."""
+        """Handles signals: the first makes the loop save and stop, the second stops it at once."""
         if self.waiter.signum:
             raise Stopped(signum)
         self.waiter.signum = signum
-        self.say("interrupted: saving after the current update (Ctrl-C again: stop at once)")
+        self.say(
+            "interrupted: saving after the current update (press Ctrl-C again to stop immediately)"
+        )
 
 
 def _mean(sums: dict, name: str) -> float | None:
-    """A metric of the epoch so far: counts of images in percent, others an image."""
+    """A metric of the epoch so far: counts of images as a percentage, others per image."""
     value, count = sums[name], sums["count"]
     if not count:
         return None

@@ -1,4 +1,4 @@
-"""Waits for compiled calls so that a signal is answered while they run."""
+"""Waits for compiled calls while staying responsive to signals."""
 
 import concurrent.futures
 import threading
@@ -10,17 +10,17 @@ import jax
 
 from .signals import Stopped
 
-CALL_SECONDS = 10.0  # a call of at most this much work is finished before a run stops
-_GRACE = 2.0  # seconds for a call whose length is not known
+CALL_SECONDS = 10.0  # an interrupted run finishes calls up to this long
+_GRACE = 2.0  # seconds for a call of unknown duration
 _POLL = 0.05
 
 
 class Waiter:
-    """Runs blocking calls in a thread of its own, while the main thread hears signals.
+    """Runs blocking calls in a separate thread, while the main thread handles signals.
 
     Attributes:
-        signum: the signal that asked the program to stop, 0 for none.
-        usual: seconds of a call like the one that runs, None if unknown.
+        signum: the signal received, 0 for none.
+        usual: typical seconds of a call like the running one, None if unknown.
     """
 
     def __init__(self):
@@ -32,8 +32,8 @@ class Waiter:
         """The result of ``work()``.
 
         Raises:
-            Stopped: if a signal asked to stop and the call would take long; the call runs on, and
-                what it was given must not be used any more.
+            Stopped: if a signal arrived and the call would take too long; the call keeps running,
+            and its inputs must no longer be used.
         """
         if threading.current_thread() is not threading.main_thread():
             return work()
@@ -46,7 +46,7 @@ class Waiter:
             try:
                 return future.result(timeout=_POLL)
             except concurrent.futures.TimeoutError:
-                if future.done():  # the call itself raised it
+                if future.done():  # raised by the call itself
                     raise
             if not self.signum:
                 continue
@@ -60,17 +60,17 @@ class Waiter:
                 raise Stopped(self.signum, computing=True)
 
     def close(self) -> None:
-        """Lets the thread go; it ends when its call does."""
+        """Releases the thread; it ends with its call."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
 
 def wait(arrays: Any) -> Any:
-    """Blocks until arrays are computed, in naps, so that a signal's handler can run.
+    """Blocks until arrays are computed, in short sleeps so that signal handlers can run.
 
     Raises:
-        Stopped: what the handler raises, marked as leaving a computation behind.
+        Stopped: the handler's exception, marked as leaving a computation running.
     """
     leaves: Any = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
     nap = 1e-4

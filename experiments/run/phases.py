@@ -1,4 +1,4 @@
-"""The phases of a run: warm-up with SGD, EntropySGD, SGD again; most runs have one."""
+"""The phases of a run: SGD warm-up, EntropySGD, SGD again; most runs have one."""
 
 import math
 
@@ -16,7 +16,7 @@ def make_phases(config: Config, batches_per_epoch: int, noise_key: jax.Array):
 
     Args:
         config: resolved configuration.
-        batches_per_epoch: minibatches an epoch.
+        batches_per_epoch: minibatches per epoch.
         noise_key: typed key of the Langevin noise.
 
     Example:
@@ -72,7 +72,7 @@ def make_phases(config: Config, batches_per_epoch: int, noise_key: jax.Array):
 
 
 def schedule(config: Config, learning_rate: float, batches_per_epoch: int) -> optax.Schedule:
-    """The learning rate of the run's minibatch counter."""
+    """The learning rate as a function of the run's minibatch counter."""
     return training.step_decay(
         learning_rate,
         num_epochs=config.num_epochs,
@@ -85,7 +85,7 @@ def schedule(config: Config, learning_rate: float, batches_per_epoch: int) -> op
 
 
 def weight_perturbation(config: Config, batches_per_epoch: int):
-    """gamma_A, a number or (with a warm-up) a schedule of the minibatch counter."""
+    """gamma_A, a number or (with a warm-up) a schedule over the minibatch counter."""
     gamma, first = config.awp.gamma, warm_epochs(config) * batches_per_epoch
     if not gamma or not first:
         return gamma

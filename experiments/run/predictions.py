@@ -1,4 +1,4 @@
-"""The predictions of a finished run, kept in its directory."""
+"""A finished run's predictions, saved in its directory."""
 
 import io
 
@@ -9,11 +9,11 @@ from jaxadv.training import Predictions
 from .checkpoints import write_atomically
 from .directory import RunDirectory
 
-FILE = "predictions-selected.npz"  # of the selected checkpoint on the test images
+FILE = "predictions-selected.npz"  # the selected checkpoint's on the test images
 
 
 def save_predictions(directory: RunDirectory, predictions: Predictions, labels: np.ndarray) -> None:
-    """Keeps the predictions of the final evaluation, so that no report has to attack again."""
+    """Saves the predictions of the final evaluation, so that reports need not attack again."""
     buffer = io.BytesIO()
     clean, robust, labels = (np.asarray(part, np.int32) for part in (*predictions, labels))
     np.savez_compressed(buffer, clean=clean, robust=robust, labels=labels)
@@ -21,7 +21,7 @@ def save_predictions(directory: RunDirectory, predictions: Predictions, labels: 
 
 
 def load_predictions(directory: RunDirectory) -> tuple[Predictions, np.ndarray] | None:
-    """The predictions that were kept and the labels, None if there are none."""
+    """The saved predictions and labels, or None."""
     path = directory.path / FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar on a terminal, a line now and then in a log."""
+"""Progress of a training run: a bar on a terminal, occasional lines in a log."""
 
 import sys
 import time
@@ -10,18 +10,18 @@ LOG_SECONDS = 30.0
 
 
 class Bar:
-    """Minibatches done out of all.
+    """Reports finished minibatches out of the total.
 
     Args:
-        total: of the run.
-        initial: done before this process started.
-        say: takes the lines of a log; None for silence.
+        total: minibatches in the run.
+        initial: minibatches done before this process started.
+        say: called with log lines; None for silence.
     """
 
     def __init__(self, total: int, initial: int, say: Callable[[str], object] | None):
         self._total, self._first, self._done = total, initial, initial
         self._say = None if say is None or sys.stderr.isatty() else say
-        # One average over the whole run: the estimate neither doubles nor halves at the next line.
+        # Average over the whole run, so that the estimate does not jump between lines.
         self._bar = tqdm(
             total=total,
             initial=initial,
@@ -34,7 +34,7 @@ class Bar:
         self._compiling = 0.0
 
     def compiled(self, seconds: float) -> None:
-        """Leaves seconds of compilation out of the estimate."""
+        """Excludes compilation time from the estimate."""
         self._compiling += seconds
 
     def update(self, minibatches: int, text: str) -> None:
@@ -50,7 +50,7 @@ class Bar:
             self._say(f"minibatch {self._done:,} of {self._total:,}  {text}  {left} left")
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         self._bar.close()
 
 

@@ -1,4 +1,4 @@
-"""Signals that end a program: Ctrl-C, and what schedulers and terminals send."""
+"""Termination signals: Ctrl-C, and those from schedulers and terminals."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ ENDING = tuple(
 
 
 class Stopped(KeyboardInterrupt):
-    """What a signal raises in the main thread; it ends a program as Ctrl-C does.
+    """Raised in the main thread by a signal; ends a program like Ctrl-C.
 
     Attributes:
         signum: the signal.
-        computing: whether a compiled call was left behind that nothing can stop: the process has to
-            end without waiting for it.
+        computing: whether an unstoppable compiled call is still running, so that the process must
+        exit without waiting for it.
     """
 
     def __init__(self, signum: int, computing: bool = False):
@@ -29,18 +29,18 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """Every ending signal raises :class:`Stopped` inside, if this is the main thread."""
+    """Makes termination signals raise :class:`Stopped` inside, if this is the main thread."""
     with handled(_stop):
         yield
 
 
 @contextlib.contextmanager
 def handled(handler) -> Iterator[None]:
-    """Inside, ``handler(signum, frame)`` takes every ending signal, if this is the main thread."""
+    """Installs ``handler(signum, frame)`` for termination signals, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A program under nohup ignores hang-ups, and should go on doing so.
+    # Under nohup, keep ignoring SIGHUP.
     wanted = [n for n in ENDING if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in wanted}
     try:
@@ -51,12 +51,12 @@ def handled(handler) -> Iterator[None]:
 
 
 def status(error: KeyboardInterrupt) -> int:
-    """The exit status that shells expect: 128 and the number of the signal."""
+    """The conventional exit status: 128 plus the signal number."""
     return 128 + getattr(error, "signum", signal.SIGINT)
 
 
 def leave(error: KeyboardInterrupt) -> NoReturn:
-    """Ends the program with the status of the signal."""
+    """Exits with the signal's status."""
     if getattr(error, "computing", False):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -65,9 +65,9 @@ def leave(error: KeyboardInterrupt) -> NoReturn:
 
 
 def quiet_while_importing(package: str) -> None:
-    """Ctrl-C ends a program of this package without a traceback until it has started.
+    """Makes Ctrl-C exit without a traceback while a program is starting up.
 
-    Only where the program is run with ``python -m``: an imported package leaves signals alone.
+    Only for programs run with ``python -m``; importing the package leaves signals alone.
     """
     words = sys.orig_argv
     is_program = "-m" in words and words[words.index("-m") + 1].split(".")[0] == package

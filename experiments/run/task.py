@@ -1,4 +1,4 @@
-"""The data of a run, and its streams of randomness."""
+"""The data and random streams of a run."""
 
 import enum
 from typing import Any, NamedTuple
@@ -11,21 +11,21 @@ from ..settings import Config
 
 
 class Stream(enum.IntEnum):
-    """The streams of random numbers that a run's seed is split into."""
+    """The random streams derived from a run's seed."""
 
     INIT = 0
     TRAIN = 1  # minibatches, augmentation and training attacks
-    NOISE = 2  # of Langevin dynamics
+    NOISE = 2  # Langevin dynamics
     SELECTION = 3  # the attack on the selection images
     TEST = 4  # the attack on the test images
 
 
-# The split and the subsets are part of the task, not of the run: they never depend on its seed.
+# The split and subsets belong to the task, not the run, and never depend on the run's seed.
 _SPLIT_SEED = 0
 
 
 class Images(NamedTuple):
-    """Images and labels of one purpose, on the host.
+    """Images and labels of one split, on the host.
 
     Attributes:
         images: uint8 of shape (N, H, W, C).
@@ -41,9 +41,9 @@ class Task(NamedTuple):
 
     Attributes:
         dataset: the whole data set.
-        train: images to train on.
-        selection: images that choose the checkpoint.
-        test: images of the final report.
+        train: training images.
+        selection: images that select the checkpoint.
+        test: images for the final report.
     """
 
     dataset: data.Dataset
@@ -53,14 +53,14 @@ class Task(NamedTuple):
 
 
 def load_task(config: Config, data_dir: Any = None) -> Task:
-    """Loads the data set and cuts it as the configuration says.
+    """Loads the data set and splits it as configured.
 
     The selection images are the last ``selection_size`` of the training set shuffled with a fixed
-    seed, or the test images (then all others are trained on, as in the paper). ``train_size`` takes
-    the first of the training images and ``test_size`` the first test images, in their order.
+    seed, or the test images (then all training images are used, as in the paper). ``train_size``
+    takes the first training images and ``test_size`` the first test images, in order.
 
     Raises:
-        ValueError: if the data set has fewer images than asked for.
+        ValueError: if the data set has fewer images than requested.
     """
     dataset = data.load(config.dataset, data_dir)
     held_out = config.selection_size if config.selection == "validation" else 0
@@ -71,8 +71,8 @@ def load_task(config: Config, data_dir: Any = None) -> Task:
     ):
         if size is not None and size > available:
             raise ValueError(
-                f"config.{name}={size} exceeds the {available} images of {config.dataset} that are "
-                f"there after the selection split; use --config.{name}={available} or less"
+                f"config.{name}={size} exceeds the {available} images of {config.dataset} left "
+                f"after the selection split; use --config.{name}={available} or less"
             )
     rows = split.train[: config.train_size]
     train = Images(dataset.train_images[rows], dataset.train_labels[rows])
@@ -88,5 +88,5 @@ def load_task(config: Config, data_dir: Any = None) -> Task:
 
 
 def key_for(config: Config, stream: Stream) -> jax.Array:
-    """The typed key of one stream of randomness of a run."""
+    """The typed key of one of a run's random streams."""
     return jax.random.fold_in(jax.random.key(config.seed), stream)

@@ -1,4 +1,4 @@
-"""Trains a run, keeps it resumable, and evaluates it when it is done."""
+"""Trains a run resumably and evaluates it at the end."""
 
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,23 @@ from .task import Stream, key_for, load_task
 def train_and_evaluate(
     config: Config, workdir: Path | str, *, data_dir: Any = None, verbose: bool = True
 ) -> dict:
-    """Trains as configured, or goes on where an earlier call stopped, and reports on the test set.
+    """Trains as configured, resuming an earlier call, and reports on the test set.
 
     Args:
         config: resolved by :func:`experiments.settings.resolve`.
-        workdir: run directory. A finished run is not trained again: its report is returned.
-        data_dir: where data sets are looked for.
+        workdir: run directory. For a finished run, returns its report without training.
+        data_dir: folder with the data sets.
         verbose: whether to print progress.
 
     Returns:
-        The report: accuracies of the selected and the last checkpoint on the test images, and how
-        they were obtained; also in ``workdir/report.json``.
+        The report: test accuracies of the selected and the last checkpoint, and how they were
+        obtained; also saved as ``workdir/report.json``.
 
     Raises:
-        ValueError: on a configuration that makes no sense or does not fit the directory.
+        ValueError: if the configuration is invalid or does not match the directory.
         OSError: if the disk is full or read-only; the last good checkpoint survives.
         NonFiniteLossError: if the loss is not finite; the last good checkpoint survives.
-        KeyboardInterrupt: after Ctrl-C, when the state has been saved.
+        KeyboardInterrupt: after Ctrl-C, once the state is saved.
 
     Example:
         >>> import tempfile
@@ -64,7 +64,7 @@ def train_and_evaluate(
 
 
 def describe_report(report: dict) -> str:
-    """The final table of a run, as text."""
+    """Formats the final table of a run."""
     selected = f"selected (epoch {report['selected_epoch']})"
     last = f"last (epoch {report['last_epoch']})"
     table = accuracy.format_table(

@@ -1,9 +1,9 @@
-"""What a run is: its fields, what fills them, and what is checked.
+"""Run settings: their fields, defaults and validation.
 
-A config file in ``experiments/configs`` says what the *method* is. Everything that a data set or a
-scale changes stands in the tables of :mod:`experiments.settings.recipes`. A field that neither a
-config file nor the command line has set is ``None`` until :func:`resolve` fills it from there, and
-the resolved configuration is saved with every run.
+A config file in ``experiments/configs`` defines the *method*. The tables in
+:mod:`experiments.settings.recipes` define everything that depends on the data set or scale. A field
+set by neither a config file nor the command line is ``None`` until :func:`resolve` fills it from
+those tables; the resolved configuration is saved with every run.
 """
 
 from .fields import Config as Config

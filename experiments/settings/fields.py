@@ -1,4 +1,4 @@
-"""The fields of a configuration, and how the paper calls its methods."""
+"""The fields of a configuration, and the paper's names for its methods."""
 
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -13,7 +13,7 @@ from .recipes import SCALES
 Config: TypeAlias = Any
 
 
-# Methods by the stem of their config file, as the paper calls them.
+# The paper's method names by config file stem.
 NAMES = {
     "at": "AT",
     "at_ensgd": "AT+EnSGD",
@@ -30,14 +30,14 @@ NAMES = {
 
 
 def base(scale: str | None = None) -> Config:
-    """The configuration that every config file starts from: plain values, all fields present.
+    """The base configuration for every config file: plain values, all fields present.
 
     Args:
-        scale: "paper" (also None and ""), "laptop" or "smoke": what follows the colon in
-            ``--config=configs/at.py:laptop``.
+        scale: "paper" (also None and ""), "laptop" or "smoke": the part after the colon in
+        ``--config=configs/at.py:laptop``.
 
     Raises:
-        ValueError: on another scale.
+        ValueError: if the scale is unknown.
 
     Example:
         >>> base("laptop").scale
@@ -51,25 +51,25 @@ def base(scale: str | None = None) -> Config:
             "scale": scale,
             "dataset": config_dict.placeholder(str),  # filled by the entry point
             "seed": 0,
-            # Model: a name of jaxadv.models; width None is the architecture's own.
+            # Model: a name in jaxadv.models; width None means the architecture's default.
             "model": config_dict.placeholder(str),
             "width": config_dict.placeholder(int),
-            "normalize": config_dict.placeholder(bool),  # by the data set's mean and std, if any
-            "precision": "float32",  # or "bfloat16": compute only, weights stay float32
-            # Data: numbers of images, None is all of them.
+            "normalize": config_dict.placeholder(bool),  # with the data set's mean and std, if any
+            "precision": "float32",  # or "bfloat16", for compute only; weights stay float32
+            # Data: numbers of images; None means all.
             "train_size": config_dict.placeholder(int),
             "test_size": config_dict.placeholder(int),
             "augment": config_dict.placeholder(str),
-            # What is minimised: cross-entropy at adversarial images (AT), or "trades".
+            # The loss: cross-entropy at adversarial images (AT), or "trades".
             "objective": "cross_entropy",
-            # beta_T, the attack's preset on CIFAR-10 ("paper" or "awp") and its start.
+            # beta_T, the attack's preset on CIFAR-10 ("paper" or "awp"), and its initialization.
             "trades": {
                 "beta": 6.0,
                 "preset": config_dict.placeholder(str),
                 "start_noise": 0.001,
             },
-            # Adversarial weight perturbation: gamma_A, and whether the weight decay of SGD acts on
-            # the perturbed weights, as in the AWP code. Inside EntropySGD it never does.
+            # Adversarial weight perturbation: gamma_A, and whether SGD's weight decay acts on the
+            # perturbed weights, as in the AWP code. Inside EntropySGD it never does.
             "awp": {
                 "enabled": False,
                 "gamma": config_dict.placeholder(float),
@@ -77,7 +77,7 @@ def base(scale: str | None = None) -> Config:
             },
             # Optimization.
             "optimizer": "sgd",  # or "entropy_sgd", or another of experiments.settings.optimizers
-            # AWP and EntropySGD are off in epochs before this one; see warm_epochs.
+            # AWP and EntropySGD are off before this epoch; see warm_epochs.
             "warmup_epochs": config_dict.placeholder(int),
             "first_epoch": config_dict.placeholder(int),  # number of the first epoch, 0 or 1
             "num_epochs": config_dict.placeholder(int),
@@ -87,18 +87,18 @@ def base(scale: str | None = None) -> Config:
             "weight_decay": 5e-4,
             "lr_drops": (0.5, 0.75),  # fractions of the run
             "lr_factor": 0.1,
-            "lr_unit": config_dict.placeholder(str),  # asked for each "minibatch" or "epoch"
-            # EntropySGD: names and presets of jaxadv.optim.entropy_sgd; None is the preset's value
-            # and, without a preset, the recommended one with the momentum and decay above.
+            "lr_unit": config_dict.placeholder(str),  # updated every "minibatch" or "epoch"
+            # EntropySGD: names and presets of jaxadv.optim.entropy_sgd; None means the preset's
+            # value or, without a preset, the recommended one with the momentum and decay above.
             "entropy": {
                 "preset": config_dict.placeholder(str),
-                "learning_rate": config_dict.placeholder(float),  # None is the one above
+                "learning_rate": config_dict.placeholder(float),  # None means the one above
                 "n_in": config_dict.placeholder(int),
                 "inner_learning_rate": config_dict.placeholder(float),
                 "gamma": config_dict.placeholder(float),
                 "noise": config_dict.placeholder(float),
-                # The paper's alpha weighs the "new" iterate as its Algorithm 1 is printed, and the
-                # "old" average in the code that it builds on; new_weight is what follows from it.
+                # The paper's alpha weights the "new" iterate in Algorithm 1 as printed, and the
+                # "old" average in the code it builds on; new_weight is derived from it.
                 "alpha": config_dict.placeholder(float),
                 "alpha_weighs": "old",
                 "new_weight": config_dict.placeholder(float),
@@ -106,9 +106,9 @@ def base(scale: str | None = None) -> Config:
                 "inner_momentum": config_dict.placeholder(float),
                 "weight_decay": config_dict.placeholder(float),
                 "second_order": False,
-                # Divide by the Hessian of the measure that is sampled; see jaxadv.optim.
+                # Divide by the Hessian of the measure actually sampled; see jaxadv.optim.
                 "beta_aware": False,
-                "stop_at": 1.0,  # fraction of the run after which SGD goes on
+                "stop_at": 1.0,  # fraction of the run after which SGD takes over
             },
             # The training attack.
             "threat": {
@@ -117,7 +117,7 @@ def base(scale: str | None = None) -> Config:
                 "step_size": config_dict.placeholder(float),
                 "num_steps": 10,
             },
-            # PGD for selection, curves and the final report; same norm.
+            # PGD for selection, curves and the final report, in the same norm.
             "eval": {
                 "eps": config_dict.placeholder(float),
                 "step_size": config_dict.placeholder(float),
@@ -126,22 +126,21 @@ def base(scale: str | None = None) -> Config:
                 "batch_size": config_dict.placeholder(int),
                 "every": 1,  # epochs between evaluations on the selection images
             },
-            # BatchNorm; the defaults are what the AWP code does, see jaxadv.objectives. Under
-            # TRADES the attack is in "eval" mode.
+            # BatchNorm; the defaults follow the AWP code, see jaxadv.objectives. Under TRADES the
+            # attack is in "eval" mode.
             "bn": {
                 "attack": config_dict.placeholder(str),
                 "attack_updates_stats": True,
                 "clean_pass": config_dict.placeholder(bool),
-                # EntropySGD: "refresh" the statistics of the slow weights before an evaluation, or
-                # use those of the "inner" iterates.
+                # EntropySGD: "refresh" the slow weights' statistics before an evaluation, or use
+                # those of the "inner" iterates.
                 "slow_weights": "refresh",
                 "refresh_batches": config_dict.placeholder(int),
             },
-            # Smoothness of the adversarial loss along the run, into metrics.jsonl: see
-            # experiments.run.diagnostics. Every so many minibatches (0 is never), on training
-            # images.
+            # Log the smoothness of the adversarial loss to metrics.jsonl every so many minibatches
+            # (0: never), on training images; see experiments.run.diagnostics.
             "diagnostics": {"every": 0, "num_images": 16},
-            # Which images choose the checkpoint: held-out "validation" images, or "test" as in the
+            # Images that select the checkpoint: held-out "validation" images, or "test" as in the
             # paper (optimistic).
             "selection": "validation",
             "selection_size": config_dict.placeholder(int),
@@ -159,7 +158,7 @@ def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def label(config: Config) -> str:
-    """A method as the paper calls it, with gamma_A: "AWP(0.01)+EnSGD".
+    """The paper's name for a method, with gamma_A: "AWP(0.01)+EnSGD".
 
     Example:
         >>> from experiments import settings

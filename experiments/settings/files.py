@@ -1,4 +1,4 @@
-"""Configuration files: where they are found, how they are loaded, where their runs go."""
+"""Configuration files: finding them, loading them, and naming their run directories."""
 
 import ast
 import difflib
@@ -22,17 +22,17 @@ PATH_FLAG = re.compile(r"^--?config(=|$)")
 
 
 def resolve_argv(argv: Sequence[str], roots: Sequence[Path]) -> list[str]:
-    """Replaces the path in ``--config=PATH[:SCALE]`` by that of the file that exists.
+    """Resolves the path in ``--config=PATH[:SCALE]`` to an existing file.
 
     Args:
         argv: command line, program name first.
-        roots: folders in which a relative path is looked for, in this order, after the current one.
+        roots: folders to search for a relative path, in order, after the current one.
 
     Returns:
-        The command line with an absolute path; unchanged where no ``--config`` stands.
+        The command line with an absolute path; unchanged if there is no ``--config``.
 
     Raises:
-        FileNotFoundError: if the file is in none of the places; names the configs that exist.
+        FileNotFoundError: if the file is in none of the folders; lists the available configs.
     """
     result = list(argv)
     for position, argument in enumerate(argv):
@@ -46,7 +46,7 @@ def resolve_argv(argv: Sequence[str], roots: Sequence[Path]) -> list[str]:
         found = next((p for p in (Path.cwd(), *roots) if (p / path).is_file()), None)
         if found is None:
             existing = sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.py"))
-            near = nearest(path, existing) or f"; there are {', '.join(existing)}"
+            near = nearest(path, existing) or f"; available: {', '.join(existing)}"
             raise FileNotFoundError(f"no config file {path!r}{near}")
         check_choice("scale", scale or "paper", SCALES)
         resolved = str((found / path).resolve()) + (f":{scale}" if separator else "")
@@ -86,12 +86,12 @@ def load_config(method: str, scale: str, dataset: str, **overrides) -> Config:
 
 
 def default_workdir(config: Config) -> Path:
-    """Where a run goes unless ``--workdir`` says otherwise: runs/DATASET-SCALE/METHOD/seedN."""
+    """The default run directory: runs/DATASET-SCALE/METHOD/seedN."""
     return Path("runs") / f"{config.dataset}-{config.scale}" / config.method / f"seed{config.seed}"
 
 
 def load_file(path: Path, scale: str) -> Config:
-    """What ``get_config(scale)`` of a config file returns."""
+    """Calls ``get_config(scale)`` of a config file."""
     spec = importlib.util.spec_from_file_location(f"experiments.configs.{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -106,7 +106,9 @@ def load_file(path: Path, scale: str) -> Config:
     try:
         inspect.signature(module.get_config).bind(scale)
     except TypeError:
-        raise ValueError(f"{path}: get_config must take the scale; see {DEFAULT_CONFIG}") from None
+        raise ValueError(
+            f"{path}: get_config must accept the scale; see {DEFAULT_CONFIG}"
+        ) from None
     try:
         config = module.get_config(scale)
     except Exception as error:
@@ -114,27 +116,27 @@ def load_file(path: Path, scale: str) -> Config:
         raise ValueError(text) from error
     if not isinstance(config, ConfigDict):
         raise ValueError(
-            f"{path}: get_config returns a {type(config).__name__}; return a ConfigDict made by "
+            f"{path}: get_config returns a {type(config).__name__}; return a ConfigDict created by "
             f"settings.base(scale), as {DEFAULT_CONFIG} does"
         )
     known = {name for name, _ in flatten(base())}
     for name in known - {name for name, _ in flatten(config)}:
-        raise ValueError(f"{path}: get_config leaves out {name}; start from settings.base(scale)")
+        raise ValueError(f"{path}: get_config is missing {name}; start from settings.base(scale)")
     return config
 
 
 def summary(path: Path) -> str:
-    """What a config file says of its method: the first line of its docstring."""
+    """A config file's one-line description: the first line of its docstring."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
 
 
 def nearest(name: str, known, prefix: str = "") -> str:
-    """``; did you mean NAME?``, or nothing if no known name is like it."""
+    """``; did you mean NAME?``, or "" if no known name is close."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
+    """An error as one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

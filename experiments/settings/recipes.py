@@ -1,9 +1,9 @@
-"""What the data set, the objective, the architecture and the scale change in a run: all of it.
+"""Settings that depend on the data set, the objective, the architecture and the scale.
 
-A config file in ``experiments/configs`` says what the *method* is. These tables hold everything
-else; :mod:`experiments.settings` fills it in, and the result is saved with every run. Values of
-CIFAR-10, CIFAR-100 and SVHN are those of Kanai et al. and, where the paper is silent or ambiguous,
-of the code that it follows (the AWP and TRADES repositories).
+A config file in ``experiments/configs`` defines the *method*. These tables contain everything else;
+:mod:`experiments.settings` fills it in, and the result is saved with every run. Values for
+CIFAR-10, CIFAR-100 and SVHN follow Kanai et al. and, where the paper is silent or ambiguous, the
+code it builds on (the AWP and TRADES repositories).
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 SCALES = ("paper", "laptop", "smoke")
 
 # (eps, training and evaluation step size) by data set and norm, images in [0, 1].
-# CIFAR and SVHN: Kanai et al., for L2 the runs of the AWP authors. Digits: chosen so that a small
-# network under adversarial training ends well above chance and well below its clean accuracy.
+# CIFAR and SVHN: Kanai et al.; for L2, the AWP authors' runs. Digits: chosen so that an
+# adversarially trained small network ends well above chance and well below its clean accuracy.
 THREATS = {
     "cifar10": {"linf": (8 / 255, 2 / 255), "l2": (128 / 255, 15 / 255)},
     "cifar100": {"linf": (8 / 255, 2 / 255), "l2": (128 / 255, 15 / 255)},
@@ -20,12 +20,12 @@ THREATS = {
     "digits": {"linf": (0.2, 0.04), "l2": (1.0, 0.2)},
 }
 
-# The Linf attack of TRADES in training, for config.trades.preset: the paper states the defaults of
-# the reference's function, whose command line (in the AWP repository) passes other values. What is
-# evaluated is always the radius above.
+# The Linf training attack of TRADES, for config.trades.preset: the paper states the defaults of the
+# reference function, whose command line (in the AWP repository) passes different values. Evaluation
+# always uses the radius above.
 TRADES_THREATS = {"cifar10": {"paper": (0.031, 0.003), "awp": (8 / 255, 2 / 255)}}
 
-# Numbers in an image: the radius of an L2 or L1 ball is bounded by the box that they span.
+# Numbers per image: they span the box that bounds the radius of an L2 or L1 ball.
 NUM_FEATURES = {
     "cifar10": 32 * 32 * 3,
     "cifar100": 32 * 32 * 3,
@@ -47,8 +47,8 @@ _CIFAR10 = {
     "eval.batch_size": 500,
 }
 _CIFAR100 = _CIFAR10 | {"augment": "zero_crop_flip_rotate", "entropy.n_in": 30}
-# The paper gives eta = 0.1 and "learning rates of SGD and EntropySGD 0.01" in one breath: read as
-# 0.01 for SGD and for the slow weights, 0.1 (entropy_sgd's default) for the inner loop.
+# The paper states both eta = 0.1 and "learning rates of SGD and EntropySGD 0.01": read as 0.01 for
+# SGD and the slow weights, and 0.1 (entropy_sgd's default) for the inner loop.
 _SVHN = _CIFAR10 | {
     "learning_rate": 0.01,
     "augment": "none",
@@ -69,8 +69,8 @@ _DIGITS = {
     "eval.batch_size": 360,
 }
 
-# With some hundred outer steps in all, outer momentum 0.9 would remember a good part of the run:
-# the same effective step eta / (1 - m) = 1 with a shorter memory.
+# With only about a hundred outer steps, momentum 0.9 would average over much of the run: keep the
+# effective step eta / (1 - m) = 1 with a shorter memory.
 FEW_OUTER_STEPS = {"entropy.learning_rate": 0.5, "entropy.momentum": 0.5}
 _LAPTOP = {
     "width": 16,
@@ -103,8 +103,8 @@ _SMOKE_DIGITS = {
     "eval.batch_size": 64,
 }
 
-# By data set and scale. A scale inherits the paper's values; where there is no paper (digits),
-# "paper" is simply the longest of the three.
+# By data set and scale. A scale inherits the "paper" values; for digits, which the paper does not
+# use, "paper" is simply the longest of the three.
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     name: {"paper": paper, "laptop": paper | _LAPTOP, "smoke": paper | _SMOKE}
     for name, paper in {"cifar10": _CIFAR10, "cifar100": _CIFAR100, "svhn": _SVHN}.items()
@@ -116,10 +116,10 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     }
 }
 
-# What follows from the objective on every data set. Adversarial training as in the AWP code: the
-# attack in train mode, the rate asked for at every minibatch, epochs counted from 0. TRADES as in
-# its code: the attack in eval mode, images not normalised, the rate asked for once an epoch, and
-# epochs counted from 1, so that "the first 10 epochs" of a warm-up are 9.
+# Settings implied by the objective on every data set. Adversarial training follows the AWP code:
+# attack in train mode, learning rate updated every minibatch, epochs counted from 0. TRADES follows
+# its code: attack in eval mode, images not normalized, learning rate updated once per epoch, epochs
+# counted from 1, so that the "first 10 epochs" of a warm-up are 9.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "cross_entropy": {
         "bn.attack": "train",
@@ -136,31 +136,31 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
 }
 
-# The paper's TRADES experiment, by data set, and the part of it that belongs to its full scale.
+# The paper's TRADES experiment by data set, and the part specific to its full scale.
 TRADES_DATA = {"cifar10": {"augment": "zero_crop_flip"}}
 TRADES_MODEL = {"cifar10": "wrn34_10"}
 
-# gamma_A of adversarial weight perturbation, by data set and optimizer; with TRADES, the last.
+# gamma_A of adversarial weight perturbation by data set and optimizer; TRADES uses the last.
 AWP_GAMMA = {
     "cifar10": {"sgd": 0.01, "entropy_sgd": 0.005},
     "cifar100": {"sgd": 0.01, "entropy_sgd": 0.007},
     "svhn": {"sgd": 0.01, "entropy_sgd": 0.005},
-    # A fifth of the paper's: its own keep the small network at chance for some seeds.
+    # A fifth of the paper's values, with which the small network stays at chance for some seeds.
     "digits": {"sgd": 0.002, "entropy_sgd": 0.001},
 }
 AWP_GAMMA_TRADES = 0.005
-# Epochs, of 200, without AWP where the published set-up knows no warm-up: see above.
+# Epochs (of 200) without AWP where the published setup has no warm-up; see above.
 AWP_WARMUP = {"digits": 33}
 
-# "AWP and EntropySGD off for the first 10 epochs", of 200; shorter runs warm up in proportion.
+# "AWP and EntropySGD off for the first 10 epochs" of 200; shorter runs warm up proportionally.
 TRADES_AWP_WARMUP = 10
 WARMUP_OF_EPOCHS = 200
 
 
 def inner_steps(dataset: str, model: str, *, is_trades: bool, awp: bool) -> int | None:
-    """The paper's n_in where it is not that of the data set alone, at its full scale.
+    """The paper's full-scale n_in where it depends on more than the data set.
 
-    30 with AWP and 20 with TRADES, both on any architecture; else 30 on the wider one.
+    30 with AWP and 20 with TRADES, on any architecture; otherwise 30 on the wider one.
     """
     if dataset == "digits":
         return None

@@ -1,4 +1,4 @@
-"""Fills the open fields of a configuration for its data set and scale."""
+"""Fills unset configuration fields for the data set and scale."""
 
 import math
 from typing import Any
@@ -15,14 +15,14 @@ from .validation import check
 
 
 def resolve(config: Config, dataset: str) -> Config:
-    """A copy with every open field filled for the data set and the scale, and checked.
+    """A validated copy with every unset field filled for the data set and scale.
 
     Args:
-        config: made by a config file, with any overrides.
+        config: from a config file, with any overrides.
         dataset: "cifar10", "cifar100", "svhn" or "digits".
 
     Raises:
-        ValueError: on values that make no sense, naming field, value and remedy.
+        ValueError: if a value is invalid; names the field, the value and the fix.
 
     Example:
         >>> from experiments import settings
@@ -36,7 +36,7 @@ def resolve(config: Config, dataset: str) -> Config:
     config = config.copy_and_resolve_references()
     if config.dataset not in (None, dataset):
         raise ValueError(
-            f"config.dataset={config.dataset!r} under the entry point of {dataset!r}; "
+            f"config.dataset={config.dataset!r} does not match the entry point {dataset!r}; "
             f"run python -m experiments.{config.dataset}"
         )
     config.dataset = dataset
@@ -57,7 +57,7 @@ def resolve(config: Config, dataset: str) -> Config:
 
 
 def _defaults(config: Config) -> dict[str, Any]:
-    """What fills the open fields, by dotted name."""
+    """Values for unset fields, by dotted name."""
     dataset, is_paper = config.dataset, config.scale == "paper"
     is_trades = config.objective == "trades"
     defaults = dict(DEFAULTS[dataset][config.scale]) | recipes.OBJECTIVES[config.objective]
@@ -79,7 +79,7 @@ def _defaults(config: Config) -> dict[str, Any]:
         part = num_epochs / recipes.WARMUP_OF_EPOCHS
         defaults["warmup_epochs"] = round(part * defaults["warmup_epochs"])
     if model != usual:
-        defaults.pop("width", None)  # a width of one architecture means nothing for another
+        defaults.pop("width", None)  # a width is specific to its architecture
     if config.entropy.preset is not None:
         for name in recipes.FEW_OUTER_STEPS:
             defaults.pop(name, None)  # a preset is complete
@@ -91,7 +91,7 @@ def _fill_awp(config: Config) -> None:
     if not awp.enabled:
         if awp.gamma:
             raise ValueError(
-                f"config.awp.gamma={awp.gamma} without effect; give --config.awp.enabled=true too"
+                f"config.awp.gamma={awp.gamma} has no effect without --config.awp.enabled=true"
             )
         awp.gamma = 0.0
     elif awp.gamma is None:
@@ -114,7 +114,7 @@ def _fill_threat(config: Config) -> None:
             check_choice("config.trades.preset", config.trades.preset, presets)
             eps, step_size = presets[config.trades.preset]
         elif threat.norm == "l2" and eps is not None:
-            # The rule of the TRADES code.
+            # The TRADES code's rule.
             step_size = 2 * (eps if own is None else own) / max(threat.num_steps, 1)
     threat.eps = eps if threat.eps is None else threat.eps
     threat.step_size = step_size if threat.step_size is None else threat.step_size
@@ -138,7 +138,7 @@ def _fill_entropy(config: Config) -> None:
             | own
             | {"inner_momentum": config.momentum}
         )
-    # The Lua code has no outer momentum and a rate of 1, the effective step of 0.1 / (1 - 0.9).
+    # The Lua code has no outer momentum and a rate of 1, the effective step 0.1 / (1 - 0.9).
     values["learning_rate"] = 1.0 if entropy.preset == "lua" else config.learning_rate
     convert = lambda weight: 1 - weight if entropy.alpha_weighs == "old" else weight
     if entropy.alpha is not None:

@@ -1,4 +1,4 @@
-"""Whether the fields of a resolved configuration make sense, alone and together."""
+"""Validates the fields of a resolved configuration, individually and together."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from jaxadv.models import MODELS
 
 from .recipes import NUM_FEATURES
 
-_MAX_EPOCHS = 100_000  # minibatches are counted in 32 bits
+_MAX_EPOCHS = 100_000  # the minibatch counter has 32 bits
 
 
 def warm_epochs(config: Any) -> int:
-    """How many epochs AWP and EntropySGD are off, the first one's number taken into account.
+    """Number of epochs with AWP and EntropySGD off, given the number of the first epoch.
 
     Example:
         >>> from experiments import settings
@@ -26,7 +26,7 @@ def warm_epochs(config: Any) -> int:
 
 
 def check(config: Any) -> None:
-    """Raises a ``ValueError`` that names the field, its value and the remedy.
+    """Raises a ``ValueError`` that names the field, its value and the fix.
 
     Args:
         config: with every field filled.
@@ -53,7 +53,7 @@ def check(config: Any) -> None:
         raise ValueError(f"config.num_epochs={config.num_epochs} exceeds {_MAX_EPOCHS}")
     if config.seed >= 2**32:
         raise ValueError(
-            f"config.seed={config.seed} must be below 2**32: larger ones would repeat smaller ones"
+            f"config.seed={config.seed} must be below 2**32: larger seeds alias smaller ones"
         )
     for name in ("width", "train_size", "test_size"):
         if config[name] is not None:
@@ -81,11 +81,11 @@ def check(config: Any) -> None:
         ("entropy.inner_momentum", config.entropy.inner_momentum),
     ):
         if not 0 <= value < 1:
-            raise ValueError(f"config.{name}={value} must be in [0, 1); 0 turns it off")
+            raise ValueError(f"config.{name}={value} must be in [0, 1); 0 disables it")
     if not 0 < config.entropy.new_weight <= 1:
         raise ValueError(
             f"config.entropy.new_weight={config.entropy.new_weight} must be in (0, 1]; it is the "
-            "weight of the newest iterate in the average"
+            "newest iterate's weight in the average"
         )
     for drop in config.lr_drops:
         if isinstance(drop, str) or not 0 <= drop <= 1:
@@ -106,38 +106,38 @@ def check(config: Any) -> None:
 
 
 def _check_method(config: Any) -> None:
-    """What fits together and what doesn't."""
+    """Checks fields against each other."""
     entropy = config.entropy
     if config.objective == "trades":
         check_choice("config.threat.norm (under TRADES)", config.threat.norm, ("linf", "l2"))
         check_choice("config.bn.attack (under TRADES)", config.bn.attack, ("eval",))
     elif config.trades.preset is not None:
         raise ValueError(
-            f"config.trades.preset={config.trades.preset!r} without effect; give "
+            f"config.trades.preset={config.trades.preset!r} has no effect; give "
             "--config.objective=trades too"
         )
     if entropy.beta_aware and not entropy.second_order:
-        raise ValueError("config.entropy.beta_aware needs --config.entropy.second_order=true too")
+        raise ValueError("config.entropy.beta_aware requires --config.entropy.second_order=true")
     if not 0 < entropy.stop_at <= 1:
         raise ValueError(
             f"config.entropy.stop_at={entropy.stop_at} must be a fraction of the run in (0, 1]; "
-            "1 never changes to SGD"
+            "1 never switches to SGD"
         )
     warm = warm_epochs(config)
     stop = math.ceil(entropy.stop_at * config.num_epochs)
     if config.optimizer == "entropy_sgd" and warm >= stop:
         raise ValueError(
-            f"config.warmup_epochs={config.warmup_epochs} leaves no epoch to EntropySGD, which "
+            f"config.warmup_epochs={config.warmup_epochs} leaves no epochs for EntropySGD, which "
             f"ends after epoch {stop}; use fewer"
         )
     if config.awp.enabled and warm >= config.num_epochs:
         raise ValueError(
             f"config.warmup_epochs={config.warmup_epochs} leaves none of the {config.num_epochs} "
-            "epochs to AWP; use fewer"
+            "epochs for AWP; use fewer"
         )
     if config.optimizer == "entropy_sgd" and config.entropy.n_in == 0:
         raise ValueError(
-            "config.entropy.n_in=0 leaves no inner loop; use --config.optimizer=sgd for plain SGD"
+            "config.entropy.n_in=0 means no inner loop; use --config.optimizer=sgd for plain SGD"
         )
 
 

@@ -1,1 +1,1 @@
-"""``--help`` at once, and its texts."""
+"""Instant ``--help``, from stored texts."""

@@ -1,7 +1,7 @@
-"""``--help`` of the entry points at once, without loading JAX.
+"""Instant ``--help`` for the entry points, without loading JAX.
 
-The texts lie in ``experiments/cli/help/texts``, one file a program, as its own parser prints them;
-``python -m experiments.cli.help.write`` writes them anew, and a test compares them.
+The texts are in ``experiments/cli/help/texts``, one file per program, as its own parser prints
+them; ``python -m experiments.cli.help.write`` regenerates them, and a test compares them.
 """
 
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "texts"
 FLAGS = ("-h", "--help", "-help", "--helpfull")
-OWN = "JAXADV_OWN_HELP"  # set while the texts are made: the program prints its own
+OWN = "JAXADV_OWN_HELP"  # set while generating the texts: the program prints its own
 
 
 def show() -> None:
-    """Prints the help of the program that Python was started with, if that was asked for."""
+    """Prints the help of the running program if the command line asks for it."""
     words = sys.orig_argv
     if "-m" not in words or OWN in os.environ:
         return

@@ -1,4 +1,4 @@
-"""Writes the texts of ``--help`` anew, as the programs themselves print them.
+"""Regenerates the ``--help`` texts from what the programs themselves print.
 
 python -m experiments.cli.help.write                # all
 python -m experiments.cli.help.write experiments    # those whose names start like this

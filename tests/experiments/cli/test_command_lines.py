@@ -85,7 +85,7 @@ def test_a_seed_that_would_be_another_is_refused(text):
 CONFIGS = {
     "none": ("def get_config(scale): pass", "returns a NoneType"),
     "dict": ("def get_config(scale): return {}", "returns a dict"),
-    "no argument": ("def get_config(): pass", "must take the scale"),
+    "no argument": ("def get_config(): pass", "must accept the scale"),
     "no function": ("get_config = 3", "has no get_config"),
     "raises": ("raise RuntimeError('no luck')", "raises RuntimeError: no luck"),
     "raises inside": ("def get_config(scale): return 1 / 0", "raises ZeroDivisionError"),
@@ -120,7 +120,7 @@ def test_too_many_epochs_are_refused():
 def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, output):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match="choose another place|name a file"):
+    with pytest.raises(OSError, match="choose another path|give a file name"):
         evaluate.evaluate(workdir=tmp_path / "no run", save=tmp_path / output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 

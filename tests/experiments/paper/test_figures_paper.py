@@ -129,7 +129,7 @@ def test_a_run_of_other_fields_is_refused(monkeypatch, capsys):
     config.learning_rate = 0.7
     write_json(RunDirectory(member.workdir()).config_file, config.to_dict())
     text = refused(monkeypatch, capsys, fig3, "--scale=laptop", "--seeds=1")
-    assert "another configuration (learning_rate=0.7 there" in text
+    assert "a different configuration (learning_rate=0.7 there" in text
 
 
 @pytest.mark.parametrize(("dataset", "gamma"), [("cifar10", 0.005), ("cifar100", 0.007)])

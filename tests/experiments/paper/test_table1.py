@@ -290,7 +290,7 @@ def test_a_run_of_other_fields_is_no_cell(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         command(monkeypatch, "--scale=laptop", "--no-run", "--seeds=1", TWO)
     assert exit_.value.code == 2
-    assert "another configuration (num_epochs=1 there; 1 different)" in capsys.readouterr().err
+    assert "a different configuration (num_epochs=1 there; 1 different)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

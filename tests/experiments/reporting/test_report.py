@@ -207,7 +207,7 @@ def test_judging_a_run_renews_its_report(copy, monkeypatch, capsys):
     monkeypatch.setattr("experiments.reporting.write.write", lambda *_, **__: 1 / 0)
     judge(None, 11.5)
     assert copy.report()["autoattack"]["selected"]["robust"] == 11.5
-    assert "the results are saved, but the HTML report" in capsys.readouterr().out
+    assert "results are saved, but the HTML report" in capsys.readouterr().out
 
 
 def test_a_run_under_way_has_a_report_too(copy, tmp_path):
@@ -220,7 +220,7 @@ def test_a_run_under_way_has_a_report_too(copy, tmp_path):
     fresh = RunDirectory(tmp_path / "fresh")
     fresh.open(tiny(), needed_bytes=1)
     write(fresh.path)
-    assert "No epoch has ended yet" in read(fresh).words()
+    assert "No epoch has finished yet" in read(fresh).words()
 
 
 def test_everything_is_escaped(copy):
@@ -258,7 +258,7 @@ def test_a_report_that_fails_does_not_fail_the_training(monkeypatch, tmp_path, c
     assert found == RunDirectory(tmp_path / "run").report()
     out = capsys.readouterr()
     [line] = [line for line in (out.out + out.err).splitlines() if "HTML" in line]
-    assert "the results are saved" in line and "(no fonts)" in line
+    assert "results are saved" in line and "(no fonts)" in line
     assert f"python -m experiments.report --workdir={tmp_path / 'run'}" in line
 
 

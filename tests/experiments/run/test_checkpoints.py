@@ -96,7 +96,7 @@ def test_a_torn_file_is_refused_wherever_it_was_cut(tmp_path):
         with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}: is (torn|not a)"):
             checkpoints.load(path, template)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(CheckpointError, match="is torn or damaged"):
+    with pytest.raises(CheckpointError, match="is truncated or damaged"):
         checkpoints.load(path, template)
 
 
@@ -108,7 +108,7 @@ def test_a_flipped_bit_is_found_anywhere(tmp_path):
         data = bytearray(whole)
         data[place] ^= 0x10
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match="is (torn or damaged|not a checkpoint)"):
+        with pytest.raises(CheckpointError, match="is (truncated or damaged|not a checkpoint)"):
             checkpoints.load(path, template)
 
 
@@ -160,7 +160,7 @@ def test_a_failing_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, stage, 
         else:
             opened = lambda *a: Breaks(open(*a), number)
             patch.setattr(checkpoints, "open", opened, raising=False)
-        with pytest.raises(OSError, match="what was there before is untouched") as error:
+        with pytest.raises(OSError, match="the previous file is untouched") as error:
             checkpoints.save(path, example(), {"epoch": 2})
     assert error.value.errno == number
     for part in (str(path), os.strerror(number), "Free some space", "--workdir"):

@@ -49,7 +49,7 @@ def test_ctrl_c_leaves_a_resumable_run_and_exits_with_130(finished, tmp_path):
     workdir = tmp_path / "run"
     done = start("at", workdir, "SIGINT", "update", 2)
     assert done.returncode == 130
-    assert "interrupted and saved; give the same command again to go on" in done.stdout
+    assert "interrupted and saved; run the same command to resume" in done.stdout
     assert "Traceback" not in done.stderr and "error" not in done.stderr
     step = int(parts(workdir / "last.ckpt", tiny(), ("step",))[0])
     assert 0 < step < 15 and step % 5 != 0  # inside an epoch

@@ -33,7 +33,9 @@ def test_checkpoints_of_another_run_are_refused(tmp_path, monkeypatch):
     theirs = half_done(tmp_path / "theirs", monkeypatch, tiny(seed=1))
     shutil.copy(theirs.last, ours.last)
     before = ours.last.read_bytes()
-    with pytest.raises(ValueError, match=r"last\.ckpt belongs to a run of another configuration"):
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt belongs to a run with a different configuration"
+    ):
         train.train_and_evaluate(tiny(), ours.path, verbose=False)
     assert ours.last.read_bytes() == before
 
@@ -44,7 +46,7 @@ def test_checkpoints_of_another_run_are_not_evaluated(tmp_path, monkeypatch, fin
     for name in ("selected", "last"):
         good = (ours.path / f"{name}.ckpt").read_bytes()
         shutil.copy(theirs.path / f"{name}.ckpt", ours.path)
-        with pytest.raises(ValueError, match="belongs to a run of another configuration"):
+        with pytest.raises(ValueError, match="belongs to a run with a different configuration"):
             subjects.from_run(ours.path, name, "test")
         (ours.path / f"{name}.ckpt").write_bytes(good)
     record = checkpoints.load_record(ours.selected)
@@ -123,7 +125,7 @@ def test_a_refused_start_changes_nothing(tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with ours.lock(), pytest.raises(ValueError, match="another process is training there"):
         train.train_and_evaluate(tiny(), tmp_path, verbose=False)
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(ValueError, match="a different configuration"):
         train.train_and_evaluate(tiny(seed=3), tmp_path, verbose=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -195,7 +197,7 @@ def test_a_call_of_many_minutes_is_left_within_seconds(tmp_path, finished):
         started = time.monotonic()
         out, errors = running.communicate(timeout=60)
     assert time.monotonic() - started < 20 and running.returncode == 130, errors
-    assert "the call that was running, which is lost" in out and "Traceback" not in errors
+    assert "before the running call, whose work is lost" in out and "Traceback" not in errors
     train.train_and_evaluate(tiny(), tmp_path / "run", verbose=False)
     assert_same_run(RunDirectory(tmp_path / "run"), finished("at"))
 
@@ -229,7 +231,7 @@ def test_more_epochs_go_on_where_they_change_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("at", r"cannot be extended: lr_drops=\(0\.4,\) are fractions of it"),
+        ("at", r"cannot be extended: lr_drops=\(0\.4,\) are fractions of the run"),
         ("at_ensgd", "cannot be extended: lr_drops"),
     ],
 )
@@ -250,7 +252,7 @@ def test_another_machine_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(environment, "machine", lambda: machine | {"devices": 64})
     train.train_and_evaluate(tiny(), tmp_path)
     said = capsys.readouterr().out
-    assert "resuming on another machine (devices 2 -> 64): the last bits may differ" in said
+    assert "resuming on a different machine (devices 2 -> 64): the last bits may differ" in said
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_another_machine_is_told(tmp_path, monkeypatch, capsys):
     [
         ("config.json", "[]", r"config\.json: is damaged \(no object\)"),
         ("config.json", '{"a":', r"config\.json: is damaged"),
-        ("environment.json", '{"a": 1}', r"environment\.json: is damaged \(no list of starts\)"),
+        ("environment.json", '{"a": 1}', r"environment\.json: is damaged \(not a list of starts\)"),
         ("metrics.jsonl", '{"epoch": 1}\n{"epo', r"metrics\.jsonl: is damaged \(line 2\)"),
         ("metrics.jsonl", "3\n", r"metrics\.jsonl: is damaged \(line 1\)"),
         ("report.json", "3", r"report\.json: is damaged"),

@@ -55,7 +55,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
 def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(OSError, match="can't use it as a run directory.*another --workdir"):
+        with pytest.raises(OSError, match="can't be used as a run directory.*another --workdir"):
             RunDirectory(path).open(tiny(), needed_bytes=1)
     assert (tmp_path / "file").read_text() == "mine"
 
