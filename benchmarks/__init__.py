@@ -1,4 +1,4 @@
-"""Speed and memory, beside peers and in absolute terms; run from the repository root."""
+"""Speed and memory benchmarks, absolute and against peers; run from the repository root."""
 
 from experiments.cli.help.show import show
 from experiments.run import signals

@@ -1,6 +1,6 @@
 """Small published networks from npz files with PyTorch names, in JAX and in PyTorch.
 
-``meta.json`` beside the file gives architecture ("cnn4s2", "cnn4s2p0", "lenet5"), mean and std.
+``meta.json`` in the same folder gives architecture ("cnn4s2", "cnn4s2p0", "lenet5"), mean and std.
 """
 
 import gzip
@@ -23,16 +23,16 @@ ARCHITECTURES = ("cnn4s2", "cnn4s2p0", "lenet5")
 
 
 class Checkpoint(types.SimpleNamespace):
-    """Weights and how to use them.
+    """Weights and their metadata.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         arch: one of ``ARCHITECTURES``.
         weights: arrays by PyTorch name.
-        mean: per channel.
-        std: per channel.
-        eps: Linf radius that the network was trained for.
-        dataset: the images that it was trained on.
+        mean: per-channel mean.
+        std: per-channel standard deviation.
+        eps: Linf radius the network was trained for.
+        dataset: the images it was trained on.
     """
 
 
@@ -62,8 +62,8 @@ def load_images(source, number: int) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         source: a data set of :mod:`experiments.data`, an npz file with x and y, or an idx image
-            file beside its labels.
-        number: how many.
+        file next to its labels.
+        number: number of images.
 
     Returns:
         Images of shape (N, H, W, C), float32 in [0, 1], and labels, int32.
@@ -102,8 +102,8 @@ def jax_model(checkpoint: Checkpoint):
         return jax.nn.relu(y + w[f"{name}.bias"].reshape(1, 1, 1, -1))
 
     def pool(x):
-        # The gradient of this maximum goes to one of equal entries, as in PyTorch; that of
-        # ``x.max`` would be shared by them, and most of an MNIST image is equal entries.
+        # This maximum sends its gradient to one of several equal entries, as in PyTorch; ``x.max``
+        # would split it among them, and most entries of an MNIST image are equal.
         window = (1, 2, 2, 1)
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
 

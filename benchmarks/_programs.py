@@ -1,4 +1,4 @@
-"""Adversarial training of a network on random images, as several comparisons run it."""
+"""Adversarial training of a network on random images, shared by several benchmarks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +9,14 @@ from jaxadv import objectives, training
 def adversarial_training(
     module, shape: tuple[int, int, int], *, batch_size: int, num_steps: int, minibatches: int
 ) -> tuple[training.Program, training.DeviceData]:
-    """The program of a network, and minibatches for it.
+    """A training program for a network, and minibatches for it.
 
     Args:
         module: the network.
         shape: (H, W, C) of an image.
         batch_size: images in a minibatch.
-        num_steps: of PGD.
-        minibatches: how many the data make.
+        num_steps: PGD steps.
+        minibatches: number of minibatches in the data.
     """
 
     def apply_fn(params, batch_stats, x, train):

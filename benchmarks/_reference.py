@@ -32,14 +32,14 @@ def run_reference(
         y: (N,) labels.
         norm: "linf", "l2" or "l1".
         eps: the radius.
-        seed: of the reference's generator.
+        seed: seed of the reference's generator.
         batch_size: images in a batch.
-        attacks: names out of apgd-ce, apgd-t, fab-t, square, in order.
-        num_steps: of APGD and FAB.
-        num_queries: of Square.
-        key: of jaxadv: APGD gets the start noise that ``autoattack(key, ...)`` draws for each
-            image, so that both do the same up to rounding. FAB-T has no random numbers, Square
-            keeps its own.
+        attacks: names among apgd-ce, apgd-t, fab-t, square, in order.
+        num_steps: steps of APGD and FAB.
+        num_queries: queries of Square.
+        key: a jaxadv key: APGD gets the start noise that ``autoattack(key, ...)`` draws for each
+        image, so that both agree up to rounding. FAB-T uses no random numbers; Square keeps its
+        own.
 
     Returns:
         A dict of boolean verdicts by name ("clean" first), and a dict of seconds.
@@ -86,7 +86,7 @@ def _attack(runner, name, images, labels, seed):
 
 
 def start_noise(key, places, run: int, shape, norm: str) -> np.ndarray:
-    """The start noise of APGD for images at these places of a data set, (B, H, W, C)."""
+    """APGD's start noise for images at these indices of a data set, (B, H, W, C)."""
     if norm == "linf":
         draw = lambda key: jax.random.uniform(key, shape, minval=-1, maxval=1)
     else:
@@ -98,7 +98,7 @@ def start_noise(key, places, run: int, shape, norm: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _same_noise(runner, attacks, name: str, x, ids, norm: str, key):
-    """Replaces the start noise of the reference's APGD by that of jaxadv for the same images."""
+    """Replaces the start noise of the reference's APGD with jaxadv's for the same images."""
     if key is None or not name.startswith("apgd"):
         yield
         return

@@ -1,4 +1,4 @@
-"""What every comparison writes beside its numbers: options, hardware, versions, commit."""
+"""Provenance for every benchmark: options, hardware, versions, commit."""
 
 import pathlib
 import re
@@ -9,32 +9,32 @@ from experiments.run import environment
 
 
 def use_devices(number: int) -> jax.sharding.NamedSharding | None:
-    """A layout that splits minibatches over that many devices, on CPU made of its cores.
+    """A sharding of minibatches over that many devices; on CPU, one device per core.
 
     Args:
-        number: of devices.
+        number: number of devices.
 
     Returns:
-        The layout, None for one device.
+        The sharding, None for one device.
 
     Raises:
-        SystemExit: if there are not as many.
+        SystemExit: if there are fewer devices.
     """
     if number == 1:
         return None
     try:
         jax.config.update("jax_num_cpu_devices", number)
-    except RuntimeError:  # JAX runs in this process already, with what it has
+    except RuntimeError:  # JAX is already initialized with the devices it has
         pass
     if number > jax.device_count():
-        raise SystemExit(f"--devices={number}: there are {jax.device_count()}")
+        raise SystemExit(f"--devices={number}: only {jax.device_count()} available")
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((number,), ("batch",), auto, devices=jax.devices()[:number])
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 
 
 def provenance(options) -> dict:
-    """The command line without folders of this machine, and what it ran on."""
+    """The command line without local folders, and the environment."""
     described = environment.describe()
     return {
         "options": {name: _short(value) for name, value in vars(options).items()},
@@ -43,7 +43,7 @@ def provenance(options) -> dict:
 
 
 def _short(value):
-    """A text without the folders of the paths in it."""
+    """Strips folders from the paths in a text."""
     if isinstance(value, pathlib.Path):
         return value.name
     return re.sub(r"/(?:[^\s/=]+/)*(?=[^\s/=]+)", "", value) if isinstance(value, str) else value

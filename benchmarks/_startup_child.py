@@ -1,4 +1,4 @@
-"""One process of `startup.py`: prints the seconds of each part as one line of JSON."""
+"""A process of `startup.py`: prints the seconds of each part as one line of JSON."""
 
 import collections
 import importlib
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Counter(logging.Handler):
-    """Counts programs and those of them that the cache had."""
+    """Counts compiled programs and cache hits."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ def main() -> None:
     """Imports, reads, builds and takes two steps."""
     method, scale, dataset = sys.argv[1:4]
     clock = Clock()
-    # Imported by name and not at the top because the seconds that it takes are measured.
+    # Imported here, by name, because the import time is measured.
     load = importlib.import_module
     settings, process = load("experiments.settings"), load("experiments.cli.process")
     environment, build = load("experiments.run.environment"), load("experiments.run.build")

@@ -1,4 +1,4 @@
-"""Times of rivals measured strictly in turn, so that a busy machine is unfair to all of them."""
+"""Times rivals in alternation, so that load on the machine affects all of them equally."""
 
 import statistics
 import time
@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 
 def alternate(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call: one call of every rival a repeat, after one warm-up call each.
+    """Times each call: one call of every rival per repeat, after one warm-up call each.
 
     Args:
-        rivals: calls that return when their work is done.
-        repeats: measured calls of each.
+        rivals: functions that return when their work is done.
+        repeats: number of measured calls of each.
 
     Returns:
-        By name the seconds of the measured calls, and under "name, first call" that of the
+        The seconds of the measured calls by name, and under "name, first call" those of the
         warm-up, which compiles.
     """
     first, times = {}, {name: [] for name in rivals}
     for name, call in rivals.items():
         first[f"{name}, first call"] = [_seconds(call)]
     for repeat in range(repeats):
-        # Every other round backwards: nobody always follows the same rival.
+        # Reverse every other round, so that no rival always follows the same one.
         order = list(rivals) if repeat % 2 == 0 else list(rivals)[::-1]
         for name in order:
             times[name].append(_seconds(rivals[name]))
@@ -52,7 +52,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float]:
-    """How many times as fast ``ours`` is: ratios of neighbouring calls, their median and spread.
+    """The speedup of ``ours``: median and spread of the ratios of neighboring calls.
 
     Example:
         >>> ratio({"a": [1.0, 2.0, 1.0], "b": [2.0, 2.0, 3.0]}, "a", "b")

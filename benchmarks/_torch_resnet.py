@@ -6,13 +6,13 @@ from jaxadv import models
 
 
 def weights(module, variables, *, trainable: bool = False, device: str = "cpu") -> dict:
-    """The variables of a model of ``jaxadv.models`` as PyTorch tensors by PyTorch name.
+    """A ``jaxadv.models`` model's variables as PyTorch tensors, by PyTorch name.
 
     Args:
         module: the model.
         variables: its parameters and running statistics.
         trainable: whether parameters (not running statistics) require gradients.
-        device: of PyTorch.
+        device: PyTorch device.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
@@ -25,7 +25,7 @@ def weights(module, variables, *, trainable: bool = False, device: str = "cpu") 
 
 
 def forward(tensors: dict, images, mean, std, *, train: bool = False):
-    """Logits of NCHW images in [0, 1]; ``train`` uses and moves batch statistics."""
+    """Logits of NCHW images in [0, 1]; ``train`` uses and updates batch statistics."""
     from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
     def norm(x, name):
@@ -59,7 +59,7 @@ def constants(module, device: str = "cpu"):
 
 
 def eval_fn(subject):
-    """The PyTorch function of NCHW images of a model of :mod:`experiments.evaluation.subjects`."""
+    """A model of :mod:`experiments.evaluation.subjects` as a PyTorch function of NCHW images."""
     variables = {"params": subject.params, "batch_stats": subject.batch_stats}
     tensors, (mean, std) = weights(subject.module, variables), constants(subject.module)
     return lambda images: forward(tensors, images, mean, std)

@@ -1,8 +1,8 @@
-"""Adversarial training in plain PyTorch: the steps that `training.py` is compared with.
+"""Adversarial training in plain PyTorch: the baseline for `training.py`.
 
-PGD-10 in train mode from a random start and SGD with Nesterov-free momentum, as the AWP code does;
-the same with adversarial weight perturbation; and one outer step of EntropySGD. Nothing here is
-meant to be used: it is what one would write without a library.
+PGD-10 in train mode from a random start and SGD with plain momentum, as in the AWP code; the same
+with adversarial weight perturbation; and one outer step of EntropySGD. Not for use: this is what
+one would write without a library.
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ class Trainer:
     """Weights, momentum buffers and the attack.
 
     Attributes:
-        tensors: by name; those that require gradients are trained.
+        tensors: tensors by name; those that require gradients are trained.
         constants: mean and standard deviation of the model.
         eps: radius of the Linf ball.
-        step_size: of PGD.
-        num_steps: of PGD.
-        learning_rate: of SGD.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        autocast: compute in bfloat16 where PyTorch does so.
+        step_size: PGD step size.
+        num_steps: PGD steps.
+        learning_rate: SGD learning rate.
+        momentum: SGD momentum.
+        weight_decay: SGD weight decay.
+        autocast: whether to compute in bfloat16 where PyTorch supports it.
     """
 
     tensors: dict
@@ -44,7 +44,7 @@ class Trainer:
         self.buffers = [torch.zeros_like(t) for t in self.trained]
 
     def logits(self, images):
-        """In train mode."""
+        """Logits in train mode."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             return _torch_resnet.forward(self.tensors, images, *self.constants, train=True).float()
 
@@ -61,13 +61,13 @@ class Trainer:
         return points.detach()
 
     def gradient(self, points, labels):
-        """Of the mean cross-entropy, in the trained tensors."""
+        """Gradient of the mean cross-entropy in the trained tensors."""
         loss = functional.cross_entropy(self.logits(points), labels)
         return torch.autograd.grad(loss, self.trained)
 
     @torch.no_grad()
     def update(self, gradients):
-        """SGD with momentum and weight decay."""
+        """An SGD step with momentum and weight decay."""
         for tensor, buffer, gradient in zip(self.trained, self.buffers, gradients, strict=True):
             buffer.mul_(self.momentum).add_(gradient + self.weight_decay * tensor)
             tensor.sub_(self.learning_rate * buffer)

@@ -1,13 +1,13 @@
-r"""Time of AutoAttack against the reference: same weights, images and machine, in one run.
+r"""Times AutoAttack against the reference: same weights, images and machine, in one run.
 
     python -m benchmarks.autoattack --checkpoint=FILE.npz --number=128
     python -m benchmarks.autoattack --run=runs/cifar10-laptop/at/seed0 --number=64
     python -m benchmarks.autoattack --resnet_width=16 --number=32
 
-The second is the network of a finished run on its test images. The third has random weights,
-random images, its own predictions as labels and a radius at which nothing is broken: no image ever
-leaves, so it compares the passes alone. Both implementations run the standard version; compilation
-is inside our first time, and a second run on the same images shows the time without it.
+The second command uses a finished run's network and test images. The third uses random weights,
+random images, the network's own predictions as labels and a radius at which nothing breaks: no
+image ever leaves, so it compares only the passes. Both implementations run the standard version;
+our first time includes compilation, and a second run on the same images excludes it.
 ``--num_steps`` and ``--num_queries`` shorten both.
 """
 
@@ -36,21 +36,25 @@ def parse(arguments=None):
     parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--checkpoint")
     parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
-    parser.add_argument("--run", help="instead: directory of a run of PreActResNet-18")
-    parser.add_argument("--resnet_width", type=int, default=0, help="instead of a checkpoint")
+    parser.add_argument("--run", help="run directory of a PreActResNet-18, instead")
+    parser.add_argument(
+        "--resnet_width", type=int, default=0, help="random network of this width, instead"
+    )
     parser.add_argument("--number", type=int, default=128)
     parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
-    parser.add_argument("--eps", type=float, help="default: that of the checkpoint")
+    parser.add_argument("--eps", type=float, help="default: the checkpoint's")
     parser.add_argument("--batch_size", type=int, default=250)
-    parser.add_argument("--num_steps", type=int, default=100, help="of APGD and FAB")
-    parser.add_argument("--num_queries", type=int, default=5000, help="of Square")
-    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; default: its own")
+    parser.add_argument("--num_steps", type=int, default=100, help="steps of APGD and FAB")
+    parser.add_argument("--num_queries", type=int, default=5000, help="queries of Square")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="PyTorch threads; default: PyTorch's own"
+    )
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
 
 def main(arguments=None) -> dict:
-    """Runs both and returns what it writes."""
+    """Runs both and returns the report it writes."""
     options = parse(arguments)
     import torch  # pyright: ignore[reportMissingImports]
 

@@ -3,7 +3,7 @@
     python benchmarks/conv.py            # about 4 minutes on 2 cores
     python benchmarks/conv.py --quick    # tiny sizes, seconds; writes only with --output
 
-Times are the least of several interleaved repeats; believe the ratios, not the milliseconds.
+Times are the minimum over several interleaved repeats; trust the ratios, not the milliseconds.
 Writes benchmarks/results/conv_cpu.json.
 """
 
@@ -40,7 +40,7 @@ OUTPUT = pathlib.Path(__file__).parent / "results" / "conv_cpu.json"
 
 
 def compare(functions, args, calls, repeats):
-    """The least time per call in milliseconds of each function; repeats are interleaved."""
+    """Minimum milliseconds per call of each function; repeats are interleaved."""
     compiled = {name: jax.jit(f).lower(*args).compile() for name, f in functions.items()}
     times = {name: [] for name in functions}
     for f in compiled.values():
@@ -77,7 +77,7 @@ def convolution(shape, repeats, length=2):
                 return jax.vjp(conv, x, k)[1](g)[wrt]
 
             def loop(x, k, g, once=once):
-                # The carry enters every operand, so that nothing is moved out of the loop.
+                # The carry enters every operand, so that nothing is hoisted out of the loop.
                 def body(carry, _):
                     tiny = 1e-30 * carry.ravel()[0]
                     return once(x + tiny, k + tiny, g + tiny), None
@@ -129,7 +129,7 @@ def network(width, batch, size, blocks, repeats, steps=5):
         functions[f"PGD, {mode}, unrolled"] = unrolled
         functions[f"PGD, {mode}, rolled"] = rolled
         functions[f"SGD, {mode}, unrolled"] = sgd_unrolled
-        if mode == "explicit":  # the native one takes minutes
+        if mode == "explicit":  # native takes minutes
             functions[f"SGD, {mode}, rolled"] = sgd_rolled
     args = (variables["params"], x)
     times = compare(functions, args, dict.fromkeys(functions, steps), repeats)
@@ -137,7 +137,7 @@ def network(width, batch, size, blocks, repeats, steps=5):
 
 
 def provenance():
-    """Where the numbers come from."""
+    """The provenance of the numbers."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         capture_output=True,
@@ -165,7 +165,7 @@ def provenance():
 
 
 def main():
-    """Measure, print and write."""
+    """Measures, prints and writes."""
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--output", type=pathlib.Path, help=f"default {OUTPUT.name}")

@@ -4,10 +4,9 @@ r"""EntropySGD: one scanned outer step against n_in separately compiled steps.
     python -m benchmarks.entropy_sgd --model=preact_resnet18 --width=16 --batch_size=32
 
 Adversarial training with PGD-10. "scanned" is `jaxadv.optim.entropy_sgd`: one program for an outer
-step. "one at a time" is `jaxadv.optim.entropy_sgd_stepwise` in a program that is called once a
-minibatch. Both do the same arithmetic on the same minibatches and run strictly in turn. For each
-n_in also the seconds that the scanned program takes to compile and the number of its instructions,
-which must not grow with n_in.
+step. "one at a time" is `jaxadv.optim.entropy_sgd_stepwise` in a program called once per minibatch.
+Both do the same arithmetic on the same minibatches, in alternation. For each n_in, also reports the
+compile time of the scanned program and its number of instructions, which must not grow with n_in.
 """
 
 import json
@@ -61,7 +60,7 @@ def build(options):
 
 
 def compare(options, n_in: int) -> dict:
-    """Times of both for one n_in, and the size of the scanned program."""
+    """Times both for one n_in, and measures the size of the scanned program."""
     program, variables, data = build(options)
     state = lambda tx: jax.tree.map(
         jnp.array,
@@ -107,7 +106,7 @@ def compare(options, n_in: int) -> dict:
 
 
 def main(arguments=None) -> dict:
-    """Runs all and returns what it writes."""
+    """Runs all and returns the report it writes."""
     options = parse(arguments)
     rows = []
     for n_in in map(int, options.n_in.split(",")):

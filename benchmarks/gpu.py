@@ -3,12 +3,12 @@ r"""Throughput of the networks as a share of the measured matrix-product ceiling
     python -m benchmarks.gpu                                        # on a GPU: the full networks
     python -m benchmarks.gpu --width=4 --batch_size=8 --models=preact_resnet18 --precisions=float32
 
-Images a second of the forward pass, forward and input gradient, and the training step of
-adversarial training (PGD-10, SGD) for PreActResNet-18 and WideResNet-34-10 in float32 (products
-in full precision), tf32 and bfloat16; TFLOP/s from the multiplications that the compiler counts,
-and their share of a large matrix product of the same precision on the same device. From the
-training step follows the time of an epoch of CIFAR-10. `benchmarks.training` compares with
-PyTorch on the same device, `benchmarks.autoattack` AutoAttack.
+Images per second of the forward pass, forward pass with input gradient, and adversarial training
+step (PGD-10, SGD) for PreActResNet-18 and WideResNet-34-10 in float32 (full-precision products),
+tf32 and bfloat16; TFLOP/s from the compiler's operation count, and their share of a large matrix
+product in the same precision on the same device. The training step implies the time of a CIFAR-10
+epoch. `benchmarks.training` and, for AutoAttack, `benchmarks.autoattack` compare with PyTorch on
+the same device.
 """
 
 import json
@@ -44,7 +44,9 @@ def parse(arguments=None):
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--width", type=int, default=64, help="64 is the full network")
-    parser.add_argument("--batch_size", type=int, default=128, help="of the training step")
+    parser.add_argument(
+        "--batch_size", type=int, default=128, help="batch size of the training step"
+    )
     parser.add_argument("--eval_batch_size", type=int, default=1024)
     parser.add_argument("--num_steps", type=int, default=10, help="of PGD")
     parser.add_argument("--product", type=int, default=8192, help="rows of the matrix product")
@@ -54,7 +56,7 @@ def parse(arguments=None):
 
 
 def measure(function, arguments, repeats: int) -> dict:
-    """Median seconds of a call, seconds to compile, and the floating-point operations counted."""
+    """Median seconds per call, compile seconds, and the floating-point operations counted."""
     started = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - started
@@ -96,7 +98,7 @@ def network(options, name: str, dtype, top: float) -> dict:
     }
     one = rows["forward"]["counted_flops"] / options.eval_batch_size
     rows["training step"] = step(options, module, variables)
-    # Forward and input gradient cost twice the forward pass, a parameter gradient three times.
+    # Forward with input gradient costs two forward passes, with parameter gradient three.
     passes = {"forward": 1, "forward and input gradient": 2}
     passes["training step"] = 2 * options.num_steps + 3
     for title, row in rows.items():
@@ -109,7 +111,7 @@ def network(options, name: str, dtype, top: float) -> dict:
 
 
 def step(options, module, variables) -> dict:
-    """One minibatch of adversarial training, ten in a call as in a run."""
+    """Adversarial training, ten minibatches per call as in a run."""
     tx, calls, key = training.sgd(0.1), 10, jax.random.key(0)
     program, data = adversarial_training(
         module,
@@ -132,7 +134,7 @@ def step(options, module, variables) -> dict:
 
 
 def main(arguments=None) -> dict:
-    """Runs all and returns what it writes."""
+    """Runs all and returns the report it writes."""
     options = parse(arguments)
     report = {**provenance(options), "ceiling_tflops": {}, "networks": {}}
     for precision in options.precisions.split(","):

@@ -3,10 +3,10 @@ r"""The norm of the attack Jacobian: matrix-free against width, and against the 
     python -m benchmarks.matrix_free                          # PreActResNet-18, widths 4, 8, 16
     python -m benchmarks.matrix_free --widths=16 --samples=3
 
-Seconds an example of D's norm with `jaxadv.theory.matrix_free_jacobian` for a PreActResNet-18 with
-a smooth activation on 32x32x3 images, random weights, in float32 (attack and norm apart, the first
-example, which compiles, apart), and the same for multi-layer perceptrons small enough for the dense
-`jaxadv.theory.attack_jacobian`, in float64, where the two norms are compared.
+Seconds per example for D's norm with `jaxadv.theory.matrix_free_jacobian`, for a PreActResNet-18
+with a smooth activation on 32x32x3 images, random weights, in float32 (attack and norm timed
+separately, excluding the first example, which compiles); and for multi-layer perceptrons small
+enough for the dense `jaxadv.theory.attack_jacobian`, in float64, comparing the two norms.
 """
 
 import functools
@@ -27,9 +27,13 @@ from ._report import provenance
 def parse(arguments=None):
     """The command line."""
     parser = Parser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--widths", default="4,8,16", help="of PreActResNet-18; empty for none")
-    parser.add_argument("--hidden", default="8,16,32", help="of the perceptrons; empty for none")
-    parser.add_argument("--samples", type=int, default=2, help="examples after the first")
+    parser.add_argument(
+        "--widths", default="4,8,16", help="widths of PreActResNet-18; empty for none"
+    )
+    parser.add_argument(
+        "--hidden", default="8,16,32", help="widths of the perceptrons; empty for none"
+    )
+    parser.add_argument("--samples", type=int, default=2, help="number of examples after the first")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--eps", type=float, default=0.25, help="L2")
     parser.add_argument("--output", help="JSON")
@@ -37,12 +41,12 @@ def parse(arguments=None):
 
 
 def numbers(text: str) -> list[int]:
-    """The whole numbers of a comma-separated list."""
+    """Parses a comma-separated list of integers."""
     return [int(part) for part in text.split(",") if part]
 
 
 def network(options, width: int) -> dict:
-    """Seconds of the norm of D for one PreActResNet-18."""
+    """Times the norm of D for one PreActResNet-18."""
     size = options.image_size
     module = models.preact_resnet18(10, width=width, activation="softplus")
     variables = module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
@@ -118,7 +122,7 @@ def against_dense(hidden: int) -> dict:
 
 
 def main(arguments=None) -> dict:
-    """Runs all and returns what it writes."""
+    """Runs all and returns the report it writes."""
     options = parse(arguments)
     report = {**provenance(options), "networks": [], "perceptrons": []}
     for width in numbers(options.widths):

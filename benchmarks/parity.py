@@ -1,14 +1,13 @@
-r"""AutoAttack of jaxadv beside the reference, attack by attack and image by image.
+r"""Compares jaxadv's AutoAttack with the reference, attack by attack and image by image.
 
     python -m benchmarks.parity --checkpoint=FILE.npz --number=1000 --output=parity.json
 
-The reference is the package ``pyautoattack`` (PyTorch), the version is "standard". It runs once
-for each of its seeds and once for each key with the start noise that jaxadv draws from that key:
-then the two agree up to rounding before Square, while runs with other random numbers show by how
-much such runs differ. With ``--reference=FILE.npz`` its verdicts are kept, and not computed again.
-``--min_norm`` prints medians of the norms that FAB finds instead, ``--pgd_steps`` what PGD without
-random start breaks. Checkpoints and images: see
-``_checkpoints.py``.
+The reference is the package ``pyautoattack`` (PyTorch), the version is "standard". It runs once per
+seed, and once per key with the start noise that jaxadv draws from that key: in the latter case the
+two agree up to rounding before Square, while runs with different random numbers show the natural
+variation. ``--reference=FILE.npz`` saves the reference's verdicts for reuse. ``--min_norm`` instead
+prints medians of the norms that FAB finds, ``--pgd_steps`` what PGD without random start breaks.
+For checkpoints and images, see ``_checkpoints.py``.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 def ours(checkpoint, x, y, options, key: int):
-    """Verdicts after each attack, and the result, of jaxadv."""
+    """Verdicts after each attack, and the result, from jaxadv."""
     result = autoattack(
         jax.random.key(key),
         jax_model(checkpoint),
@@ -52,15 +51,15 @@ def ours(checkpoint, x, y, options, key: int):
 
 
 def reference(checkpoint, x, y, options) -> dict[str, dict[str, np.ndarray]]:
-    """Verdicts of the reference by run: one a seed, and those with the draws of jaxadv.
+    """The reference's verdicts by run: one per seed, and those with jaxadv's draws.
 
-    What the file ``options.reference`` holds is not run again; what is run is added to it.
+    Runs saved in the file ``options.reference`` are reused; new runs are added to it.
     """
     path = options.reference and pathlib.Path(options.reference)
     arrays: dict[str, np.ndarray] = {}
     if path and path.exists():
         with np.load(path) as file:
-            # Files with one run hold its first and last verdict only.
+            # Files with one run contain only its first and last verdict.
             old = {"clean": "seed 0/clean", "robust": "seed 0/square"}
             arrays = {old.get(n) or n: file[n] for n in file.files if n != "pred_adv"}
     names = [f"seed {seed}" for seed in options.reference_seeds]
@@ -115,7 +114,7 @@ def table(own: dict[str, dict], others: dict[str, dict]) -> list[dict]:
 
 
 def spread(own: dict[str, dict], others: dict[str, dict]) -> list[dict]:
-    """For each attack mean and standard deviation of the accuracy over the independent runs."""
+    """Mean and standard deviation of the accuracy over independent runs, for each attack."""
     seeds = {name: verdicts for name, verdicts in others.items() if name.startswith("seed")}
     rows = []
     for label, runs in (("jaxadv", own), ("reference", seeds)):
@@ -136,9 +135,9 @@ def spread(own: dict[str, dict], others: dict[str, dict]) -> list[dict]:
 def min_norm(checkpoint, x, y, options) -> dict:
     """Norms of the perturbations that untargeted FAB finds on the correctly classified images.
 
-    With ``options.first_alpha`` as the code did with which the figures of advertorch were made: all
-    images of a batch of 100 take the bias of the first one that is classified correctly. (It was
-    corrected in the AutoAttack repository in October 2020.)
+    With ``options.first_alpha``, reproduces the bug in the code behind advertorch's figures: all
+    images of a batch of 100 use the bias of the first correctly classified one. (The AutoAttack
+    repository fixed it in October 2020.)
     """
     model, norms, correct = jax_model(checkpoint), [], []
     size = options.batch_size or (100 if options.first_alpha else 256)
@@ -151,7 +150,7 @@ def min_norm(checkpoint, x, y, options) -> dict:
         indices = jax.numpy.arange(len(y))[part]
         good = np.asarray(model(x[part]).argmax(1) == y[part])
         correct.append(good)
-        # The first image has to be a correct one; the others are put where they belong below.
+        # The first image must be classified correctly; the others are put in place below.
         order = np.argsort(~good, kind="stable")
         with change:
             found = fab(
@@ -185,25 +184,30 @@ def parse(arguments=None):
     parser.add_argument("--arch", choices=ARCHITECTURES)
     parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
     parser.add_argument("--number", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=1, help="every so-manieth of these images")
+    parser.add_argument("--every", type=int, default=1, help="use every EVERY-th of these images")
     parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
-    parser.add_argument("--eps", type=float, help="default: that of the checkpoint")
-    parser.add_argument("--num_queries", type=int, default=5000, help="of Square")
-    parser.add_argument("--keys", type=numbers, default=[0, 1, 2], help="of jaxadv")
+    parser.add_argument("--eps", type=float, help="default: the checkpoint's")
+    parser.add_argument("--num_queries", type=int, default=5000, help="queries of Square")
+    parser.add_argument("--keys", type=numbers, default=[0, 1, 2], help="jaxadv keys")
     parser.add_argument("--batch_size", type=int)
-    parser.add_argument("--reference", help="npz with verdicts: read if it exists, else written")
+    parser.add_argument("--reference", help="npz file of verdicts: read if it exists, else written")
     parser.add_argument("--reference_seeds", type=numbers, default=[0, 1, 2])
     parser.add_argument("--same_draws", type=numbers, default=[0], help="keys; Linf and L2 only")
-    parser.add_argument("--store", help="folder that keeps the progress of jaxadv")
+    parser.add_argument("--store", help="folder for saving jaxadv's progress")
     parser.add_argument("--reference_batch", type=int, default=500)
-    parser.add_argument("--min_norm", type=int, default=0, help="steps of FAB; no AutoAttack then")
+    parser.add_argument("--min_norm", type=int, default=0, help="FAB steps; replaces AutoAttack")
     parser.add_argument(
-        "--first_alpha", action="store_true", help="--min_norm with the error of its first version"
+        "--first_alpha",
+        action="store_true",
+        help="with --min_norm: reproduce the bug of FAB's first version",
     )
     parser.add_argument(
-        "--apgd_runs", type=int, default=0, help="independent runs of APGD-CE of both, nothing else"
+        "--apgd_runs",
+        type=int,
+        default=0,
+        help="only compare this many independent runs of APGD-CE",
     )
-    parser.add_argument("--pgd_steps", type=int, default=0, help="PGD only, no AutoAttack then")
+    parser.add_argument("--pgd_steps", type=int, default=0, help="PGD steps; replaces AutoAttack")
     parser.add_argument("--pgd_step_size", type=float, default=0.01)
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--output", help="JSON")
@@ -211,7 +215,7 @@ def parse(arguments=None):
 
 
 def pgd_rate(checkpoint, x, y, options) -> dict:
-    """Clean accuracy, and what PGD without random start leaves misclassified and breaks."""
+    """Clean accuracy, and how many images PGD without random start breaks."""
     model = jax_model(checkpoint)
     predict = jax.jit(lambda images: model(images).argmax(1))
     correct, wrong, size = [], [], options.batch_size or 256
@@ -239,7 +243,7 @@ def pgd_rate(checkpoint, x, y, options) -> dict:
 
 
 def first_attack(checkpoint, x, y, options) -> dict:
-    """Accuracy after APGD-CE alone over independent runs of both: is the difference chance?"""
+    """Accuracy after only APGD-CE, over independent runs of both: is the difference chance?"""
     model, torch_fn = jax_model(checkpoint), torch_model(checkpoint)
     size, found = options.batch_size or 250, {"jaxadv": [], "reference": []}
     for run in range(options.apgd_runs):
@@ -300,7 +304,7 @@ def compare(checkpoint, x, y, options) -> dict:
 
 
 def main(arguments=None) -> dict:
-    """Runs the comparison and returns what it writes."""
+    """Runs the comparison and returns the report it writes."""
     options = parse(arguments)
     checkpoint = load_checkpoint(options.checkpoint, options.arch)
     options.eps = checkpoint.eps if options.eps is None else options.eps

@@ -3,10 +3,10 @@ r"""PGD against Foolbox (on JAX) and torchattacks (PyTorch): same weights, image
     python -m benchmarks.pgd --width=16 --batch_size=128
     python -m benchmarks.pgd --checkpoint=FILE.npz --batch_size=256
 
-Linf, random start, ``--num_steps`` steps, the last iterate; evaluation mode. The first has random
-weights, random images and its own predictions as labels, the second a published network and its
-data. All run strictly in turn in one process. Foolbox gets the model already compiled. The share
-of images that each misclassifies in the end is printed beside the times.
+Linf, random start, ``--num_steps`` steps, the last iterate; evaluation mode. The first command uses
+random weights, random images and the network's own predictions as labels, the second a published
+network and its data. All alternate in one process. Foolbox gets the compiled model. Prints the
+times, and the share of images misclassified in the end.
 """
 
 import json
@@ -32,9 +32,11 @@ def parse(arguments=None):
     parser.add_argument("--width", type=int, default=16, help="of PreActResNet-18")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--num_steps", type=int, default=20)
-    parser.add_argument("--eps", type=float, help="default: that of the checkpoint, or 8/255")
+    parser.add_argument("--eps", type=float, help="default: the checkpoint's, or 8/255")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--devices", type=int, default=1, help="of JAX, images split evenly")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="number of JAX devices; images are split evenly"
+    )
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -97,7 +99,7 @@ def rivals(options, spec, model, torch_fn, x, y) -> dict:
 
 
 def main(arguments=None) -> dict:
-    """Runs all and returns what it writes."""
+    """Runs all and returns the report it writes."""
     options = parse(arguments)
     spec = use_devices(options.devices)
     model, torch_fn, x, y = task(options)

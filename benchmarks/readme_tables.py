@@ -1,10 +1,10 @@
 """The tables of README.md and docs/results.md from the committed results.
 
     python -m benchmarks.readme_tables            # writes them
-    python -m benchmarks.readme_tables --check    # fails where a file and the results differ
+    python -m benchmarks.readme_tables --check    # fails if a file does not match the results
 
-What stands between ``<!-- table 1 -->`` and ``<!-- end of table 1 -->`` comes from the files
-``benchmarks/results/*/table1.json``, which ``python -m experiments.table1 --output=...`` writes,
+The text between ``<!-- table 1 -->`` and ``<!-- end of table 1 -->`` comes from the files
+``benchmarks/results/*/table1.json``, written by ``python -m experiments.table1 --output=...``;
 likewise for the other tables. A cell that was not run is empty; the paper's own numbers are in
 italics.
 """
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 TABLES = {table.number: table for table in (table1.TABLE, table2.TABLE, table3.TABLE)}
 
-# Lines of a row of the JSON: names in its cells, and how they are called after the first.
+# Lines for a row of the JSON: names in its cells, and their titles after the first.
 _LINES = {
     "robust": "{attack}",
     "autoattack": "AutoAttack",
@@ -38,9 +38,8 @@ def render(table: Table, results: Mapping[str, dict]) -> str:
     """One table as Markdown.
 
     Args:
-        table: which.
-        results: its results as :func:`experiments.paper.tables.collect` returns them, by the link
-            under which a reader finds them.
+        table: which table.
+        results: its results from :func:`experiments.paper.tables.collect`, by their link.
 
     Example:
         >>> print(render(table1.TABLE, {}).splitlines()[-1].split(" | ")[0])
@@ -79,7 +78,7 @@ def _rows(row: dict, scale: str, methods: Sequence[str]) -> list[str]:
 
 
 def _setting(row: dict, runs: Sequence[dict], scale: str) -> str:
-    """Data set, network, threat and size of the runs; an older file does not say all of it."""
+    """Data set, network, threat and size of the runs; older files lack some of it."""
     every = lambda name: sorted({run[name] for run in runs if run.get(name) is not None})
     words = [row["dataset"], " or ".join(every("model"))]
     if every("width"):
@@ -91,10 +90,10 @@ def _setting(row: dict, runs: Sequence[dict], scale: str) -> str:
 
 
 def _threat(text: str) -> str:
-    """``linf, eps 0.031373`` as ``linf 8/255``."""
+    """Rewrites ``linf, eps 0.031373`` as ``linf 8/255``."""
     norm, eps = re.fullmatch(r"(\w+), eps (.+)", text).groups()  # pyright: ignore
     pixels = float(eps) * 255
-    is_fraction = len(eps) > 5 and abs(pixels - round(pixels)) < 1e-3 * pixels  # and not 0.2
+    is_fraction = len(eps) > 5 and abs(pixels - round(pixels)) < 1e-3 * pixels  # but not 0.2
     return f"{norm} {round(pixels)}/255" if is_fraction else f"{norm} {eps}"
 
 
@@ -125,12 +124,12 @@ def _sources(results: Mapping[str, dict]) -> list[str]:
 
 
 def load(number: int, results: Path, root: str = "") -> dict[str, dict]:
-    """The results of a table, digits first, by their path; ``root`` leads to the repository's."""
+    """The results of a table, digits first, by path; ``root`` leads to the repository root."""
     found = {}
     for path in sorted(results.glob(f"*/table{number}.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["table"] != number:
-            raise ValueError(f"{path} holds Table {result['table']}")
+            raise ValueError(f"{path} contains Table {result['table']}")
         link = f"{root}benchmarks/results/{path.relative_to(results).as_posix()}"
         found[link] = result
     is_other = lambda item: item[1]["rows"][0]["dataset"] != "digits"
@@ -138,24 +137,24 @@ def load(number: int, results: Path, root: str = "") -> dict[str, dict]:
 
 
 def fill(text: str, results: Path, root: str = "") -> str:
-    """The text of a page with every table that it has markers for made anew.
+    """Regenerates every table that the text of a page has markers for.
 
     Args:
-        text: of the page.
-        results: folder of the results.
+        text: text of the page.
+        results: folder with the results.
         root: path from the page to the root of the repository, such as "../".
 
     Raises:
-        ValueError: if one of the markers of a table is missing, or all are.
+        ValueError: if a table lacks one of its markers, or there are none.
     """
     if "<!-- table " not in text:
-        raise ValueError("no <!-- table 1 --> and no other table in the file")
+        raise ValueError("no <!-- table 1 --> or other table in the file")
     for number, table in TABLES.items():
         start, end = f"<!-- table {number} -->", f"<!-- end of table {number} -->"
         if start not in text and end not in text:
             continue
         if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
-            raise ValueError(f"one {start} and after it one {end} are expected in the file")
+            raise ValueError(f"expected one {start} followed by one {end} in the file")
         head, tail = text.index(start) + len(start), text.index(end)
         body = render(table, load(number, results, root))
         text = f"{text[:head]}\n{body}\n{text[tail:]}"
@@ -168,8 +167,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes the tables of README.md and docs/results.md from the committed "
         "results.",
     )
-    parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
-    parser.add_argument("--readme", type=Path, help="this page instead of both")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if a file would change; write nothing"
+    )
+    parser.add_argument("--readme", type=Path, help="update only this page")
     parser.add_argument(
         "--results",
         type=Path,

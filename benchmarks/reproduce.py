@@ -1,12 +1,12 @@
-r"""What makes `make reproduce` fast: an epoch of its training, and the same without each choice.
+r"""What makes `make reproduce` fast: an epoch of its training, with and without each optimization.
 
     python -m benchmarks.reproduce
     python -m benchmarks.reproduce --dataset=cifar10 --minibatches=2
 
-Adversarial training and EntropySGD at laptop scale on the digits (or another data set), as the
-entry point runs it, against three programs with the same result: convolutions whose gradients are
-JAX's own, one compiled call a minibatch, and one device. All take the same minibatches from the
-same state, strictly in turn; the parameters that they end with are compared.
+Adversarial training and EntropySGD at laptop scale on digits (or another data set), as the entry
+point runs it, against three programs with the same result: convolutions with JAX's own gradients,
+one compiled call per minibatch, and one device. All run the same minibatches from the same state,
+in alternation; the final parameters are compared.
 """
 
 import json
@@ -33,7 +33,7 @@ def parse(arguments=None):
     parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--methods", default="at,at_ensgd")
-    parser.add_argument("--minibatches", type=int, help="of a call; default: an epoch")
+    parser.add_argument("--minibatches", type=int, help="minibatches per call; default: an epoch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
@@ -54,8 +54,8 @@ class Variant:
         self.start = jax.device_put(self.run.make_state(), place)
 
     def call(self, minibatches: int, at_once: int):
-        """At least so many minibatches from the initial state, at most so many a compiled call."""
-        # The compiled call takes over the buffers of its state.
+        """Runs at least ``minibatches`` from the initial state, at most ``at_once`` per call."""
+        # The compiled call donates the buffers of its state.
         state = jax.tree.map(jax.numpy.array, self.start)
         step = 0
         while step < minibatches:
@@ -72,7 +72,7 @@ def variants(method: str, dataset: str, minibatches: int | None) -> dict:
     sharding = data_sharding(config.batch_size) if jax.device_count() > 1 else None
     shipped = Variant(config, task, sharding=sharding)
     total = minibatches or shipped.run.batches_per_epoch
-    # A compiled call of EntropySGD is an outer step: only the end of a run is cut shorter.
+    # A compiled call of EntropySGD is an outer step, shorter only at the end of a run.
     entropy = config.optimizer == "entropy_sgd"
     most = 2 * config.entropy.n_in if entropy else total
     found = {"as shipped": lambda: shipped.call(total, most)}
@@ -95,7 +95,7 @@ def _apart(a, b) -> float:
 
 
 def main(arguments=None) -> dict:
-    """Runs all and returns what it writes."""
+    """Runs all and returns the report it writes."""
     options = parse(arguments)
     environment.configure()
     process.split_cpu(options.dataset)

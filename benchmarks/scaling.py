@@ -1,12 +1,12 @@
-r"""How cost grows: with batch size, PGD steps, n_in, images and parameters; and peak memory.
+r"""How cost grows with batch size, PGD steps, n_in, images and parameters; and peak memory.
 
     python -m benchmarks.scaling --output=scaling.json       # also scaling.png, scaling.pdf
     python -m benchmarks.scaling --memory --output=memory.json
 
-Each sweep changes one number and keeps the others. The exponent in the legend is the slope of the
-last two points in the double logarithmic plot: 1 is linear. ``--memory`` instead reports the peak
-resident memory of two fresh processes: the first minibatches of the CIFAR-10 entry point at laptop
-scale, and AutoAttack (standard, short) on many images at batch size 500.
+Each sweep varies one number. The exponent in the legend is the slope between the last two points of
+the log-log plot: 1 is linear. ``--memory`` instead reports the peak resident memory of two fresh
+processes: the first minibatches of the CIFAR-10 entry point at laptop scale, and AutoAttack
+(standard, short) on many images at batch size 500.
 """
 
 import argparse
@@ -40,7 +40,9 @@ def parse(arguments=None):
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the script")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of times")
-    parser.add_argument("--images", type=int, default=10_000, help="of the memory of AutoAttack")
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="number of images for AutoAttack's memory"
+    )
     parser.add_argument("--child", choices=("train", "autoattack"), help=argparse.SUPPRESS)
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
@@ -106,7 +108,7 @@ def _autoattack(number: int):
 
 
 def sweeps(options) -> dict[str, dict[int, Callable[[], object]]]:
-    """By what is changed: a call for each of its values."""
+    """For each sweep, a call per value."""
     quick = options.quick
     choose = lambda usual, tiny: tiny if quick else usual
     return {
@@ -125,7 +127,7 @@ def sweeps(options) -> dict[str, dict[int, Callable[[], object]]]:
 
 
 def figure(report: dict, path: pathlib.Path) -> None:
-    """Seconds against what was changed, one panel a sweep."""
+    """Plots seconds against the varied number, one panel per sweep."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -152,7 +154,7 @@ def figure(report: dict, path: pathlib.Path) -> None:
 
 
 def time_sweeps(options) -> dict:
-    """All sweeps; the points of one are measured in turn."""
+    """Runs all sweeps, alternating between the points of each."""
     found = {}
     for title, calls in sweeps(options).items():
         times = summary(alternate({str(n): call for n, call in calls.items()}, options.repeats))
@@ -169,7 +171,7 @@ def time_sweeps(options) -> dict:
 
 
 def child(options) -> None:
-    """One process whose memory is measured."""
+    """The child process whose memory is measured."""
     if options.child == "train":
         config = settings.load_config("at", "laptop", "cifar10")
         task = load_task(config)
@@ -214,7 +216,7 @@ def measure_memory(options) -> dict:
 
 
 def main(arguments=None) -> dict:
-    """Measures and returns what it writes."""
+    """Measures and returns the report it writes."""
     options = parse(arguments)
     if options.child:
         child(options)

@@ -3,10 +3,10 @@ r"""Time to the first minibatch of an entry point, with a cold and a warm compil
     python -m benchmarks.startup
     python -m benchmarks.startup --method=at_ensgd --dataset=digits
 
-A fresh process each: it imports, reads the data, builds, and takes its first two steps, once with
-an empty cache folder and again with what that left. Printed are the seconds of each part and how
-many programs were compiled on the way, not found in the cache. (That a whole run compiles no more
-than that is tested in tests/experiments/run/test_train.py.)
+A fresh process imports, reads the data, builds, and takes its first two steps, once with an empty
+cache folder and once with the cache the first one left. Prints the seconds of each part and how
+many programs were compiled rather than found in the cache. (tests/experiments/run/test_train.py
+checks that a whole run compiles no more.)
 """
 
 import json
@@ -32,7 +32,7 @@ def parse(arguments=None):
 
 
 def run(options, cache: str) -> dict:
-    """One fresh process with that cache folder."""
+    """Runs a fresh process with that cache folder."""
     words = [options.method, options.scale, options.dataset]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks._startup_child", *words],
@@ -49,7 +49,7 @@ def run(options, cache: str) -> dict:
 
 
 def main(arguments=None) -> dict:
-    """Runs both and returns what it writes."""
+    """Runs both and returns the report it writes."""
     options = parse(arguments)
     with tempfile.TemporaryDirectory() as cache:
         found = {"cold": run(options, cache), "warm": run(options, cache)}

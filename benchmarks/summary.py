@@ -1,10 +1,10 @@
 r"""The tables of benchmarks/README.md from the committed results.
 
     python -m benchmarks.summary            # writes them between their markers
-    python -m benchmarks.summary --check    # fails where the file and the results differ
+    python -m benchmarks.summary --check    # fails if the file does not match the results
 
-A row appears when its file is in ``benchmarks/results``; the file says with which command, on
-which machine and at which commit it was made.
+A row appears if its file is in ``benchmarks/results``; the file records the command, machine and
+commit that produced it.
 """
 
 import json
@@ -15,18 +15,18 @@ from experiments.cli.options import Parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SPEED, MEASURES = "speed", "measures"  # names of the markers
+SPEED, MEASURES = "speed", "measures"  # marker names
 
 _METHODS = {"at": "AT", "awp": "AWP", "ensgd": "EntropySGD outer step"}
 
 
 def rows(results: pathlib.Path = RESULTS) -> list[tuple[str, str, str, str, str]]:
-    """What was measured, against what, the ratio, the aim, and the file."""
+    """Peer, measurement, ratio, target, and file."""
     return _collect(results, _ROWS)
 
 
 def _collect(results: pathlib.Path, kinds: dict) -> list[tuple]:
-    """The rows of all files whose name starts with one of the kinds, each with its file."""
+    """The rows of all files with one of the prefixes, each with its file."""
     found = []
     for path in sorted(results.glob("*.json")):
         kind = path.stem.split("_")[0]
@@ -130,7 +130,7 @@ _MEASURES = {
 
 
 def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
-    """The tables as Markdown, by the name of their markers.
+    """The tables as Markdown, by marker name.
 
     Example:
         >>> print(render(pathlib.Path("nowhere"))["speed"].splitlines()[0])
@@ -146,14 +146,14 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
 
 
 def fill(text: str, name: str, table: str) -> str:
-    """The text with the table between the markers of that name.
+    """Inserts the table between its markers.
 
     Raises:
         ValueError: if the markers are missing.
     """
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"one {start} and one {end} are expected in the file")
+        raise ValueError(f"expected one {start} and one {end} in the file")
     head, tail = text.index(start) + len(start), text.index(end)
     return f"{text[:head]}\n{table}\n{text[tail:]}"
 
@@ -161,7 +161,9 @@ def fill(text: str, name: str, table: str) -> str:
 def main(arguments=None) -> None:
     """The command line."""
     parser = Parser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if the file would change; write nothing"
+    )
     options = parser.parse_args(arguments)
     tables = render()
     path = ROOT / "benchmarks" / "README.md"

@@ -1,14 +1,14 @@
-r"""Minibatches of adversarial training against plain PyTorch, on the CPU or a GPU.
+r"""Times adversarial training against plain PyTorch, on CPU or GPU.
 
     python -m benchmarks.training --width=16 --batch_size=128
     python -m benchmarks.training --width=64 --batch_size=32 --methods=at
 
 PreActResNet-18 on 32x32 images, float32, PGD-10 in train mode and one step: adversarial training
 with SGD (at), with adversarial weight perturbation (awp), and an outer step of EntropySGD on four
-minibatches (ensgd). Both sides start at the same weights, take minibatches of the same images and
-run strictly in turn in one process; before that the gradients of both on one minibatch are
-compared. Compilation is in the first call and reported apart. The PyTorch side is
-``_torch_training.py``; ``--channels_last`` gives it that memory format.
+minibatches (ensgd). Both sides start from the same weights, use the same minibatches and alternate
+in one process, after a check that their gradients agree on one minibatch. The first call compiles
+and is reported separately. The PyTorch side is ``_torch_training.py``; ``--channels_last`` sets its
+memory format.
 """
 
 import json
@@ -41,9 +41,13 @@ def parse(arguments=None):
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--image_size", type=int, default=32)
-    parser.add_argument("--channels_last", action="store_true", help="memory format of PyTorch")
+    parser.add_argument(
+        "--channels_last", action="store_true", help="use this PyTorch memory format"
+    )
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, both sides")
-    parser.add_argument("--devices", type=int, default=1, help="of JAX, minibatches split evenly")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="number of JAX devices; minibatches are split evenly"
+    )
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -80,7 +84,7 @@ class Ours:
             state = training.TrainState.create(
                 variables["params"], variables["batch_stats"], ensgd if name == "ensgd" else sgd
             )
-            # The compiled step takes over the buffers of its state.
+            # The compiled step donates the buffers of its state.
             self.states[name] = jax.device_put(jax.tree.map(jnp.array, state), place)
             if name == "ensgd":
                 self.steps[name] = program(0.0).entropy_step(ensgd, N_IN)
@@ -89,15 +93,15 @@ class Ours:
                 self.steps[name] = lambda *parts, step=step: step(*parts, 1)
 
     def call(self, name: str):
-        """One step of a method, until it is done."""
+        """Runs one step of a method to completion."""
         state, metrics = self.steps[name](self.states[name], self.data, self.key)
         self.states[name] = jax.block_until_ready(state)
         return metrics
 
 
 def gradients(options, ours, theirs, module, variables, images, labels) -> float:
-    """The relative difference between the parameter gradients of both on one minibatch."""
-    # The same bits for both: at full width a ReLU that flips moves the gradient by 1e-3.
+    """Relative difference between both sides' parameter gradients on one minibatch."""
+    # Identical inputs: at full width, one flipped ReLU changes the gradient by 1e-3.
     x = jnp.asarray(images[: options.batch_size].astype(np.float32) / 255)
     y = jnp.asarray(labels[: options.batch_size])
     found = jax.jit(
@@ -114,7 +118,7 @@ def gradients(options, ours, theirs, module, variables, images, labels) -> float
 
 
 def rivals(options) -> tuple[dict, float]:
-    """Calls by name, and how far the gradients are apart."""
+    """Calls by name, and the difference between the gradients."""
     spec = use_devices(options.devices)
     size = options.image_size
     dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
@@ -164,11 +168,13 @@ def rivals(options) -> tuple[dict, float]:
 
 
 def main(arguments=None) -> dict:
-    """Runs both and returns what it writes."""
+    """Runs both and returns the report it writes."""
     options = parse(arguments)
     options.methods = options.methods.split(",")
     if unknown := set(options.methods) - set(METHODS):
-        raise SystemExit(f"--methods: {', '.join(sorted(unknown))} is none of {', '.join(METHODS)}")
+        raise SystemExit(
+            f"--methods: {', '.join(sorted(unknown))} is not one of {', '.join(METHODS)}"
+        )
     calls, apart = rivals(options)
     print(f"parameter gradients of both: relative difference {apart:.1e}", flush=True)
     report = {

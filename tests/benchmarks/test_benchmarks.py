@@ -40,7 +40,7 @@ def test_the_tables_of_speeds_are_those_of_the_results(capsys):
     assert "out of date" not in capsys.readouterr().out
     names = [row[-1] for row in summary.rows()]
     assert "autoattack_cnn_a.json" in names
-    with pytest.raises(ValueError, match="expected in the file"):
+    with pytest.raises(ValueError, match="expected one <!-- speed -->"):
         summary.fill("no markers", "speed", "")
 
 

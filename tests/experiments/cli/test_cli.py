@@ -73,7 +73,7 @@ def test_scales(scale):
         ("--config=configs/at_ensgb.py", "no config file .*; did you mean configs/at_ensgd.py"),
         ("--config=at_ensgd.py", "no config file 'at_ensgd.py'; did you mean configs/at_ensgd.py"),
         ("--config=configs/at_ensgd", "did you mean configs/at_ensgd.py"),
-        ("--config=zzz", "no config file 'zzz'; there are configs/at.py, configs/at_2nd_ensgd.py"),
+        ("--config=zzz", "no config file 'zzz'; available: configs/at.py, configs/at_2nd_ensgd.py"),
         ("--config=", "no config file ''"),
         ("--config", "--config needs a file, for example --config=configs/at.py"),
     ],
@@ -173,7 +173,7 @@ def test_the_config_is_locked():
         (["--config.lr_drops=(0.5"], "lr_drops"),
         (["--config.threat.norm=linfty"], "config.threat.norm='linfty' .*did you mean 'linf'"),
         (["--config.dataset=cifar10"], "run python -m experiments.cifar10"),
-        (["more"], "unexpected argument 'more'; fields are --config.field=value"),
+        (["more"], "unexpected argument 'more'; set fields with --config.field=value"),
         (["--workdir"], "workdir"),
     ],
 )

@@ -95,7 +95,7 @@ CONFIGS = {
         "    config = settings.base(scale)\n"
         "    del config.seed\n"
         "    return config",
-        "leaves out seed",
+        "is missing seed",
     ),
     "syntax": ("def get_config(scale)", "line 1"),
 }

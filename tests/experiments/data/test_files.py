@@ -79,7 +79,7 @@ def test_a_changed_pixel_is_an_md5_mismatch_that_says_everything(tmp_path):
         spec,
         tmp_path,
         f"cifar-10-batches-bin: not the published cifar10: .* official data_batch_3.bin, have MD5 "
-        f"{got} instead of {expected}. Move it away and run: python -m experiments.data cifar10",
+        f"{got}, expected {expected}. Move it away and run: python -m experiments.data cifar10",
     )
 
 

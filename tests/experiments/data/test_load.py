@@ -229,7 +229,7 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
 def test_an_unknown_name_names_the_nearest(name, near):
     with pytest.raises(ValueError, match=rf"{name}.*did you mean '{near}'\?.*digits, .*cifar10"):
         load(name)
-    with pytest.raises(ValueError, match="unknown data set 'zzz': there are digits"):
+    with pytest.raises(ValueError, match="unknown data set 'zzz': choose from digits"):
         load("zzz")
 
 
@@ -240,7 +240,9 @@ def test_a_full_disk_only_costs_the_copy(tmp_path):
     # Files can't grow beyond 1 KB: the same path as a disk that fills up while writing.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
     try:
-        with pytest.warns(UserWarning, match="no verified copy of mnist.*File too large.*JAXADV"):
+        with pytest.warns(
+            UserWarning, match="could not keep a verified copy of mnist.*File too large.*JAXADV"
+        ):
             dataset = load_spec(spec, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -254,7 +256,7 @@ def test_a_folder_that_cannot_be_made_only_costs_the_copy(tmp_path):
     root = Path(os.environ["TFDS_DATA_DIR"])
     prepare(spec, arrays, root, "array_record")
     (tmp_path / "file").write_text("mine")
-    with pytest.warns(UserWarning, match="no verified copy of mnist could be kept"):
+    with pytest.warns(UserWarning, match="could not keep a verified copy of mnist"):
         dataset = load_spec(spec, tmp_path / "file" / "data")
     assert_holds(dataset, arrays)
     assert (tmp_path / "file").read_text() == "mine"

@@ -84,7 +84,7 @@ def test_options_override_the_run(finished):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(norm="l2"), "norm='l2' is not the run's own .'linf'.*give --eps and --step-size"),
+        (dict(norm="l2"), "norm='l2' differs from the run's .'linf'.*give --eps and --step-size"),
         (dict(norm="l2", eps=0.5), "give --eps and --step-size"),
         (dict(norm="linfty", eps=0.1, step_size=0.1), "norm='linfty' .*did you mean 'linf'"),
         (dict(eps=-0.1), "eps=-0.1 must be a finite number >= 0"),
@@ -119,7 +119,7 @@ def test_a_run_without_a_checkpoint(workdir):
 def test_a_torn_checkpoint(workdir):
     data = (workdir / "selected.ckpt").read_bytes()
     (workdir / "selected.ckpt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="selected.ckpt: is torn or damaged"):
+    with pytest.raises(CheckpointError, match="selected.ckpt: is truncated or damaged"):
         evaluated(workdir)
 
 

@@ -109,10 +109,10 @@ def test_torch_file(torch_file, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(), "give either a run .--workdir=DIR. or a file"),
+        (dict(), "give either a run .--workdir=DIR. or a weights file"),
         (
             dict(torch="w.pt", arch="wrn34_10", dataset="digits"),
-            r"does not say how .* normalized; give --normalization=none\|half\|cifar10",
+            r"does not record its image normalization; give --normalization=none\|half\|cifar10",
         ),
         (
             dict(torch="w.pt", arch="wrn34_10", dataset="digits", mean=(0.5,)),
@@ -120,7 +120,7 @@ def test_torch_file(torch_file, tmp_path):
         ),
         (
             dict(torch="w.pt", arch="wrn34_10", dataset="digits", normalization="none", std=(1.0,)),
-            "give one of them",
+            "give only one",
         ),
         (
             dict(torch="w.pt", arch="wrn34_10", dataset="digits", normalization="cifar"),

@@ -139,14 +139,14 @@ def test_missing_runs_are_listed(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         command(monkeypatch, "--scale=laptop", "--seed=2", "--partial")
     text = capsys.readouterr().err
-    assert exit_.value.code == 2 and text.startswith("error: 4 of the 4 runs of fig7 are missing")
+    assert exit_.value.code == 2 and text.startswith("error: 4 of the 4 runs for fig7 are missing")
     assert text.count("--config.seed=2") == 4
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--points=4", "--points=4 has to be odd"),
+        ("--points=4", "--points=4 must be odd"),
         ("--points=1", "--points=1"),
         ("--points=0", "--points=0"),
         ("--reach=0", "--reach=0"),
@@ -170,7 +170,7 @@ def test_two_runs_of_one_name_are_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(landscape_figure, "Landscape", _Nothing)
     with pytest.raises(SystemExit):
         command(monkeypatch, "--workdir", "a", "b", "--radius=0")
-    assert "b: another run is 'AT' too" in capsys.readouterr().err
+    assert "b: another run is also 'AT'" in capsys.readouterr().err
 
 
 class _Nothing:

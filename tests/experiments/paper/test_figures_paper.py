@@ -96,7 +96,7 @@ def test_a_line_is_the_mean_over_seeds_and_its_band_their_range(monkeypatch, tmp
 def test_missing_runs_are_an_error_that_lists_their_commands(monkeypatch, tmp_path, capsys):
     all_runs(FIGURE3, seeds=1)
     text = refused(monkeypatch, capsys, fig3, "--scale=laptop", "--seeds=2")
-    assert text.startswith("error: 4 of the 8 runs of fig3 are missing")
+    assert text.startswith("error: 4 of the 8 runs for fig3 are missing")
     assert "--partial" in text and "--run" in text
     listed = [line.strip() for line in text.splitlines()[1:]]
     assert listed[0] == (

@@ -297,7 +297,7 @@ def test_a_run_of_other_fields_is_no_cell(monkeypatch, capsys):
     ("argument", "message"),
     [
         ("--seeds=0", "--seeds=0 must be an integer >= 1"),
-        ("--methods=at,sgd", "'sgd' is none of at, at_ensgd"),
+        ("--methods=at,sgd", "'sgd' is not one of at, at_ensgd"),
         ("--scale=tiny", "invalid choice: 'tiny'"),
         ("--scales=laptop", "unrecognized arguments"),
     ],

@@ -101,7 +101,7 @@ def test_a_torn_checkpoint_is_refused_and_left_alone(finished, tmp_path):
     data = good.last.read_bytes()
     directory.last.write_bytes(data[:-100])
     with pytest.raises(
-        checkpoints.CheckpointError, match="last.ckpt: is torn .*delete it to start"
+        checkpoints.CheckpointError, match="last.ckpt: is truncated .*delete it to start"
     ):
         train.train_and_evaluate(tiny(), tmp_path, verbose=False)
     assert directory.last.read_bytes() == data[:-100]

@@ -52,7 +52,7 @@ def test_checkpoints_of_another_run_are_not_evaluated(tmp_path, monkeypatch, fin
     record = checkpoints.load_record(ours.selected)
     tree = checkpoints._read(ours.selected)["tree"]
     checkpoints.save(ours.selected, tree, record | {"epoch": record["epoch"] + 1})
-    with pytest.raises(ValueError, match=r"is of epoch \d, and last.ckpt names \d; give"):
+    with pytest.raises(ValueError, match=r"is from epoch \d, but last.ckpt records \d; run"):
         subjects.from_run(ours.path, "selected", "test")
 
 

@@ -107,5 +107,5 @@ def test_a_config_of_another_version_is_refused(tmp_path):
     stored = json.loads(directory.config_file.read_text())
     del stored["weight_decay"]
     directory.config_file.write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="no field 'weight_decay': another version of jaxadv"):
+    with pytest.raises(ValueError, match="no field 'weight_decay': a different version of jaxadv"):
         directory.config()

@@ -321,7 +321,9 @@ def test_another_configuration_does_not_touch_a_run(finished, tmp_path):
     shutil.copytree(finished("at").directory.path, tmp_path / "run")
     files = lambda: {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     before = files()
-    with pytest.raises(ValueError, match="another configuration .learning_rate=0.1 there; 1 diff"):
+    with pytest.raises(
+        ValueError, match="different configuration .learning_rate=0.1 there; 1 diff"
+    ):
         run(tiny(learning_rate=0.2), tmp_path / "run")
     assert files() == before
 

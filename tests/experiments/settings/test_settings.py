@@ -318,11 +318,11 @@ BAD = [
     (dict(objective="trade"), "config.objective='trade' is not .* did you mean 'trades'"),
     (dict(objective="trades", bn__attack="train"), "config.bn.attack .under TRADES.='train' is"),
     (dict(objective="trades", threat__norm="l1"), "config.threat.*l1"),
-    (dict(trades__preset="awp"), "config.trades.preset='awp' without effect; .*objective=trades"),
+    (dict(trades__preset="awp"), "config.trades.preset='awp' has no effect; .*objective=trades"),
     (dict(trades__beta=-1.0), "config.trades.beta=-1.0 must be a finite number >= 0"),
-    (dict(awp__gamma=0.1), "config.awp.gamma=0.1 without effect; give --config.awp.enabled=true"),
+    (dict(awp__gamma=0.1), "config.awp.gamma=0.1 has no effect without --config.awp.enabled=true"),
     (dict(awp__enabled=True, awp__gamma=-0.1), "config.awp.gamma=-0.1 must be"),
-    (dict(awp__enabled=True, warmup_epochs=200), "leaves none of the 200 epochs to AWP"),
+    (dict(awp__enabled=True, warmup_epochs=200), "leaves none of the 200 epochs for AWP"),
     (dict(optimizer="entropy_sgd", warmup_epochs=200), "leaves no epochs for EntropySGD"),
     (dict(warmup_epochs=-1), "config.warmup_epochs=-1 must be an integer >= 0"),
     (dict(first_epoch=2), "config.first_epoch=2 must be 0 or 1"),
@@ -346,7 +346,7 @@ def test_a_value_that_makes_no_sense_is_one_clear_error(fields, message):
 
 def test_a_config_of_another_data_set_names_its_entry_point():
     config = settings.load_config("at", "paper", "cifar10")
-    with pytest.raises(ValueError, match="of 'digits'; run python -m experiments.cifar10"):
+    with pytest.raises(ValueError, match="'digits'; run python -m experiments.cifar10"):
         settings.resolve(config, "digits")
 
 
