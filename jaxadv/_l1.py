@@ -66,7 +66,7 @@ def shrink(magnitudes: Array, room: Array, eps: Array | float) -> Array:
     tau = jnp.zeros(magnitudes.shape[0], magnitudes.dtype)
     fits = ~too_long(tau)
     low, high = bisect_bits(too_long, magnitudes.max(axis=1))
-    # low and high are neighbouring floats; with the sets between them fixed, the equation
+    # low and high are neighboring floats; with the sets between them fixed, the equation
     # eps = sum_capped room + sum_free (magnitude - tau) is linear in tau.
     middle = jnp.where(jnp.isfinite(high), high, low)[:, None]
     capped = magnitudes - middle >= room
@@ -103,7 +103,7 @@ def order_statistic(values: Array, ranks: Array) -> Array:
 
 
 def bisect_bits(holds: Callable[[Array], Array], largest: Array) -> tuple[Array, Array]:
-    """Neighbouring floats round the point in [0, largest] where ``holds`` turns false.
+    """Neighboring floats round the point in [0, largest] where ``holds`` turns false.
 
     Args:
         holds: from thresholds of shape (B,) to booleans; true up to a point, false after it.

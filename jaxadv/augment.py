@@ -69,7 +69,7 @@ def random_flip(key: Key, images: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="degrees")
 def random_rotation(key: Key, images: Array, *, degrees: float = 15.0) -> Array:
-    """Rotates each image about its centre, nearest pixel, zeros where nothing was.
+    """Rotates each image about its center, nearest pixel, zeros where nothing was.
 
     Args:
         key: PRNG key.

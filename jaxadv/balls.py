@@ -107,7 +107,7 @@ def project(
 
     Args:
         points: of shape (B, ...).
-        images: centres x, same shape, in [0, 1].
+        images: centers x, same shape, in [0, 1].
         norm: "linf", "l2" or "l1".
         eps: radius, in the units of the images; a number or of shape (B,).
         exact: whether L2 and L1 project onto the intersection exactly.
@@ -207,7 +207,7 @@ def sample(
     Args:
         key: PRNG key of any implementation, or a seed. Image i draws from
             ``fold_in(key, indices[i])``, so its start does not depend on the batch it is in.
-        images: centres of shape (B, ...), in [0, 1].
+        images: centers of shape (B, ...), in [0, 1].
         norm: "linf", "l2" or "l1".
         eps: radius, in the units of the images; a number or of shape (B,).
         indices: integers of shape (B,), default 0 to B - 1: place of each image in the data set.

@@ -114,7 +114,7 @@ def _check_range(images: Array, name: str) -> None:
     span = f"{name} spans [{low!s}, {high!s}], farthest from [0, 1] at {where}"
     if low > -1e-3 and high < 1 + 1e-3:
         raise ValueError(f"{span}: rounding, it seems; pass {name}.clip(0, 1)")
-    raise ValueError(f"{span}; rescale to [0, 1] and move any normalisation into the model")
+    raise ValueError(f"{span}; rescale to [0, 1] and move any normalization into the model")
 
 
 def check_labels(labels: Array, num_images: int, *, num_classes: int | None = None) -> None:

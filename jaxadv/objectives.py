@@ -1,4 +1,4 @@
-r"""Training objectives: how a minibatch is attacked, and the loss that is then minimised on it.
+r"""Training objectives: how a minibatch is attacked, and the loss that is then minimized on it.
 
 An :class:`Objective` is a pair of pure functions. They are kept apart because some methods take
 several gradients at the same adversarial images (adversarial weight perturbation), and because by
@@ -42,7 +42,7 @@ class LossAux(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """How a method attacks a minibatch, and what it minimises on it.
+    """How a method attacks a minibatch, and what it minimizes on it.
 
     Attributes:
         perturb: ``(key, params, batch_stats, images, labels) -> (adversarial, batch_stats)``.
@@ -172,10 +172,10 @@ def trades(
     .. math:: \frac1B \sum_i \mathrm{CE}(f_\theta(x_i), y_i) + \beta_T\,
         \mathrm{KL}\big(\mathrm{softmax} f_\theta(x_i) \,\|\, \mathrm{softmax} f_\theta(x'_i)\big)
 
-    Gradients flow through both arguments of the divergence. The attack maximises it from
+    Gradients flow through both arguments of the divergence. The attack maximizes it from
     :math:`x'_0 = x + 0.001\,\mathcal N(0, I)` (at x itself its gradient is zero), in eval mode,
     and leaves the running statistics alone. Each step goes along the sign of the gradient and then
-    into the ball and the box; for L2 along the normalised gradient and into the box, then the ball.
+    into the ball and the box; for L2 along the normalized gradient and into the box, then the ball.
     An example whose gradient vanishes stays where it is (the L2 branch of the reference would move
     it at random).
 

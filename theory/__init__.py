@@ -1,4 +1,4 @@
-"""Figures, claims and notebooks on the theory; run from the repository root, not installed."""
+"""Theory figures, claims and notebooks; run from the repository root, not installed."""
 
 from experiments.cli.help.show import show
 from experiments.run import signals

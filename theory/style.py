@@ -1,4 +1,4 @@
-"""How every figure looks, and what is written beside it: PNG, PDF, data, checks."""
+"""Style and output of every figure: PNG, PDF, data, checks."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot, which would choose a backend
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
+# Okabe and Ito's palette: distinguishable by color-blind readers and in grayscale print.
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = (
     "#0072B2",
     "#D55E00",
@@ -35,12 +35,12 @@ STYLE: Any = {
 
 
 class Check(NamedTuple):
-    """One number of a figure against what it has to be.
+    """One number of a figure against its expected value.
 
     Attributes:
         name: what is measured.
         measured: the number.
-        expected: what it should equal, or the bound that it should respect.
+        expected: the expected value, or the bound.
         tolerance: largest absolute deviation; None for a bound.
         holds: the verdict.
         source: place in docs/formulas.md, docs/errata.md or the paper.
@@ -84,9 +84,9 @@ def write(
 
     Args:
         figure: a matplotlib figure.
-        path: where, without suffix.
+        path: output path without suffix.
         data: the plotted arrays.
-        checks: what was checked.
+        checks: results of the checks.
         settings: how the figure was made.
 
     Returns:

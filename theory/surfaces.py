@@ -1,4 +1,4 @@
-"""Loss surfaces of the toy on a grid, exact or by PGD, and numbers that describe a surface."""
+"""Loss surfaces of the toy on a grid, exact or by PGD, and statistics of a surface."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -58,7 +58,7 @@ def second_differences(values: np.ndarray, spacing: float) -> np.ndarray:
 def gradient_lipschitz(values: np.ndarray, spacing: float) -> float:
     """Finite-difference estimate of the Lipschitz constant of the gradient of a surface.
 
-    Largest slope of the central-difference gradient between neighbours on the grid; it grows like
+    Largest slope of the central-difference gradient between neighbors on the grid; it grows like
     1/spacing where the surface has kinks.
     """
     gradient = np.stack([np.gradient(values, spacing, axis=axis) for axis in (0, 1)], -1)

@@ -33,7 +33,7 @@ class Given(NamedTuple):
 
     Attributes:
         key: typed threefry key.
-        model: traced for the batch, or for single images with a key if it is randomised.
+        model: traced for the batch, or for single images with a key if it is randomized.
         images: (B, H, W, C).
         labels: (B,) int32.
         indices: (B,).
@@ -156,7 +156,7 @@ def _check_takes_key(logits_fn: Callable) -> None:
         inspect.signature(logits_fn).bind(None, None)
     except TypeError:
         raise ValueError(
-            "logits_fn takes no second argument; a randomised model is called with images and a "
+            "logits_fn takes no second argument; a randomized model is called with images and a "
             "key: lambda images, key: ..."
         ) from None
     except ValueError:  # a callable without a signature

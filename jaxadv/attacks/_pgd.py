@@ -77,7 +77,7 @@ def pgd(
     .. math:: x'_{t+1} = \Pi_{C(x)}\big(x'_t + v_t\big),\; t = 0, \dots, \text{num\_steps} - 1
 
     Every example is attacked on its own: its random start depends on ``key``, the restart and its
-    index only, and the loss is summed, so neighbours in the batch do not matter.
+    index only, and the loss is summed, so neighbors in the batch do not matter.
 
     Args:
         key: PRNG key of the random starts, or a seed.
@@ -93,7 +93,7 @@ def pgd(
         num_steps: number of gradient steps, >= 0.
         num_restarts: independent starts; each example keeps the one with the largest loss. With
             ``init="zero"`` the first start is x itself and the others are random.
-        loss: maximised; from logits and labels to losses of shape (B,).
+        loss: maximized; from logits and labels to losses of shape (B,).
         init: "uniform" (:func:`jaxadv.balls.sample`), "zero" (the clean image) or an array of start
             images, projected into the ball and the box; with restarts it is the first start.
         keep_best: return the iterate with the largest loss instead of the last; costs one more
@@ -193,7 +193,7 @@ def fgsm(
         norm: "linf" (the sign method), "l2" or "l1".
         eps: radius of the ball, in the units of the images.
         step_size: length of the step, default ``eps``.
-        loss: maximised; from logits and labels to losses of shape (B,).
+        loss: maximized; from logits and labels to losses of shape (B,).
         init: as in :func:`pgd`.
         indices: as in :func:`pgd`.
 
@@ -262,7 +262,7 @@ def pgd_stateful(
         norm: as in :func:`pgd`, like all the arguments below.
         num_steps: number of steps.
         num_restarts: number of restarts.
-        loss: maximised.
+        loss: maximized.
         random_start: whether the first restart starts at random when ``start`` is None.
         keep_best: return the best iterate.
         early_stop: freeze misclassified examples.

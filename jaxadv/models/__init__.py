@@ -1,6 +1,6 @@
 """Networks as linen modules, and their weights from PyTorch files.
 
-Every module maps images (B, H, W, C) in [0, 1] to logits (B, K) and normalises inside:
+Every module maps images (B, H, W, C) in [0, 1] to logits (B, K) and normalizes inside:
 
 >>> import jax, jax.numpy as jnp
 >>> module = preact_resnet18(10, width=4)

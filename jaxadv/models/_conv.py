@@ -103,8 +103,8 @@ class Conv(nn.Module):
       strides: as for `conv2d`.
       padding: as for `conv2d`.
       use_bias: add a bias of shape (O,).
-      kernel_init: initialiser of the kernel (kh, kw, C, O).
-      bias_init: initialiser of the bias; called with its shape only.
+      kernel_init: initializer of the kernel (kh, kw, C, O).
+      bias_init: initializer of the bias; called with its shape only.
       dtype: dtype of the computation; None is the common dtype of images and parameters.
       param_dtype: dtype of the parameters.
       gradients: as for `conv2d`.

@@ -1,4 +1,4 @@
-"""What the networks share: normalisation of inputs, BatchNorm, initialisers, activations, head."""
+"""What the networks share: normalization of inputs, BatchNorm, initializers, activations, head."""
 
 import difflib
 import math
@@ -72,7 +72,7 @@ def normalize(
     if mean is None or std is None or len(mean) != channels or len(std) != channels:
         raise ValueError(
             f"mean is {mean} and std is {std}, but images have {channels} channels; give one "
-            "number per channel for both, or None for both to switch normalisation off."
+            "number per channel for both, or None for both to switch normalization off."
         )
     shape = (1, 1, 1, channels)
     mean_, std_ = (jnp.asarray(v, images.dtype).reshape(shape) for v in (mean, std))
@@ -80,7 +80,7 @@ def normalize(
 
 
 class BatchNorm(nn.Module):
-    r"""Batch normalisation with the conventions of PyTorch.
+    r"""Batch normalization with the conventions of PyTorch.
 
     .. math:: y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta
 
@@ -104,7 +104,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Normalise over all axes but the last; the dtype of x is kept."""
+        """Normalize over all axes but the last; the dtype of x is kept."""
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)

@@ -30,7 +30,7 @@ class PreActBlock(nn.Module):
       features: number of output channels.
       strides: of the first convolution and of the shortcut.
       shortcut_input: what a 1x1 shortcut sees, see `PreActResNet`.
-      conv_init: initialiser of the kernels.
+      conv_init: initializer of the kernels.
       activation, dtype, param_dtype, gradients, unbiased: see `PreActResNet`.
     """
 
@@ -155,7 +155,7 @@ def preact_resnet18(
 ) -> PreActResNet:
     """PreActResNet-18: 11,172,170 parameters at 10 classes, 11,218,340 at 100.
 
-    Initialised with PyTorch's defaults: kernels and the linear layer's bias
+    Initialized with PyTorch's defaults: kernels and the linear layer's bias
     U(-1/sqrt(fan_in), 1/sqrt(fan_in)), BatchNorm 1 and 0.
 
     Args:
@@ -173,7 +173,7 @@ def preact_resnet18(
 
     Returns:
       A linen module: ``module.apply(variables, images, train=False)`` gives logits (B, K). With
-      ``train=True`` it normalises with the statistics of the batch, and with
+      ``train=True`` it normalizes with the statistics of the batch, and with
       ``mutable=["batch_stats"]`` it also returns the moved running statistics.
 
     Raises:
@@ -181,7 +181,7 @@ def preact_resnet18(
 
     References:
       He et al., 2016, "Identity Mappings in Deep Residual Networks"; architecture and
-      initialisation as in the code of Wu et al., 2020 (AWP).
+      initialization as in the code of Wu et al., 2020 (AWP).
 
     Example:
       >>> import jax, jax.numpy as jnp

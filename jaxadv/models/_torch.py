@@ -57,7 +57,7 @@ def load_torch(
     "convShortcut") and of the last layers are known. What lies beside the weights is not used and
     may be anything that ``torch.load(weights_only=True)`` reads.
 
-    A file does not say how images were normalised: ``module.mean`` and ``module.std`` are taken as
+    A file does not say how images were normalized: ``module.mean`` and ``module.std`` are taken as
     they are, which are CIFAR-10's unless you chose others. For a network that takes images in
     [0, 1] as they are, as most published ones do, make the module with ``mean=None, std=None``.
     A wrong choice gives wrong accuracies, not an error.
@@ -78,7 +78,7 @@ def load_torch(
       ValueError: if the file is torn, holds anything but data, makes more of itself than weights
         do, or does not fit ``module``; the first missing, unexpected and misshapen names are
         listed. Also if several entries fit and none is the usual one, or the file's own
-        normalisation is not that of ``module``. The file is named.
+        normalization is not that of ``module``. The file is named.
       OSError: if it cannot be read.
 
     Example:

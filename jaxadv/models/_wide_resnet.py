@@ -99,7 +99,7 @@ def wide_resnet34_10(
 ) -> WideResNet:
     """WideResNet-34-10: 46,160,474 parameters at 10 classes; no dropout.
 
-    Initialised as the TRADES and AWP code does: kernels N(0, 2/(kh kw c_out)), BatchNorm 1 and
+    Initialized as the TRADES and AWP code does: kernels N(0, 2/(kh kw c_out)), BatchNorm 1 and
     0, linear weight U(-1/sqrt(fan_in), 1/sqrt(fan_in)), linear bias 0.
 
     Args:
@@ -122,7 +122,7 @@ def wide_resnet34_10(
         activation.
 
     References:
-      Zagoruyko and Komodakis, 2016, "Wide Residual Networks"; architecture and initialisation as
+      Zagoruyko and Komodakis, 2016, "Wide Residual Networks"; architecture and initialization as
       in the code of Zhang et al., 2019 (TRADES) and Wu et al., 2020 (AWP).
 
     Example:

@@ -90,7 +90,7 @@ def awp_value_and_grad(
     Value and auxiliary output come from the second pass: running statistics of BatchNorm are those
     that the forward pass at :math:`\theta + v` returns, and what the first one returned is thrown
     away, as in the reference code. It takes the ascent step on a copy of the model with a learning
-    rate of its own, which the normalisation cancels: none is needed here.
+    rate of its own, which the normalization cancels: none is needed here.
 
     Weight decay. The reference adds v to the weights before the optimizer's step and subtracts it
     afterwards, so that the decay acts on :math:`\theta + v`. With ``weight_decay`` equal to the

@@ -106,7 +106,7 @@ def lanczos(
         start: a vector with a component along the eigenvectors that are sought; not 0.
         tol: relative error, of the larger extreme, at which to stop.
         max_steps: largest number of products.
-        reorthogonalize: keep the basis and orthogonalise against it. Without it memory is three
+        reorthogonalize: keep the basis and orthogonalize against it. Without it memory is three
             vectors, and the extremes come out the same, perhaps a few steps later.
         ends: "both", "low" or "high": which ones have to reach the tolerance.
         project: onto the invariant subspace in which the eigenvalues are sought and ``start`` lies;

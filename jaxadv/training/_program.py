@@ -28,7 +28,7 @@ class Program:
 
     Args:
         apply_fn: ``(params, batch_stats, images, train) -> (logits, batch_stats)``.
-        objective: how minibatches are attacked and what is minimised.
+        objective: how minibatches are attacked and what is minimized.
         batch_size: images a minibatch.
         augment: applied to the float images of a minibatch; default none.
         clean_pass: SGD only: after each update run one train-mode pass over the clean images, as

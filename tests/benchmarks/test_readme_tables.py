@@ -138,10 +138,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     readme.write_text("<!-- table 1 -->")
     with pytest.raises(SystemExit):
         command()
-    assert "one <!-- table 1 --> and after it one" in capsys.readouterr().err
+    assert "one <!-- table 1 --> followed by one" in capsys.readouterr().err
     written(tmp_path, "wrong", results({}, table=1))
     (tmp_path / "wrong" / "table1.json").rename(tmp_path / "wrong" / "table2.json")
     readme.write_text(EMPTY)
     with pytest.raises(SystemExit):
         command()
-    assert "holds Table 1" in capsys.readouterr().err
+    assert "contains Table 1" in capsys.readouterr().err

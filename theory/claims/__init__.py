@@ -1,1 +1,1 @@
-"""The statements of the paper and their corrections, checked by computing."""
+"""Numerical checks of the paper's statements and their corrections."""

@@ -1,10 +1,9 @@
-"""Checks statements of the paper and their corrections by computing, and says which hold.
+"""Checks the paper's statements and their corrections numerically, and reports which hold.
 
 python -m theory.claims --output=runs/theory
 python -m theory.claims --instances=20000 --seed=1 --only="Lemma 2"
 
-Writes claims.json, claims.md and claims.html, a page with pictures. The command fails if a
-correction does.
+Writes claims.json, claims.md and claims.html, a page with figures. Fails if a correction fails.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from .errata import register
 from .page import to_html
 from .registry import BROKEN, CLAIMS, Result, check, finite
 
-# Importing them registers their claims; they are shown in this order.
+# Importing these modules registers their claims, which are shown in this order.
 _MODULES = (
     linear,
     general,
@@ -66,10 +65,10 @@ def to_markdown(results: Sequence[Result], settings: dict) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the claims that the command line asks for.
+    """Runs the claims selected on the command line.
 
     Args:
-        arguments: of the command line, by default the process's own.
+        arguments: command line arguments, by default the process's.
 
     Returns:
         0, or 1 if a correction fails.
@@ -77,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m theory.claims", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", type=Path, default=Path("runs/theory"), help="folder")
-    parser.add_argument("--instances", type=int, default=4000, help="random instances a claim")
-    parser.add_argument("--seed", type=int, default=0, help="of the instances")
-    parser.add_argument("--only", default="", help="claims whose name contains this")
+    parser.add_argument("--instances", type=int, default=4000, help="random instances per claim")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the instances")
+    parser.add_argument("--only", default="", help="run only claims whose name contains this")
     options = parser.parse_args(arguments)
     if options.instances < 8:
         parser.error(f"--instances={options.instances} must be at least 8")

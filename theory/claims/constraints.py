@@ -59,7 +59,7 @@ def _concave(rng, count):
 
 
 @functools.cache
-def _maximiser(kind: str):
+def _maximizer(kind: str):
     def run(q, centre, images, step):
         def ascend(state, _):
             x, momentum = state
@@ -80,7 +80,7 @@ def _maximiser(kind: str):
 
 def _attacks(q, largest, centres, images, kind: str) -> np.ndarray:
     with jax.enable_x64(True):
-        return np.asarray(_maximiser(kind)(q, centres, images, 1 / largest))
+        return np.asarray(_maximizer(kind)(q, centres, images, 1 / largest))
 
 
 @claim(
@@ -123,7 +123,7 @@ def _linf(rng, count):
 @claim(
     "Regularised attack",
     "formulas C.3 (U3)",
-    "maximising l - (tau/2)|delta|^2 gives a C_thx/(tau - rho)-Lipschitz attack under Linf where "
+    "maximizing l - (tau/2)|delta|^2 gives a C_thx/(tau - rho)-Lipschitz attack under Linf where "
     "the exact one jumps, and a loss at most (tau/2) d eps^2 below (linear model, box-free)",
 )
 def _regularised(rng, count):

@@ -216,7 +216,7 @@ def _closed_form(rng, count):
 @claim(
     "The smooth corner of the swish neuron",
     "section 5.1; E9",
-    "theta_1 > 1, theta_2 < -1 has interior maximisers (regime 0) under Linf",
+    "theta_1 > 1, theta_2 < -1 has interior maximizers (regime 0) under Linf",
 )
 def _corner(rng, count):
     thetas = np.stack([rng.uniform(1, 2, count), rng.uniform(-2, -1, count)], 1)

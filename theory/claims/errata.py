@@ -1,4 +1,4 @@
-"""The errata E1 to E35 of docs/errata.md: which claims check which, and why some cannot be."""
+"""Errata E1 to E35 in docs/errata.md: the claims that check each, or why it cannot be checked."""
 
 import re
 
@@ -6,7 +6,7 @@ from .registry import CLAIMS
 
 NUMBERS = tuple(f"E{number}" for number in range(1, 36))
 
-# Nothing that a computation on the loss, the attack or the optimizer could contradict.
+# Errata that no computation on the loss, the attack or the optimizer could contradict.
 NOT_CHECKABLE = {
     "E25": "an index: Algorithm 1 writes j <= d (inputs) where its vectors have m entries",
     "E26": "notation: a feasible set of perturbations is written as one of parameters",
@@ -17,7 +17,7 @@ NOT_CHECKABLE = {
 
 
 def claims_of(erratum: str) -> list[str]:
-    """Names of the claims whose place mentions an erratum.
+    """Names of the claims whose place cites an erratum.
 
     Example:
         >>> claims_of("E99")
@@ -32,5 +32,5 @@ def _mentioned(place: str) -> set[str]:
 
 
 def register() -> dict[str, list[str] | str]:
-    """For every erratum the claims that check it, or the reason why none does."""
+    """For every erratum, the claims that check it or the reason why none does."""
     return {number: claims_of(number) or NOT_CHECKABLE.get(number, "") for number in NUMBERS}

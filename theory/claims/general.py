@@ -59,13 +59,13 @@ def _lemma1(rng, count):
 @claim(
     "Danskin",
     "formulas A.9 (F1)",
-    "the one-sided derivative of l_eps along v is max G(x', theta)^T v over all maximisers (Linf)",
+    "the one-sided derivative of l_eps along v is max G(x', theta)^T v over all maximizers (Linf)",
 )
 def _danskin(rng, count):
     theta = rng.normal(size=(count, 3)) * (rng.uniform(size=(count, 3)) < 0.6)
     v, step = unit(rng.normal(size=(count, 3))), 1e-6
     ends = [rows(theory.linear_loss, theta + s * step * v, "linf") for s in (0, 1)]
-    # Over the maximisers x - eps z, z in the subdifferential of norm_1.
+    # Over the maximizers x - eps z, z in the subdifferential of norm_1.
     slope = np.where(theta == 0, np.abs(v), np.sign(theta) * v).sum(1)
     margin = theta @ X - EPS * np.abs(theta).sum(1)
     formula = -(v @ X - EPS * slope) / (1 + np.exp(margin))
@@ -80,7 +80,7 @@ def _danskin(rng, count):
     "attacks by PGD-10 satisfy (MON) as exact ones do (swish toy)",
 )
 def _monotone_pgd(rng, count):
-    # PGD oscillates round the maximiser: pairs across the axis that the oscillation depends on.
+    # PGD oscillates round the maximizer: pairs across the axis that the oscillation depends on.
     height = 10.0 ** rng.uniform(-4, -2, size=count)
     first = rng.uniform(0.9, 1.7, size=count)
     thetas = np.stack([np.stack([first, s * height], 1) for s in (-1, 1)])

@@ -145,7 +145,7 @@ def _determinants(seed: int, count: int):
     "det K > 0 is sufficient",
     "Lemma 5, eq. 22; E1",
     "a stationary point of the sphere with det K > 0 is a local maximum (number of larger "
-    "neighbours, 0 or 1)",
+    "neighbors, 0 or 1)",
     "det K = -det W_T, so its sign at a strict maximum is (-1)^d",
 )
 def _sufficient(rng, count):

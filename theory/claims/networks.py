@@ -17,7 +17,7 @@ EXCESS = 1 + 1e-6  # of central differences of polished attacks
 
 
 class Solved(NamedTuple):
-    """Problems of one norm with their attack Jacobians, and how far their attacks really move.
+    """Problems for one norm with their attack Jacobians, and how far their attacks actually move.
 
     Attributes:
         result: `theory.AttackJacobian`, batched.
@@ -62,7 +62,7 @@ def _solve_one(norm, theta, x, eps):
     options = dict(norm=norm, eps=eps)
     result = theory.attack_jacobian(network_loss, theta, x, num_restarts=1, **options)
     hessian = theory.adversarial_hessian(network_loss, theta, x, x_adv=result.x_adv, **options)
-    # The two directions are checked by moving theta along them: nothing of D is used but they.
+    # Move theta along the two directions to check them; nothing else of D is used.
     rows = jax.vmap(lambda t: ravel_pytree(t)[0])(result.jacobian)
     top = lambda m: jnp.linalg.eigh(jnp.where(jnp.isfinite(m), m, 0.0))[1][:, -1]
     u = rows.T @ top(rows @ rows.T)
@@ -96,7 +96,7 @@ def solved(norm: str, count: int = 96) -> Solved:
 
 
 def witness(found: Solved, places: np.ndarray):
-    """Describes a problem by its number, from which it can be drawn again."""
+    """Describes a problem by its number, from which it can be regenerated."""
     return lambda i: f"network {places[i]}, {found.kind[places[i]]}"
 
 

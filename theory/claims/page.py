@@ -1,4 +1,4 @@
-"""The claims as one readable HTML page that needs no other file: pictures are inside it."""
+"""The claims as a self-contained HTML page with inline figures."""
 
 import base64
 import html
@@ -120,12 +120,12 @@ def to_html(results: Sequence[Result], settings: dict, register: dict) -> str:
     """The page.
 
     Args:
-        results: of the claims.
+        results: results of the claims.
         settings: how they were checked.
-        register: for every erratum its claims or the reason why there is none.
+        register: for every erratum, its claims or the reason why there is none.
 
     Returns:
-        An HTML document with its pictures as data URIs.
+        An HTML document with its figures as data URIs.
     """
     with rc_context(style.STYLE):
         drawn = [_tightness(results), _across_an_axis(), _constants(), _smoothing()]

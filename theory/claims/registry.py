@@ -1,4 +1,4 @@
-"""Claims as programs: what is tried, what bounds it, what was measured, and what follows."""
+"""Claims as programs: instances, measurements, bounds, and verdicts."""
 
 import math
 from collections.abc import Callable
@@ -14,9 +14,9 @@ class Trial(NamedTuple):
     """Instances of one statement.
 
     Attributes:
-        measured: a number an instance, shape (n,).
-        bound: what it may not exceed, shape (n,).
-        witness: describes instance i in words.
+        measured: one number per instance, shape (n,).
+        bound: its upper bound, shape (n,).
+        witness: describes instance i.
     """
 
     measured: np.ndarray
@@ -24,7 +24,7 @@ class Trial(NamedTuple):
     witness: Callable[[int], str]
 
     def ratios(self) -> np.ndarray:
-        """Measured over bound; a bound of 0 is met by 0 and by nothing else."""
+        """Measured over bound; only 0 satisfies a bound of 0."""
         zero = self.bound == 0
         safe = np.where(zero, 1.0, self.bound)
         return np.where(zero, np.where(self.measured == 0, 0.0, np.inf), self.measured / safe)
@@ -34,12 +34,12 @@ class Claim(NamedTuple):
     """A statement of the paper, or a correction of one.
 
     Attributes:
-        name: short.
+        name: short name.
         place: in the paper, docs/formulas.md or docs/errata.md.
         statement: as printed.
-        correction: what is true instead; "" if the statement is right.
-        run: from (random generator, number of instances) to the trial of the printed statement and
-            that of the correction, None where there is none.
+        correction: the corrected statement; "" if the printed one is right.
+        run: maps (random generator, number of instances) to the trials of the printed statement and
+        of the correction, None if there is none.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Claim(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What the instances say about a claim.
+    """The result of a claim.
 
     Attributes:
-        name: of the claim.
+        name: name of the claim.
         place: in the paper and the errata.
         statement: as printed.
-        correction: what is true instead.
-        instances: how many were tried.
+        correction: the corrected statement.
+        instances: number of instances tried.
         measured: of the worst instance of the statement that holds, or of the counterexample.
         bound: of that instance.
         tightness: largest measured over bound of the statement that holds; None if none does.
@@ -91,12 +91,12 @@ def claim(name: str, place: str, statement: str, correction: str = ""):
 
 
 def check(found: Claim, *, seed: int, instances: int, tolerance: float = 1e-9) -> Result:
-    """Runs a claim on seeded instances and reads the verdict off the numbers.
+    """Runs a claim on seeded instances and derives the verdict from the numbers.
 
     Args:
         found: the claim.
-        seed: of the instances; every claim draws from its own generator.
-        instances: how many to draw where instances are random.
+        seed: seed of the instances; every claim draws from its own generator.
+        instances: how many to draw if instances are random.
         tolerance: relative excess over a bound that counts as rounding.
 
     Returns:
@@ -146,7 +146,7 @@ def pair(first: np.ndarray, second: np.ndarray) -> Callable[[int], str]:
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1."""
+    """Scales rows to length 1."""
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
 

@@ -1,10 +1,10 @@
-"""The exact maximum of a quadratic on a sphere: an oracle that shares nothing with jaxadv."""
+"""The exact maximum of a quadratic on a sphere: an oracle that shares no code with jaxadv."""
 
 import numpy as np
 
 
 def solve_sphere(q: np.ndarray, theta: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Maximises theta^T x + x^T Q x/2 over |x| = eps by the secular equation.
+    """Maximizes theta^T x + x^T Q x/2 over |x| = eps by the secular equation.
 
     x = (m I - Q)^{-1} theta with the m > lambda_max(Q) that makes |x| = eps, found by bisection on
     1/|x| and polished by Newton steps; theta must not be orthogonal to the top eigenspace.
@@ -15,7 +15,7 @@ def solve_sphere(q: np.ndarray, theta: np.ndarray, eps: float) -> tuple[np.ndarr
         eps: radius.
 
     Returns:
-        The maximisers, shape (n, d), and their multipliers mu = n^T g = m eps.
+        The maximizers, shape (n, d), and their multipliers mu = n^T g = m eps.
     """
     values, vectors = np.linalg.eigh(q)
     weights = np.einsum("nji,nj->ni", vectors, theta) ** 2

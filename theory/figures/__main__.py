@@ -1,11 +1,10 @@
-"""The paper's toy figures from closed forms, with what the paper says about them checked.
+"""The paper's toy figures from closed forms, with checks of the paper's statements about them.
 
 python -m theory.figures fig2 --output=runs/theory
 python -m theory.figures all
 
-Each figure is written as PNG and PDF, its data as NPZ, and beside it a JSON with the checks. The
-command fails if a check does. The figure of trained networks has a command of its own:
-python -m theory.trained_smoothness
+Each figure is written as PNG and PDF, with its data as NPZ and its checks as JSON. Fails if a check
+fails. The figure of trained networks has its own command: python -m theory.trained_smoothness
 """
 
 import argparse
@@ -31,15 +30,15 @@ def _positive(text: str) -> float:
 def _odd(text: str) -> int:
     value = int(text)
     if value < 5 or value % 2 == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not an odd number >= 5 (0 has to be a point)")
+        raise argparse.ArgumentTypeError(f"{text} is not an odd number >= 5 (0 must be a point)")
     return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws the figures that the command line asks for.
+    """Draws the figures selected on the command line.
 
     Args:
-        arguments: of the command line, by default the process's own.
+        arguments: command line arguments, by default the process's.
 
     Returns:
         0, or 1 if a check failed.
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="attacks of figures 2 and 4: closed forms, or PGD with 100 steps of eps/40",
     )
     parser.add_argument("--gamma", type=_positive, default=1.0, help="scope of figures 2 and 5")
-    parser.add_argument("--points", type=_odd, default=81, help="grid points an axis")
+    parser.add_argument("--points", type=_odd, default=81, help="grid points per axis")
     options = parser.parse_args(arguments)
     failed = 0
     for name in FIGURES if options.figure == "all" else [options.figure]:

@@ -1,4 +1,4 @@
-"""Figure 1: how the optimal attack moves when the parameters move; a drawing, but an exact one."""
+"""Figure 1: how the optimal attack moves with the parameters; a sketch, but exact."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ NORMS = ("l2", "linf")
 
 
 def concave_attack(center: np.ndarray, norm: str) -> np.ndarray:
-    """The maximiser of the concave quadratic with its top at ``center`` over the ball."""
+    """The maximizer of the concave quadratic with its top at ``center`` over the ball."""
     if norm == "linf":
         root = np.linalg.cholesky(CURVATURE).T
         return scipy.optimize.lsq_linear(root, root @ center, (-EPS, EPS), tol=1e-14).x
@@ -46,9 +46,9 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
 
     Args:
         output: folder.
-        mode: not used: the attacks are exact.
-        gamma: not used.
-        points: not used.
+        mode: unused; the attacks are exact.
+        gamma: unused.
+        points: unused.
 
     Returns:
         The files written.
@@ -125,7 +125,7 @@ def _attacks(axes, data, name: str) -> None:
         color = style.NORM_COLORS[norm]
         first, second = data[f"{name}_{norm}"]
         if np.linalg.norm(second - first) > 0.3:
-            # Bent, so that it does not hide behind the edge of the square.
+            # Bent, so that the edge of the square does not hide it.
             arrow = {"arrowstyle": "->", "color": color, "lw": 1.3, "shrinkA": 5, "shrinkB": 4}
             arrow["connectionstyle"] = "arc3,rad=-0.35"
             axes.annotate("", second, first, zorder=3, arrowprops=arrow)
@@ -141,7 +141,7 @@ def _draw(data):
     concave = lambda x, t: -np.einsum("...i,ij,...j->...", x - t, CURVATURE, x - t) / 2
     titles = (
         "(a) linear model: along the circle, between corners",
-        "(b) maximiser inside: the constraint plays no part",
+        "(b) maximizer inside: the constraint plays no part",
         r"(c) active constraint: $L_\infty$ stays at its corner",
     )
     cases = (("linear", linear), ("interior", (concave, INTERIOR)), ("outside", (concave, OUTSIDE)))

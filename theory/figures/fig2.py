@@ -24,9 +24,9 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
 
     Args:
         output: folder.
-        mode: "exact" or "pgd"; the smoothed losses are always those of the exact ones.
+        mode: "exact" or "pgd"; the smoothed losses always use the exact ones.
         gamma: scope of the smoothed losses.
-        points: of the grid, an axis.
+        points: grid points per axis.
 
     Returns:
         The files written.
@@ -177,7 +177,7 @@ def _kink_lines(axes, model: Any, norm: Any) -> None:
 
 
 def _plateau(axes, norm: Any, floor) -> None:
-    """The plateau on the floor, and the corner that the paper calls smooth because of Lemma 4."""
+    """The plateau on the floor, and the corner that the paper calls smooth by Lemma 4."""
     fine = np.linspace(-2, 2, 401)
     regimes = surfaces.on_grid(
         lambda t: theory.toy_attack(t, model="swish", norm=norm).regime, fine

@@ -27,7 +27,7 @@ def minimiser(norm: Any) -> tuple[np.ndarray, float]:
 
     options = {"xatol": 1e-11, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
     found = scipy.optimize.minimize(loss, [1.0, 0.1], method="Nelder-Mead", options=options)
-    # On the kink itself if that is no worse: a simplex only comes close to it.
+    # Use the kink itself if it is no worse: a simplex only comes close to it.
     along = scipy.optimize.minimize_scalar(
         lambda t: loss(np.array([t, 0.0])), bounds=(0.0, 3.0), method="bounded",
         options={"xatol": 1e-11},
@@ -43,8 +43,8 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
     Args:
         output: folder.
         mode: "exact" or "pgd".
-        gamma: not used here.
-        points: of the grid, an axis.
+        gamma: unused.
+        points: grid points per axis.
 
     Returns:
         The files written.

@@ -1,4 +1,4 @@
-"""Figure 5: what EntropySGD minimises on the data set of Figure 4, and where its minimum is."""
+"""Figure 5: what EntropySGD minimizes on the data set of Figure 4, and where its minimum is."""
 
 from pathlib import Path
 
@@ -21,9 +21,9 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
 
     Args:
         output: folder.
-        mode: not used: the smoothed losses are those of the exact ones.
+        mode: unused; the smoothed losses use the exact ones.
         gamma: scope of the surfaces.
-        points: of the grid, an axis.
+        points: grid points per axis.
 
     Returns:
         The files written.
@@ -35,7 +35,7 @@ def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> lis
         loss = surfaces.dataset_loss(norm)
         data[norm] = surfaces.on_grid(loss, axis)
         for scope in sorted({gamma, *GAMMAS}):
-            # Nine nodes a panel: the surfaces are good to 1e-5 and the loss has 100 terms.
+            # Nine nodes per panel: the surfaces are accurate to 1e-5, and the loss has 100 terms.
             entropy = theory.local_entropy_grid(loss, [axis, axis], gamma=scope, num_nodes=9)
             entropies[norm, scope] = entropy
             data[f"smoothed_{norm}_{scope:g}"] = entropy.smoothed

@@ -1,9 +1,9 @@
-"""The attack Jacobian of a small network, from the call to what it implies for training."""
+"""The attack Jacobian of a small network, and what it implies for training."""
 
 # %% [markdown]
 # # The attack Jacobian in ten minutes
 #
-# An optimal attack x'(theta) maximises the loss over a ball. When the parameters move, so does the
+# An optimal attack x'(theta) maximizes the loss over a ball. When the parameters move, so does the
 # attack; its derivative D decides how smooth the adversarial loss is. Run from the repository root:
 # `python -m theory.notebooks.attack_jacobian`.
 
@@ -69,8 +69,8 @@ assert result.norm <= result.sharp_bound <= result.paper_bound
 assert not result.paper_applies
 
 # %% [markdown]
-# What follows for training: the Hessian of the adversarial loss is A + B^T D. The second part,
-# the motion of the attack, is what differentiating through a frozen attack misses.
+# For training: the Hessian of the adversarial loss is A + B^T D. Differentiating with a frozen
+# attack misses the second part, the motion of the attack.
 
 # %%
 hessian = theory.adversarial_hessian(loss, theta, x, norm="l2", eps=0.3, x_adv=result.x_adv)

@@ -3,7 +3,7 @@
 # %% [markdown]
 # # What EntropySGD smooths
 #
-# EntropySGD minimises -F, the loss smoothed by a Gaussian of variance 1/gamma within the
+# EntropySGD minimizes -F, the loss smoothed by a Gaussian of variance 1/gamma within the
 # logarithm of an integral. On a toy with two parameters F can be integrated exactly. Run from the
 # repository root: `python -m theory.notebooks.entropy_sgd`.
 

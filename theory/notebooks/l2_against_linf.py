@@ -46,8 +46,8 @@ for place, jump in zip(kinks["linf"].places, kinks["linf"].jumps, strict=True):
     np.testing.assert_allclose(jump, 2 * eps / (1 + np.exp(margin)), rtol=1e-5)
 
 # %% [markdown]
-# L2 breaks at the origin only, and how close to it a path comes is what its smoothness depends on:
-# the attack is (eps/|theta|)-Lipschitz (Lemma 2).
+# L2 breaks only at the origin, and its smoothness depends on how close a path comes to it: the
+# attack is (eps/|theta|)-Lipschitz (Lemma 2).
 
 # %%
 for radius in (1.0, 0.1, 0.01):

@@ -3,11 +3,11 @@
 # %% [markdown]
 # # Is your network's attack Lipschitz?
 #
-# On a checkpoint that `make reproduce` leaves: are the attacks vertices of the Linf ball, how far
-# may the parameters move before a pixel jumps to its other bound, and how large would the jump of
-# the gradient be? Run from the repository root:
-# `python -m theory.notebooks.lipschitz_attack`; the environment variable WORKDIR names another run.
-# The network has ReLUs: what follows holds on the linear piece that the attack is on (E21).
+# For a checkpoint from `make reproduce`: are the attacks vertices of the Linf ball, how far may the
+# parameters move before a pixel jumps to its opposite bound, and how large is the resulting jump of
+# the gradient? Run from the repository root: `python -m theory.notebooks.lipschitz_attack`; the
+# environment variable WORKDIR selects another run. The network has ReLUs: what follows holds on the
+# linear piece that the attack is on (E21).
 
 # %%
 import os
@@ -23,7 +23,7 @@ from jaxadv import attacks, theory
 workdir = Path(os.environ.get("WORKDIR", "runs/digits-laptop/at/seed0"))
 if not (workdir / "config.json").is_file():
     raise FileNotFoundError(
-        f"{workdir} is no finished run: `make reproduce` trains it, or WORKDIR names another one"
+        f"{workdir} is not a finished run: run `make reproduce`, or set WORKDIR"
     )
 subject = subjects.from_run(workdir, "last", "test").first(8)
 images = jnp.asarray(subject.images, jnp.float32) / 255

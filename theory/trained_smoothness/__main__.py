@@ -4,10 +4,10 @@ python -m theory.trained_smoothness --output=runs/trained-smoothness
 python -m theory.trained_smoothness --output=benchmarks/results/trained-smoothness-digits --redraw
 
 Trains a small smooth network on digits with both norms and both methods, finds exact attacks along
-the training (float64, certified), and measures: the local smoothness between two nearby points,
-split into the part of the parameters and that of the attacks; the largest eigenvalue of the Hessian
-with the attack frozen and of the true one, A + B^T D; the norm of D; attacks that switch. Writes
-trained_smoothness.png, .pdf and .json, the data. About five minutes on two cores.
+training (float64, certified), and measures: the local smoothness between two nearby points, split
+into the parameters' part and the attacks' part; the largest eigenvalue of the frozen-attack and the
+true Hessian, A + B^T D; the norm of D; attacks that switch. Writes trained_smoothness.png, .pdf and
+.json, the data. About five minutes on two cores.
 """
 
 import argparse
@@ -39,13 +39,13 @@ def measure(*, num_epochs: int, num_seeds: int, num_images: int, say=print) -> d
     """Trains and measures everything.
 
     Args:
-        num_epochs: of each run.
-        num_seeds: runs of each norm and method.
+        num_epochs: epochs of each run.
+        num_seeds: runs per norm and method.
         num_images: the probe is the first training images.
-        say: where progress goes.
+        say: called with progress messages.
 
     Returns:
-        What the figure is drawn from.
+        The data of the figure.
     """
     runs = []
     for norm in NORMS:
@@ -144,7 +144,7 @@ PANELS = (
 
 
 def draw(data: dict[str, Any]) -> Figure:
-    """The figure: a row a norm, a column a quantity; lines are means over seeds, bands extremes."""
+    """Draws the figure: one row per norm, one column per quantity; means over seeds and ranges."""
     with rc_context(style.STYLE):
         figure = Figure(figsize=(11.0, 5.2))
         panels = figure.subplots(2, 4, sharex=True, sharey="col")
@@ -196,10 +196,10 @@ def _count(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures and draws, or draws again from the data in the folder.
+    """Measures and draws, or redraws from the data in the folder.
 
     Args:
-        arguments: of the command line, by default the process's own.
+        arguments: command line arguments, by default the process's.
 
     Returns:
         0.
@@ -207,14 +207,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m theory.trained_smoothness")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", type=Path, default=Path("runs/trained-smoothness"))
-    parser.add_argument("--redraw", action="store_true", help="draw from the JSON that is there")
-    parser.add_argument("--epochs", type=_count, default=60, help="of each run")
-    parser.add_argument("--seeds", type=_count, default=2, help="runs of each norm and method")
-    parser.add_argument("--images", type=_count, default=16, help="number of images measured on")
+    parser.add_argument("--redraw", action="store_true", help="redraw from the existing JSON")
+    parser.add_argument("--epochs", type=_count, default=60, help="epochs of each run")
+    parser.add_argument("--seeds", type=_count, default=2, help="runs per norm and method")
+    parser.add_argument("--images", type=_count, default=16, help="number of images to measure on")
     options = parser.parse_args(arguments)
     file = options.output / f"{NAME}.json"
     if options.redraw and not file.is_file():
-        parser.error(f"{file} is not there; run once without --redraw")
+        parser.error(f"{file} does not exist; run once without --redraw")
     if not options.redraw:
         data = measure(
             num_epochs=options.epochs, num_seeds=options.seeds, num_images=options.images

@@ -16,16 +16,16 @@ from jaxadv import theory, training
 MODEL = "mlp"  # of swish units: the statements need a loss with two derivatives (erratum E21)
 OPTIMIZERS = {"at": "sgd", "at_ensgd": "entropy_sgd"}
 NUM_RESTARTS, LANCZOS_STEPS = 1, 12
-SWITCH = 0.25  # an attack that moves by this part of the diameter went to another maximum
+SWITCH = 0.25  # an attack that moves by this fraction of the diameter switched to another maximum
 
 
 class Snapshot(NamedTuple):
-    """Parameters at one place of the training, and a little later.
+    """Parameters at one point of training, and a little later.
 
     Attributes:
         step: minibatches taken.
         params: the parameters.
-        later: those after one more outer step of EntropySGD, or as many minibatches of SGD.
+        later: parameters after one more outer step of EntropySGD, or as many minibatches of SGD.
     """
 
     step: int
@@ -34,15 +34,15 @@ class Snapshot(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A network and where it came by.
+    """A network and its training trajectory.
 
     Attributes:
         config: resolved configuration.
-        apply: from (params, images) to logits.
-        images: of the probe, float64 of shape (N, H, W, C), the first training images.
-        labels: of the probe.
-        snapshots: along the training.
-        batches_per_epoch: minibatches an epoch.
+        apply: maps (params, images) to logits.
+        images: probe images, float64 of shape (N, H, W, C), the first training images.
+        labels: probe labels.
+        snapshots: snapshots along training.
+        batches_per_epoch: minibatches per epoch.
     """
 
     config: Any
@@ -62,14 +62,14 @@ def train(
     fractions: Sequence[float],
     num_images: int,
 ) -> Run:
-    """Trains as ``experiments.digits`` does at laptop scale and keeps parameters on the way.
+    """Trains like ``experiments.digits`` at laptop scale and saves parameters along the way.
 
     Args:
         method: "at" or "at_ensgd".
-        norm: "linf" or "l2", with the radius that the experiments use.
-        seed: of the run.
-        num_epochs: of the run.
-        fractions: places of the snapshots, as parts of the run, ascending.
+        norm: "linf" or "l2", with the radius of the experiments.
+        seed: seed of the run.
+        num_epochs: epochs of the run.
+        fractions: positions of the snapshots, as ascending fractions of the run.
         num_images: size of the probe.
     """
     config = settings.base("laptop")
@@ -109,8 +109,7 @@ def train(
 class Probe:
     """The mean adversarial loss over probe images, at exact attacks, in float64.
 
-    Everything depends on the parameters as an argument: one probe serves all runs with the same
-    norm, and compiles once.
+    The parameters are arguments: one probe serves all runs with the same norm, and compiles once.
     """
 
     def __init__(self, run: Run):
@@ -163,7 +162,7 @@ class Probe:
         """Every number of the figure at one snapshot.
 
         Args:
-            snapshot: where.
+            snapshot: the snapshot.
             spacings: lengths of the displacements along the direction of training, as parts of
                 the norm of the parameters.
         """
@@ -210,7 +209,7 @@ class Probe:
         }
 
     def _secant(self, params, x_adv, step) -> dict[str, float]:
-        """The change of the gradient over a displacement, by parameters and by attacks."""
+        """The gradient change over a displacement, split into parameters and attacks."""
         moved = jax.tree.map(np.add, params, step)
         x_moved = np.asarray(self._attack(moved).x_adv)
         reach = self.eps if self.norm == "linf" else np.inf

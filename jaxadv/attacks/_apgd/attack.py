@@ -7,7 +7,7 @@ first step),
     s = P(x_k + \eta\,d(\nabla \ell(x_k))), \qquad
     x_{k+1} = P\big(x_k + m (s - x_k) + (1 - m)(x_k - x_{k-1})\big)
 
-d is the sign (Linf) or the normalised gradient (L2). At checkpoints :math:`\eta` is halved, and the
+d is the sign (Linf) or the normalized gradient (L2). At checkpoints :math:`\eta` is halved, and the
 image goes back to its best point, where the loss grew in at most a fraction rho of the steps or
 the best loss has stalled. L1 takes sparse steps without momentum and projects exactly onto the
 intersection of ball and box.
@@ -26,7 +26,7 @@ Example:
 References:
     Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks", 2020 (Linf, L2); "Mind the box: l1-APGD", 2021 (L1); and the code
-    they published, whose behaviour is the default where it differs from the papers.
+    they published, whose behavior is the default where it differs from the papers.
 """
 
 import dataclasses
@@ -117,7 +117,7 @@ def apgd(
         num_restarts: independent runs; an image that is broken is left out of later runs.
         loss: "ce" (cross-entropy), "dlr" (K >= 3) or "margin".
         rho: the fraction of increases below which the step is halved.
-        eot: gradients of a randomised model are averaged over so many draws; losses and
+        eot: gradients of a randomized model are averaged over so many draws; losses and
             predictions are those of the last.
         rule: "repo", or "paper" for the checkpoints, the strict comparison and the baseline
             :math:`\ell(x_0)` of the paper.

@@ -107,7 +107,7 @@ def _repeatable(call: Forward, images: Array, logits: np.ndarray) -> Check:
 
 def _composition(call: Forward, images: Array, logits: np.ndarray, scale: float) -> Check:
     alone = np.concatenate([np.asarray(call(images[i : i + 1], 0)) for i in range(len(images))])
-    # Other neighbours too: a single image would be compared with itself.
+    # Other neighbors too: a single image would be compared with itself.
     mixed = np.asarray(call(jnp.concatenate([images, 1 - images]), 0))[: len(images)]
     apart = float(max(np.abs(alone - logits).max(), np.abs(mixed - logits).max()) / scale)
     good = apart <= _ROUNDING

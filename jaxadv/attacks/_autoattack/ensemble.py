@@ -84,7 +84,7 @@ def autoattack(
     an image stops at its first misclassified point (the verdict is the same). Every
     adversarial image is evaluated again on its own in float32 and its norm and box are checked: a
     violation makes the image robust again and is reported in ``checks``. ``square_shared``,
-    ``few_classes="error"`` and ``early_exit=False`` restore the published behaviour; the single
+    ``few_classes="error"`` and ``early_exit=False`` restore the published behavior; the single
     attacks :func:`apgd`, :func:`apgd_targeted`, :func:`fab`, :func:`square` take the draws
     themselves, and with the published code's draws do what it does.
 
@@ -94,7 +94,7 @@ def autoattack(
             computing each image independently of the rest of the batch. For ``version="rand"`` it
             takes a key as second argument. It is traced at every call, for batches of 16 images on
             CPU: models that differ in their arrays only share one compilation.
-        images: (N, H, W, C), float32 in [0, 1]; normalisation belongs to the model.
+        images: (N, H, W, C), float32 in [0, 1]; normalization belongs to the model.
         labels: (N,) integers.
         norm: "linf", "l2" or "l1".
         eps: radius, in the units of the images; default 8/255 for "linf", none for the others.

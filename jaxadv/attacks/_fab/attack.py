@@ -1,6 +1,6 @@
-r"""FAB: the fast adaptive boundary attack, which minimises the norm of the perturbation.
+r"""FAB: the fast adaptive boundary attack, which minimizes the norm of the perturbation.
 
-Each step linearises the decision boundary at :math:`x_k`, projects both :math:`x_k` and the clean
+Each step linearizes the decision boundary at :math:`x_k`, projects both :math:`x_k` and the clean
 image x onto it inside the box, and moves to a convex combination of the two (overshot by eta),
 
 .. math::
@@ -89,7 +89,7 @@ def fab(
         labels: integers of shape (B,).
         norm: "linf", "l2" or "l1".
         eps: radius within which an image counts as broken (exactly: norm <= eps). The search itself
-            does not depend on it: ``best_images`` and ``norms`` are what FAB minimised.
+            does not depend on it: ``best_images`` and ``norms`` are what FAB minimized.
         num_steps: steps a run.
         num_restarts: runs.
         alpha_max: the largest weight of the projection of the clean image.

@@ -36,7 +36,7 @@ def project_to_hyperplane(points: Array, normals: Array, offsets: Array, norm: N
         points: t of shape (B, n), in [0, 1].
         normals: w of shape (B, n).
         offsets: :math:`\langle w, t\rangle - b` of shape (B,).
-        norm: the norm that is minimised.
+        norm: the norm that is minimized.
 
     Returns:
         Steps :math:`\delta` of shape (B, n).

@@ -40,7 +40,7 @@ class State(NamedTuple):
     Attributes:
         points: the best point so far.
         margins: z_y minus the largest other logit there.
-        losses: its loss, which is minimised.
+        losses: its loss, which is minimized.
         robust: whether the margin is still positive.
         queries: queries used.
     """
@@ -197,7 +197,7 @@ class Square(Kernel):
 
 
 def _loss(logits: Array, labels: Array, loss: str) -> tuple[Array, Array]:
-    """The margin, and the loss that is minimised."""
+    """The margin, and the loss that is minimized."""
     true_class = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     own = jnp.sum(jnp.where(true_class, logits, 0), axis=1)
     margins = own - jnp.where(true_class, -jnp.inf, logits).max(axis=1)

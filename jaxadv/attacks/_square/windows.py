@@ -68,7 +68,7 @@ def side_lengths(
 
 
 def pattern(side: int, norm: Norm) -> np.ndarray:
-    """The bump of L2 and L1: two rectangles of opposite sign, each decreasing from its centre.
+    """The bump of L2 and L1: two rectangles of opposite sign, each decreasing from its center.
 
     Args:
         side: s.

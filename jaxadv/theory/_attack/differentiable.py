@@ -200,7 +200,7 @@ def adversarial_loss(
 ) -> Callable[[PyTree, Array], Array]:
     r"""The adversarial loss (theta, x) -> l_eps whose ``jax.hessian`` is :math:`A + B^T D`.
 
-    Its gradient is Danskin's, :math:`G(x', \theta)` (valid wherever the maximiser is unique, also
+    Its gradient is Danskin's, :math:`G(x', \theta)` (valid wherever the maximizer is unique, also
     at degenerate ones), its Hessian that of the true adversarial loss, and NaN at points that
     `attack_jacobian` labels degenerate or unconverged.
 

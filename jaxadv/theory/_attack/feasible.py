@@ -1,7 +1,7 @@
 r"""The feasible set of one attack, :math:`C(x) = \{z : \|z - x\|_p \le \epsilon\} \cap [lo, hi]`.
 
 One vector at a time, any radius and box (`jaxadv.balls` is the batched sibling for images): exact
-projection, maximiser of a linear function, Frank-Wolfe gap and residual.
+projection, maximizer of a linear function, Frank-Wolfe gap and residual.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ class Feasible:
         return jnp.clip(self.x + jnp.sign(delta) * size, self.low, self.high)
 
     def farthest(self, g: Array) -> Array:
-        """The z in C(x) that maximises g^T z; coordinates with g_i = 0 stay at x_i."""
+        """The z in C(x) that maximizes g^T z; coordinates with g_i = 0 stay at x_i."""
         room = jnp.where(g > 0, self.high - self.x, self.x - self.low)
         room = jnp.where(g == 0, 0.0, jnp.minimum(room, self.eps))
         magnitudes = jnp.abs(g)

@@ -44,7 +44,7 @@ class AttackJacobian(NamedTuple):
         paper_bound: norm(B)/lambda_min(-H) of Lemma 4 (interior) or norm(B)/sigma_min(K) of Lemma 5
             (L2 sphere); inf where the paper has no bound (Linf, L1, with the box active).
         paper_applies: whether the hypotheses of that lemma hold as printed; Lemma 5 asks for
-            det K > 0, which no strict maximiser in an odd dimension has (erratum E1).
+            det K > 0, which no strict maximizer in an odd dimension has (erratum E1).
         bordered_det_sign: sign of det K, the bordered Hessian; 0 where it is not defined.
         bordered_sigma: its smallest singular value, the c of Lemma 5, never above 1 (E11).
         certificates: see `Certificates`.

@@ -328,7 +328,7 @@ def matrix_free_jacobian(
     if not kink < _KINKED:
         caveat = (
             "the input gradient is not differentiable on the scale of the attack (ReLU?): the "
-            "products describe one linear piece of the network, not its neighbourhood (E21)"
+            "products describe one linear piece of the network, not its neighborhood (E21)"
         )
     return MatrixFreeJacobian(
         x_adv=x_adv, kind=kind, value=float(value), gap=float(feasible.gap(z, flat)),

@@ -324,7 +324,7 @@ def optimal_attack(
     num_restarts: int = 8,
     tol: float = 1e-9,
 ) -> OptimalAttack:
-    r"""The attack that maximises the loss over :math:`C(x)`, with certificates, in float64.
+    r"""The attack that maximizes the loss over :math:`C(x)`, with certificates, in float64.
 
     Runs from x, from both ends of the ball along the gradient there and from ``num_restarts``
     random points; on smooth losses the relative residual ends near 1e-14. Every result is a local

@@ -48,7 +48,7 @@ def _sigmoid(t: Any) -> Any:
 
 
 def _maximum(function: Callable[[Any], Any], low: float, high: float, num: int = 4001) -> float:
-    """Maximum on an interval: a grid, then Brent's method between the neighbours of its best."""
+    """Maximum on an interval: a grid, then Brent's method between the neighbors of its best."""
     grid = np.linspace(low, high, num)
     values = function(grid)
     i = int(np.argmax(values))
@@ -268,7 +268,7 @@ def local_smoothness_bound(
 def annulus_smoothness(radius_x: float, *, eps: float, theta_min: float, theta_max: float) -> float:
     r"""Exact sup of the norm of the Hessian over an annulus of theta and a ball of x, for L2.
 
-    The larger eigenvalue of the 2x2 block of `linear_spectrum`, maximised over the component
+    The larger eigenvalue of the 2x2 block of `linear_spectrum`, maximized over the component
     of v along theta and over the norm of theta, with :math:`|x| \le R`, d >= 2.
 
     Args:
@@ -347,7 +347,7 @@ def theta_min_from_loss(loss: float, x: ArrayLike, *, p: float, eps: float) -> f
 
 
 def collapse_threshold(x: ArrayLike, y: ArrayLike, *, p: float) -> float:
-    r"""The smallest radius at which theta = 0 minimises :math:`L_\epsilon`.
+    r"""The smallest radius at which theta = 0 minimizes :math:`L_\epsilon`.
 
     That is :math:`\|\frac1N \sum_n y_n x_n\|_p`: beyond it adversarial training collapses.
 

@@ -42,7 +42,7 @@ class ToyAttack(NamedTuple):
         delta: the perturbation, shape (d,); 0 where theta = 0, where every one is optimal.
         position: c = theta^T (x + delta).
         regime: which end of the interval is active: -1 the lower, 1 the upper, 0 neither (the
-            plateau, where the maximiser is not unique).
+            plateau, where the maximizer is not unique).
     """
 
     delta: Array

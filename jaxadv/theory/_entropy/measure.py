@@ -6,7 +6,7 @@ r"""The local entropy of EntropySGD in one and two dimensions, by quadrature.
     -\nabla^2 F = \beta\gamma I - (\beta\gamma)^2 \Sigma,
 
 with mean and covariance :math:`\Sigma` under the Gibbs measure :math:`p_\theta(\theta')`, the
-normalised integrand. EntropySGD minimises -F.
+normalized integrand. EntropySGD minimizes -F.
 
 * :func:`gibbs_measure` and :func:`local_entropy` treat one theta; the box they integrate over
   follows from a lower bound of the loss.

@@ -22,9 +22,9 @@ class MoreauEnvelope(NamedTuple):
 
     Attributes:
         value: :math:`M(\theta)`.
-        prox: the minimiser, shape (m,); its gradient-free part is good to about 1e-8.
+        prox: the minimizer, shape (m,); its gradient-free part is good to about 1e-8.
         gradient: :math:`\gamma(\theta - \mathrm{prox})`, shape (m,): the gradient of M wherever the
-            minimiser is unique, and a measure of stationarity of L although L has kinks.
+            minimizer is unique, and a measure of stationarity of L although L has kinks.
     """
 
     value: float
@@ -45,7 +45,7 @@ def moreau_envelope(
 
     .. math:: M(\theta) = \min_{\theta'} L(\theta') + \frac\gamma2\|\theta - \theta'\|^2
 
-    The minimiser lies within :math:`\sqrt{2(L(\theta) - \inf L)/\gamma}` of theta. For a w-weakly
+    The minimizer lies within :math:`\sqrt{2(L(\theta) - \inf L)/\gamma}` of theta. For a w-weakly
     convex loss with w < gamma the objective is convex and the result exact; otherwise the first
     grid, 63 nodes an axis, has to see the right valley.
 

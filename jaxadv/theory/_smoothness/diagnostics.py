@@ -61,7 +61,7 @@ def monotonicity_audit(
         checkpoints: parameters, pytrees of the same kind; equal ones are skipped.
         weak_convexity: w, such that every :math:`l(x', \theta) + w\|\theta\|^2/2` is convex on the
             segments; see :func:`segment_weak_convexity`.
-        pairs: neighbours in the sequence, or all pairs.
+        pairs: neighbors in the sequence, or all pairs.
         tolerance: relative slack for rounding, times the size of the gradient difference.
 
     Returns:
@@ -239,7 +239,7 @@ def smoothness_along(
         The split, each field of shape (len(checkpoints) - 1,).
 
     Raises:
-        ValueError: fewer than two checkpoints, different structures, two equal neighbours, or
+        ValueError: fewer than two checkpoints, different structures, two equal neighbors, or
             bounds that do not have the attack's shape.
 
     Example:

@@ -1,4 +1,4 @@
-r"""Weight-loss landscapes along filter-normalised directions, with attacks made anew at each point.
+r"""Weight-loss landscapes along filter-normalized directions; attacks recomputed at each point.
 
 .. math:: \alpha \mapsto L_\epsilon(\theta + \alpha d), \qquad
     d_f \leftarrow d_f \frac{\|\theta_f\|}{\|d_f\|} \text{ for every filter } f
@@ -79,7 +79,7 @@ def loss_line(
     Args:
         evaluate: from parameters to a pytree of scalars, for example
             :func:`adversarial_evaluation`.
-        params: centre of the line.
+        params: center of the line.
         direction: a pytree like ``params``.
         alphas: places on the line, shape (n,).
 
@@ -111,7 +111,7 @@ def loss_plane(
 
     Args:
         evaluate: from parameters to a pytree of scalars.
-        params: centre of the plane.
+        params: center of the plane.
         directions: two pytrees like ``params``; two random draws are nearly orthogonal in many
             dimensions.
         alphas: places along the first, shape (n,).

@@ -36,9 +36,9 @@ class Sharpness(NamedTuple):
 
     Attributes:
         value: the largest relative increase found, at least 0: a lower bound of the sharpness.
-        loss: at the centre.
+        loss: at the center.
         increase: of the loss, at the best point.
-        offset: from the centre to the best point, like the parameters.
+        offset: from the center to the best point, like the parameters.
     """
 
     value: float
@@ -52,7 +52,7 @@ class QuadraticSharpness(NamedTuple):
 
     Attributes:
         value: the approximation.
-        loss: at the centre.
+        loss: at the center.
         largest_eigenvalue: of the Hessian, by Lanczos.
         eigenvalue_error: distance to an eigenvalue, at most.
         gradient_norm: 0 at a stationary point.
@@ -85,7 +85,7 @@ def sharpness(
 ) -> Sharpness:
     r"""Sharpness by projected gradient ascent on the ball, from several random starts.
 
-    Steps of shrinking length follow the normalised gradient; the best point ever visited counts.
+    Steps of shrinking length follow the normalized gradient; the best point ever visited counts.
 
     Args:
         key: typed PRNG key of the starts.

