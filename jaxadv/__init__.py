@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Loads a part of the library when it is first used, so that ``import jaxadv`` stays cheap."""
+    """Imports a subpackage on first use, so that ``import jaxadv`` stays cheap."""
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes."""
 
 import os
 import pathlib
@@ -11,13 +11,13 @@ _PARTIAL = r"\.[0-9a-f]{16}\.partial"
 
 
 def write_atomically(path: os.PathLike | str, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under another name, flushes it to disk and renames it.
+    """Writes a file under a temporary name, flushes it to disk and renames it.
 
-    A process that is killed, or a disk that is full, leaves the old file or the new one. The
-    temporary name is unique, so that writers do not meet.
+    A killed process or a full disk leaves either the old file or the new one. The temporary name is
+    unique, so that writers do not collide.
 
     Args:
-        path: of the file; its folder must exist.
+        path: path of the file; its folder must exist.
         write: writes the content to a binary file.
 
     Raises:
@@ -49,7 +49,7 @@ def is_partial(name: str, of: str) -> bool:
 
     Args:
         name: the file's name.
-        of: regular expression of the names it would have been renamed to.
+        of: regular expression for the final names.
     """
     return re.fullmatch(f"(?:{of}){_PARTIAL}", name) is not None
 

@@ -1,8 +1,8 @@
 r"""The L1 geometry of APGD: projection onto the ball and the box, and an exact order statistic.
 
-Both are free of sorts: a sort of every perturbation in every step is what an L1 attack would
-otherwise spend its time on. They bisect on the *bits* of a non-negative float, whose order is the
-order of the numbers, so that 31 (float32) or 63 (float64) halvings end at the exact answer.
+Neither sorts: sorting every perturbation in every step would dominate the cost of an L1 attack.
+They bisect on the *bits* of a non-negative float, which are ordered like the numbers, so 31
+(float32) or 63 (float64) halvings give the exact answer.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def shrink(magnitudes: Array, room: Array, eps: Array | float) -> Array:
 
 
 def order_statistic(values: Array, ranks: Array) -> Array:
-    """The element at place ``ranks[b]`` (from 0) of each row of non-negative values, sorted.
+    """The element of rank ``ranks[b]`` (from 0) in each row of non-negative values.
 
     Args:
         values: of shape (B, n), >= 0.
@@ -103,7 +103,7 @@ def order_statistic(values: Array, ranks: Array) -> Array:
 
 
 def bisect_bits(holds: Callable[[Array], Array], largest: Array) -> tuple[Array, Array]:
-    """Neighboring floats round the point in [0, largest] where ``holds`` turns false.
+    """Neighboring floats around the point in [0, largest] where ``holds`` becomes false.
 
     Args:
         holds: from thresholds of shape (B,) to booleans; true up to a point, false after it.

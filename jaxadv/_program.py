@@ -1,10 +1,10 @@
-"""A function of the caller's as a program and its arrays, traced anew at every call.
+"""A user's function as a program and its arrays, retraced at every call.
 
 JAX keys its caches by function objects, so a compiled attack that takes the model as a static
-argument recompiles for every new lambda, and goes on computing with the first weights of an object
-that is changed in place. Here a function is traced each time it is passed in: its operations become
-a :class:`Program`, equal and hashable by what they are, and the arrays it closes over become
-arguments. New weights therefore never recompile and old ones are never used.
+argument recompiles for every new lambda, and keeps using the old weights of an object that is
+changed in place. Here a function is traced each time it is passed in: its operations become a
+:class:`Program`, compared and hashed by value, and the arrays it closes over become arguments. New
+weights therefore never recompile, and stale ones are never used.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from jax.tree_util import Partial
 
 from .types import Array, PyTree
 
-# Functions of these modules only carry the user's derivative rules; they are made anew at every
-# trace and looked into, instead of being part of the key themselves.
+# Functions of these modules only wrap the user's derivative rules; they are recreated at every
+# trace, so look inside them instead of using them as part of the key.
 _MACHINERY = re.compile(
     r"jax\._src\.(interpreters\..*|linear_util|custom_derivatives|api|api_util|core|ad_util|util|"
     r"tree_util|custom_transpose)$"
@@ -37,14 +37,14 @@ _NESTED = ("jit", "pjit", "closed_call")  # calls that may be inlined to reach t
 
 
 class Program:
-    """The operations of a traced function. Two programs with the same operations are equal.
+    """The operations of a traced function. Programs with the same operations are equal.
 
-    Derivative rules and callbacks do not show among the operations: they are compared by what they
-    are made of (:func:`_rule_key`), and kept alive by the key.
+    Derivative rules and callbacks do not appear among the operations: they are compared by content
+    (:func:`_rule_key`), and kept alive by the key.
 
     Attributes:
         args: shapes and dtypes of the arguments, a tuple of pytrees of ``jax.ShapeDtypeStruct``.
-        out: those of the outputs, a pytree.
+        out: shapes and dtypes of the outputs, a pytree.
     """
 
     def __init__(self, jaxpr: jex.Jaxpr, args: tuple, out: PyTree, key: "_Key") -> None:
@@ -52,7 +52,7 @@ class Program:
         self.args, self.out = args, out
 
     def __call__(self, arrays: list, *args: PyTree) -> PyTree:
-        """The function at ``args``, with these arrays in the places of those it closed over."""
+        """Evaluates the function at ``args``, with ``arrays`` for those it closed over."""
         leaves, tree = jax.tree.flatten(args)
         wanted, wanted_tree = jax.tree.flatten(self.args)
         found = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
@@ -74,7 +74,7 @@ class Program:
 
 
 class _Key:
-    """A nested tuple that is hashed once."""
+    """A nested tuple with a cached hash."""
 
     def __init__(self, parts: tuple) -> None:
         self._parts, self._hash = parts, hash(parts)
@@ -87,7 +87,7 @@ class _Key:
 
 
 class _Same:
-    """Equal to itself only; keeps what it wraps alive, so that its identity stays unique."""
+    """Compares by identity, and keeps its object alive so that the identity stays unique."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -108,7 +108,7 @@ def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial
     Args:
         function: any callable with JAX operations.
         args: arrays or ``jax.ShapeDtypeStruct``, pytrees; only shapes and dtypes count.
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
 
     Returns:
         A pytree: its structure holds the :class:`Program`, its leaves are the arrays that the
@@ -116,7 +116,7 @@ def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial
         shapes it was traced for.
 
     Raises:
-        ValueError: if the function cannot be traced, with the reason and the remedy.
+        ValueError: if the function cannot be traced, with the reason and the fix.
 
     Example:
         >>> scale = jnp.float32(2)
@@ -131,7 +131,7 @@ def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), args
     )
-    # A fresh closure: JAX keeps the traces of a function object, and this one has none yet.
+    # A fresh closure: JAX caches traces by function object, and this one has none yet.
     fresh = lambda *args: function(*args)
     with _explained(name):
         closed, out = jax.make_jaxpr(fresh, return_shape=True)(*abstract)
@@ -175,14 +175,14 @@ def _derivative(program: Program, arrays: list) -> str:
 
     try:
         closed = jax.make_jaxpr(pull)(arrays, *program.args)
-    except Exception:  # no derivative exists: Square can still be run, and has none to compare
+    except Exception:  # not differentiable: Square still works, and needs no derivative
         return ""
     return repr(_encode(closed.jaxpr, _portable))
 
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turns what a function raises under tracing into one line that says what to do."""
+    """Turns an exception raised under tracing into one line that says what to do."""
     try:
         yield
     except (flax.errors.TraceContextError, flax.errors.ModifyScopeVariableError) as error:
@@ -203,12 +203,12 @@ def _explained(name: str) -> Iterator[None]:
 def _as_argument(value: Any) -> Array:
     """A constant as an array that a compiled function takes."""
     if isinstance(value, np.ndarray | np.generic):
-        return jnp.array(value)  # a copy: NumPy arrays can be changed in place
+        return jnp.array(value)  # copy, since NumPy arrays can be changed in place
     return auto_layout(value)
 
 
 def auto_layout(value: Any) -> Any:
-    """An array over a mesh with explicit axes as one over automatic axes; others as they are."""
+    """Converts an array over a mesh with explicit axes to automatic axes; others are unchanged."""
     if not _is_explicit([value]):
         return value
     mesh = Mesh(value.sharding.mesh.devices, value.sharding.mesh.axis_names)
@@ -246,7 +246,7 @@ def _nested_constants(jaxpr: jex.Jaxpr) -> Iterator:
 
 
 def _inlined(jaxpr: jex.Jaxpr, arrays: list, leaves: list) -> list:
-    """Evaluates a program, with those of its nested jits in line that close over arrays."""
+    """Evaluates a program, inlining nested jits that close over arrays."""
     constants = iter(arrays)
 
     def evaluate(jaxpr: jex.Jaxpr, args: list) -> list:
@@ -297,7 +297,7 @@ def _encode(jaxpr: jex.Jaxpr, leaf: Callable[[Any], Any]) -> tuple:
 
 
 def _context(context: Any) -> tuple:
-    """What holds round an equation: device, mesh, precision of keys, metadata."""
+    """The context of an equation: device, mesh, precision of keys, metadata."""
     names = [name for name in type(context).__slots__ if not name.startswith("__")]
     return tuple(_exact(getattr(context, name, None)) for name in names)
 
@@ -348,11 +348,11 @@ def _is_wrapped(value: object) -> bool:
 
 
 def _rule_key(value: Any, seen: dict) -> Any:
-    """What a derivative rule is made of: its code, and what it closes over or reads by name.
+    """The content of a derivative rule: its code, and what it closes over or reads by name.
 
-    JAX wraps a rule anew at every trace; its own wrappers are looked through. Arrays count by
-    identity. An object whose attributes might change makes the key unique: the program is then
-    compiled again at every call, which is slow and never wrong.
+    JAX rewraps a rule at every trace, so its own wrappers are looked through. Arrays count by
+    identity. An object whose attributes might change makes the key unique: the program then
+    recompiles at every call, which is slow but never wrong.
     """
     if id(value) in seen:
         return "again", seen[id(value)]

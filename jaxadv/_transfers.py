@@ -1,4 +1,4 @@
-"""Transfers between host and device where a caller has forbidden the implicit ones."""
+"""Host-device transfers under a transfer guard that disallows implicit ones."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,10 @@ _F = TypeVar("_F", bound=Callable)
 
 
 def on_host(function: _F) -> _F:
-    """Marks a function that runs on the host and hands its arrays to compiled programs.
+    """Marks a function that runs on the host and passes arrays to compiled programs.
 
-    ``jax.transfer_guard("disallow")`` is for loops that must stay on the device. Moving arrays is
-    what such a function is for, so it allows that for its own duration.
+    ``jax.transfer_guard("disallow")`` is for loops that must stay on the device. Such a function's
+    purpose is to move arrays, so it allows transfers while it runs.
 
     Example:
         >>> import jax.numpy as jnp

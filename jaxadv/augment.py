@@ -20,7 +20,7 @@ Augmentation: TypeAlias = Callable[[Key, Array], Array]
 
 @functools.partial(jax.jit, static_argnames=("padding", "mode"))
 def random_crop(key: Key, images: Array, *, padding: int = 4, mode: str = "reflect") -> Array:
-    """Pads every side and cuts a window of the original size at a random place.
+    """Pads every side and crops a window of the original size at a random position.
 
     Args:
         key: PRNG key.
@@ -69,7 +69,7 @@ def random_flip(key: Key, images: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="degrees")
 def random_rotation(key: Key, images: Array, *, degrees: float = 15.0) -> Array:
-    """Rotates each image about its center, nearest pixel, zeros where nothing was.
+    """Rotates each image about its center, nearest pixel, filling with zeros.
 
     Args:
         key: PRNG key.
@@ -93,7 +93,7 @@ def _rotate(image: Array, angle: Array) -> Array:
     rows = (jnp.arange(height, dtype=angle.dtype) + 0.5 - height / 2)[:, None]
     columns = (jnp.arange(width, dtype=angle.dtype) + 0.5 - width / 2)[None, :]
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    # Where each pixel of the result comes from: the inverse rotation, in a y axis that points down.
+    # The source of each output pixel: the inverse rotation, with the y axis pointing down.
     row = jnp.floor(sine * columns + cosine * rows + height / 2).astype(jnp.int32)
     column = jnp.floor(cosine * columns - sine * rows + width / 2).astype(jnp.int32)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -120,7 +120,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def augmentation(name: str) -> Augmentation:
-    """The augmentation of that name.
+    """Returns the augmentation with a given name.
 
     ======================= ========================================== ==========================
     name                    what it does                               where it is used
@@ -139,7 +139,7 @@ def augmentation(name: str) -> Augmentation:
         A function of a key and images.
 
     Raises:
-        ValueError: on an unknown name.
+        ValueError: if given an unknown name.
 
     Example:
         >>> augmentation("none")(jax.random.key(0), jnp.ones((1, 8, 8, 1))).shape

@@ -1,9 +1,9 @@
 r"""The geometry of a threat model: :math:`C(x) = \{x' : \|x' - x\|_p \le \epsilon\} \cap [0,1]^d`.
 
-For each of the norms Linf, L2 and L1: Euclidean projection onto the ball and the box, a random
-point, and the step of steepest ascent. Batched over the leading axis, everything else is one
-vector an image. Images, radii and steps share their units: pixels in [0, 1]. Radii and steps are
-one number or an array of shape (B,), one an image.
+For the norms Linf, L2 and L1: Euclidean projection onto the ball and the box, a random point, and
+the steepest ascent step. Functions are batched over the leading axis and treat the other axes as
+one vector. Images, radii and steps share their units: pixels in [0, 1]. Radii and steps are one
+number or an array of shape (B,), one per image.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -53,7 +53,7 @@ def _sizes(name: str, values: Any, images: Array) -> Array:
             f"array of shape ({images.shape[0]},)"
         )
     values = values.astype(images.dtype)
-    # Explicitly, so that jax.transfer_guard("disallow") lets it pass.
+    # An explicit transfer, which jax.transfer_guard("disallow") permits.
     return jax.device_put(values) if is_concrete(images) else jnp.asarray(values)
 
 
@@ -94,7 +94,7 @@ def _norm_of(deltas: Array, *, norm: Norm) -> Array:
 def project(
     points: Array, images: Array, *, norm: Norm, eps: float | Array, exact: bool = False
 ) -> Array:
-    r"""Projects points into the ball of radius eps round the images and into the box [0, 1].
+    r"""Projects points into the ball of radius eps around the images and into the box [0, 1].
 
     * Linf: coordinatewise clip to :math:`[\max(x_i-\epsilon, 0), \min(x_i+\epsilon, 1)]`, exact.
     * L2, L1: the projection onto the ball, then the clip to the box. The result lies in both (the
@@ -210,13 +210,14 @@ def sample(
         images: centers of shape (B, ...), in [0, 1].
         norm: "linf", "l2" or "l1".
         eps: radius, in the units of the images; a number or of shape (B,).
-        indices: integers of shape (B,), default 0 to B - 1: place of each image in the data set.
+        indices: integers of shape (B,), default 0 to B - 1: index of each image in the data set.
 
     Returns:
         Points of the shape of ``images``.
 
     Raises:
-        ValueError: on something that is no key, or indices or radii of another number than images.
+        ValueError: if the key is invalid, or the number of indices or radii differs from the
+        images'.
 
     Example:
         >>> x = jnp.zeros((1, 2, 2, 1))
@@ -253,14 +254,14 @@ def _sample(key: Key, images: Array, eps: Array, indices: Array, *, norm: Norm) 
 def ascent_step(gradients: Array, points: Array, *, norm: Norm, step_size: float | Array) -> Array:
     r"""The step of steepest ascent :math:`\arg\max_{\|v\|_p \le \eta} g^T v`; 0 where g is 0.
 
-    Entries of g that are not finite count as 0: a network may have an infinite derivative at a
-    black pixel, and its image still moves along the others.
+    Non-finite entries of g count as 0: a network may have an infinite derivative at a black pixel,
+    and the image still moves along the others.
 
     * Linf: :math:`\eta\,\mathrm{sign}(g)`, with sign(0) = 0.
-    * L2: :math:`\eta\, g/\|g\|_2`, also where the squares of g under- or overflow.
+    * L2: :math:`\eta\, g/\|g\|_2`, even where the squares of g under- or overflow.
     * L1: :math:`\eta\,\mathrm{sign}(g_k) e_k` with k the largest :math:`|g_i|` among the
-      coordinates that the box lets move: without that restriction a saturated pixel would hold the
-      attack for ever. Ties go to the first coordinate.
+      coordinates that the box lets move; otherwise a saturated pixel would block the attack
+      forever. Ties go to the first coordinate.
 
     Args:
         gradients: g of shape (B, ...).

@@ -1,7 +1,7 @@
-"""Argument checks for public functions: each error names the argument, the value and the remedy.
+"""Argument checks for public functions: each error names the argument, the value and the fix.
 
-Shapes and dtypes are always checked. Values are checked only where they are known: inside
-``jax.jit`` they are tracers, and the caller has checked them before.
+Shapes and dtypes are always checked. Values are checked only if concrete: inside ``jax.jit`` they
+are tracers, which the caller has already checked.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from .types import NORMS, Array
 
 
 def is_concrete(x: object) -> bool:
-    """Whether the value of ``x`` is known now, so that it can be checked.
+    """Whether the value of ``x`` is concrete, so that it can be checked.
 
     Example:
         >>> is_concrete(jnp.ones(2)), bool(jax.jit(lambda x: is_concrete(x))(1.0))
@@ -29,12 +29,12 @@ def is_concrete(x: object) -> bool:
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raises a ``ValueError`` naming the nearest of ``choices`` unless ``value`` is one of them.
+    """Raises a ``ValueError`` with the closest match unless ``value`` is one of ``choices``.
 
     Args:
-        name: of the argument.
-        value: given for it.
-        choices: what it may be.
+        name: name of the argument.
+        value: its value.
+        choices: allowed values.
 
     Example:
         >>> check_choice("loss", "drl", ("ce", "dlr"))
@@ -64,13 +64,13 @@ def check_images(images: Array, *, name: str = "images") -> None:
     """Raises a ``ValueError`` unless ``images`` are floats of shape (B, H, W, C) in [0, 1].
 
     Args:
-        images: what the caller gave.
-        name: of the argument.
+        images: the argument.
+        name: name of the argument.
 
     Example:
         >>> check_images(jnp.zeros((8, 3)), name="x")
         Traceback (most recent call last):
-        ValueError: x has shape (8, 3); expected (B, H, W, C), for a single image x[None]
+        ValueError: x has shape (8, 3); expected (B, H, W, C); for a single image pass x[None]
     """
     if not hasattr(images, "dtype") or not hasattr(images, "shape"):
         raise ValueError(
@@ -84,7 +84,7 @@ def check_images(images: Array, *, name: str = "images") -> None:
     shape = tuple(images.shape)
     if len(shape) != 4:
         raise ValueError(
-            f"{name} has shape {shape}; expected (B, H, W, C), for a single image {name}[None]"
+            f"{name} has shape {shape}; expected (B, H, W, C); for a single image pass {name}[None]"
         )
     if 0 in shape:
         raise ValueError(f"{name} is empty: shape {shape}; pass at least one image")
@@ -99,7 +99,7 @@ def check_images(images: Array, *, name: str = "images") -> None:
 
 def _check_range(images: Array, name: str) -> None:
     xp = jnp if isinstance(images, jax.Array) else np  # large sets may be on the host
-    with jax.ensure_compile_time_eval():  # not staged, also where a surrounding jit is traced
+    with jax.ensure_compile_time_eval():  # evaluate now, even while tracing a surrounding jit
         low, high = (jax.device_get(v)[()] for v in (xp.min(images), xp.max(images)))
         if low >= 0 and high <= 1:
             return
@@ -113,15 +113,15 @@ def _check_range(images: Array, name: str) -> None:
         )
     span = f"{name} spans [{low!s}, {high!s}], farthest from [0, 1] at {where}"
     if low > -1e-3 and high < 1 + 1e-3:
-        raise ValueError(f"{span}: rounding, it seems; pass {name}.clip(0, 1)")
-    raise ValueError(f"{span}; rescale to [0, 1] and move any normalization into the model")
+        raise ValueError(f"{span}: probably rounding; pass {name}.clip(0, 1)")
+    raise ValueError(f"{span}; rescale to [0, 1] and move normalization into the model")
 
 
 def check_labels(labels: Array, num_images: int, *, num_classes: int | None = None) -> None:
     """Raises a ``ValueError`` unless ``labels`` are integers of shape (num_images,) in range.
 
     Args:
-        labels: what the caller gave.
+        labels: the argument.
         num_images: B.
         num_classes: K; None leaves the range open.
 
@@ -141,7 +141,7 @@ def check_labels(labels: Array, num_images: int, *, num_classes: int | None = No
     if tuple(labels.shape) != (num_images,):
         raise ValueError(
             f"labels has shape {tuple(labels.shape)} for {num_images} images; expected "
-            f"({num_images},), for one-hot labels labels.argmax(-1)"
+            f"({num_images},); for one-hot labels pass labels.argmax(-1)"
         )
     if num_classes is not None and is_concrete(labels):
         values = np.asarray(jax.device_get(labels))
@@ -158,16 +158,16 @@ def as_radius(value: Any, name: str, *, num_images: int | None = None) -> Any:
     """A radius or step as an array of shape () or, where ``num_images`` is given, (num_images,).
 
     Args:
-        value: a number, a fraction as text ("8/255"), or one number an image as an array or list
+        value: a number, a fraction as text ("8/255"), or one number per image as an array or list
             of shape (B,), (B, 1, 1, 1).
-        name: of the argument.
+        name: name of the argument.
         num_images: B, None where all images share one radius.
 
     Returns:
-        A NumPy or JAX array of floats, or the tracer that was given.
+        A NumPy or JAX array of floats, or the given tracer.
 
     Raises:
-        ValueError: on anything else, naming the argument.
+        ValueError: for anything else; names the argument.
 
     Example:
         >>> float(as_radius("1/4", "eps")), as_radius([0.5, 1], "eps", num_images=2).tolist()
@@ -178,12 +178,14 @@ def as_radius(value: Any, name: str, *, num_images: int | None = None) -> Any:
         try:
             return np.asarray(float(fractions.Fraction(value)))
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{name}={value!r} is no number; pass for example 8 / 255") from None
+            raise ValueError(
+                f"{name}={value!r} is not a number; pass, for example, 8 / 255"
+            ) from None
     if not isinstance(value, jax.Array):
         try:
             value = np.asarray(value, np.float64)
         except (TypeError, ValueError):
-            raise ValueError(f"{name}={value!r} is no number; pass {wanted}") from None
+            raise ValueError(f"{name}={value!r} is not a number; pass {wanted}") from None
     if value.shape == () or value.size == 1:
         return value.reshape(())
     if num_images is not None and value.shape in ((num_images,), (num_images, 1, 1, 1)):
@@ -192,15 +194,15 @@ def as_radius(value: Any, name: str, *, num_images: int | None = None) -> Any:
 
 
 def check_eps(eps: Any, norm: str, *, num_features: int | None = None, name: str = "eps") -> None:
-    """Raises a ``ValueError`` unless every radius makes sense inside the box [0, 1]^d.
+    """Raises a ``ValueError`` unless every radius is valid for the box [0, 1]^d.
 
     The largest useful radius is the diameter of the box: 1 for Linf, sqrt(d) for L2, d for L1.
 
     Args:
         eps: one radius or an array of them, of any shape.
-        norm: of the ball.
-        num_features: d; None checks L2 and L1 radii against no limit.
-        name: of the argument.
+        norm: norm of the ball.
+        num_features: d; None skips the upper limit for L2 and L1.
+        name: name of the argument.
 
     Example:
         >>> check_eps(8 / 255, "linf")
@@ -227,7 +229,7 @@ def check_step(step_size: Any, *, name: str = "step_size") -> None:
 
     Args:
         step_size: one step or an array of them, of any shape.
-        name: of the argument.
+        name: name of the argument.
 
     Example:
         >>> check_step(float("inf"))
@@ -242,14 +244,14 @@ def check_step(step_size: Any, *, name: str = "step_size") -> None:
 
 
 def check_indices(indices: Any, num_images: int) -> Any:
-    """The places of images in their data set as an integer array of shape (B,).
+    """The indices of the images in their data set as an integer array of shape (B,).
 
     Args:
         indices: array, list, range or None for 0 to B - 1.
         num_images: B.
 
     Raises:
-        ValueError: on another shape, or values that are no integers >= 0.
+        ValueError: if the shape differs, or a value is not an integer >= 0.
 
     Example:
         >>> check_indices(range(5, 7), 2).tolist(), check_indices(None, 2).tolist()
@@ -262,10 +264,10 @@ def check_indices(indices: Any, num_images: int) -> Any:
     if indices.shape != (num_images,) or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(
             f"indices has shape {indices.shape} and dtype {indices.dtype}; pass {num_images} "
-            "integers, the places of the images in their data set"
+            "integers, indices of the images in their data set"
         )
     if is_concrete(indices) and int(np.asarray(jax.device_get(indices)).min()) < 0:
-        raise ValueError("indices contains negative numbers; pass places from 0 on")
+        raise ValueError("indices contains negative numbers; pass indices >= 0")
     return indices
 
 
@@ -273,9 +275,9 @@ def check_count(name: str, value: int, minimum: int) -> None:
     """Raises a ``ValueError`` unless ``value`` is an integer of at least ``minimum``.
 
     Args:
-        name: of the argument.
-        value: given for it.
-        minimum: the smallest that is allowed.
+        name: name of the argument.
+        value: its value.
+        minimum: smallest allowed value.
 
     Example:
         >>> check_count("num_steps", -1, 0)

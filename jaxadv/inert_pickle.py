@@ -1,9 +1,9 @@
-"""Pickles read as data: no name is imported, no object of theirs is made, and growth is bounded.
+"""Pickles read as data: nothing is imported, no pickled object is created, and growth is bounded.
 
-A pickle is a program for a stack machine. `Unpickler` interprets the opcodes that data need, and
-nothing that it builds can recurse, hash an unknown object or allocate by a number in the file:
-lengths are compared with the bytes that are left, entries of the memo are kept in a dictionary,
-operations are counted, and only text serves as a key of dictionaries.
+A pickle is a program for a stack machine. `Unpickler` interprets only the opcodes that data need,
+and nothing it builds can recurse, hash an unknown object or allocate by a number in the file:
+lengths are checked against the remaining bytes, the memo is a dictionary, operations are counted,
+and dictionary keys must be text.
 """
 
 import pickle
@@ -12,15 +12,15 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-_MAX_INTEGER = 255  # bytes; what LONG1 can hold, and torch.save writes
-_MAX_LINE = 4096  # of names and numbers that end with a newline
+_MAX_INTEGER = 255  # bytes; the most LONG1 can hold and torch.save writes
+_MAX_LINE = 4096  # length of newline-terminated names and numbers
 
 
 class Inert:
-    """Stands for an object of the file that is not needed; whatever it is given is dropped.
+    """Placeholder for an unneeded object in the file; discards everything set on it.
 
     Attributes:
-      name: of its class in the file.
+      name: name of its class in the file.
     """
 
     __slots__ = ("name",)
@@ -32,15 +32,15 @@ class Inert:
         return f"<{self.name} of the file>"
 
     def build(self, state: Any) -> None:
-        """Takes what `__setstate__` would."""
+        """Receives the argument of `__setstate__`."""
 
 
 class Name:
-    """Stands for a class or a function that a pickle names.
+    """Placeholder for a class or function named by a pickle.
 
     Attributes:
       name: the full name in the file.
-      make: what a call of it returns, from its positional arguments.
+      make: computes the result of a call from its positional arguments.
     """
 
     __slots__ = ("make", "name")
@@ -53,18 +53,18 @@ class Name:
 
 
 class Unpickler:
-    """Interprets pickles that follow each other in a buffer.
+    """Interprets consecutive pickles in a buffer.
 
-    Dictionaries keep the entries under text (and bytes) alone, since hashing anything else can be
-    made slow by whoever wrote the file. Sets, and objects of the classes that ``find`` gives as
-    `Inert`, keep nothing.
+    Dictionaries keep only entries with text (or bytes) keys, since the file's author could make
+    hashing anything else slow. Sets, and objects of classes that ``find`` returns as `Inert`, keep
+    nothing.
 
     Args:
       data: the buffer.
-      find: a `Name` for a module and a name, or an exception that refuses it.
-      persistent_load: what a persistent identifier stands for; None refuses them.
-      encoding: of Python 2's strings; None leaves them bytes.
-      max_operations: opcodes that may be executed, over all pickles of the buffer.
+      find: returns a `Name` for a module and a name, or raises to reject it.
+      persistent_load: resolves persistent identifiers; None rejects them.
+      encoding: encoding of Python 2 strings; None leaves them as bytes.
+      max_operations: maximum number of opcodes over all pickles of the buffer.
 
     Example:
       >>> Unpickler(pickle.dumps({"a": [1, 2.5], 3: "dropped"}), find=None).load()
@@ -86,10 +86,10 @@ class Unpickler:
         self._limit, self._count = max_operations, 0
 
     def load(self) -> Any:
-        """Reads the next pickle; `position` is then behind it.
+        """Reads the next pickle; `position` then points past it.
 
         Raises:
-          ValueError: if it is damaged, needs a name that ``find`` refuses, or does too much.
+          ValueError: if it is damaged, needs a name that ``find`` rejects, or exceeds the limits.
         """
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
@@ -112,12 +112,12 @@ class Unpickler:
             if self._count > self._limit:
                 self.spend(0)
             if code not in operations:
-                raise ValueError(f"opcode {code:#04x} is not one of data")
+                raise ValueError(f"opcode {code:#04x} is not allowed in data")
             operations[code](self)
         raise ValueError("the pickle ends too early")
 
     def spend(self, number: int) -> None:
-        """Counts operations against the limit; for those that copy, once an item."""
+        """Counts operations against the limit; operations that copy count once per item."""
         self._count += number
         if self._count > self._limit:
             raise ValueError(
@@ -136,7 +136,7 @@ class Unpickler:
     def _raw_line(self, limit: int) -> bytes:
         end = self._data.find(b"\n", self.position, self.position + limit)
         if end < 0:
-            raise ValueError("a line of the pickle has no end")
+            raise ValueError("a line of the pickle is not terminated")
         return self._take(end + 1 - self.position)[:-1]
 
     def _line(self) -> str:
@@ -153,7 +153,7 @@ class Unpickler:
 
     def _integer(self, raw: bytes) -> int:
         if len(raw) > _MAX_INTEGER:
-            raise ValueError(f"it holds an integer of {len(raw)} bytes")
+            raise ValueError(f"it contains an integer of {len(raw)} bytes")
         return int.from_bytes(raw, "little", signed=True)
 
     def _integer_line(self) -> int | bool:
@@ -161,7 +161,7 @@ class Unpickler:
         if text in ("00", "01"):
             return text == "01"
         if not re.fullmatch(r"-?\d{1,600}L?", text, re.ASCII):
-            raise ValueError("it holds an integer that is none")
+            raise ValueError("it contains a malformed integer")
         return int(text.rstrip("L"))
 
     # The stack
@@ -179,7 +179,7 @@ class Unpickler:
 
     def _last(self, number: int) -> list[Any]:
         if len(self._stack) < number:
-            raise ValueError("a damaged pickle takes more than it made")
+            raise ValueError("a damaged pickle pops from an empty stack")
         items = self._stack[len(self._stack) - number :]
         del self._stack[len(self._stack) - number :]
         return items
@@ -223,7 +223,7 @@ class Unpickler:
 
     def _call(self, name: Any, arguments: Any) -> None:
         if type(name) is not Name or type(arguments) is not tuple:
-            raise ValueError("it calls what is no function")
+            raise ValueError("it calls something that is not a function")
         self.spend(sum(len(a) for a in arguments if type(a) in (list, tuple)))
         self._push(name.make(*arguments))
 
@@ -231,7 +231,7 @@ class Unpickler:
         target, state = self._last(2)
         if hasattr(target, "build"):
             target.build(state)
-        elif type(target) is not dict:  # attributes of an OrderedDict, which a dict has not
+        elif type(target) is not dict:  # attributes of an OrderedDict, which a dict lacks
             raise ValueError(f"it sets the state of a {type(target).__name__}")
         self._push(target)
 
@@ -242,10 +242,10 @@ class Unpickler:
 
 
 def ordered_dict(*arguments: Any) -> dict:
-    """An OrderedDict's content, from nothing or from one list of pairs as Python 2 wrote it.
+    """An OrderedDict's content, empty or from one list of pairs as written by Python 2.
 
     Args:
-        *arguments: of the constructor in the file.
+        *arguments: arguments of the constructor in the file.
 
     Example:
         >>> ordered_dict([["weight", 1]])
@@ -254,10 +254,10 @@ def ordered_dict(*arguments: Any) -> dict:
     found: dict = {}
     pairs = arguments[0] if arguments else []
     if len(arguments) > 1 or type(pairs) is not list:
-        raise ValueError("it makes an OrderedDict of something unknown")
+        raise ValueError("it creates an OrderedDict from something unknown")
     for pair in pairs:
         if type(pair) not in (list, tuple) or len(pair) != 2:
-            raise ValueError("it makes an OrderedDict of something unknown")
+            raise ValueError("it creates an OrderedDict from something unknown")
         _update(found, pair)
     return found
 

@@ -1,4 +1,4 @@
-"""Keys as callers have them, turned into the one kind whose draws do not depend on the batch."""
+"""Converts any PRNG key to the one kind whose draws do not depend on the batch."""
 
 import functools
 from typing import Any
@@ -15,18 +15,18 @@ _IMPL = "threefry2x32"
 def as_key(key: Any, *, name: str = "key") -> Key:
     """One typed threefry key, from a typed or raw key of any implementation or from a seed.
 
-    Under ``jax.vmap`` the "rbg" generators draw other numbers for other batches. An image's draws
-    must not depend on its batch, so their key data seed a threefry key instead.
+    Under ``jax.vmap``, draws of the "rbg" generators depend on the batch. An image's draws must
+    not, so their key data seed a threefry key instead.
 
     Args:
         key: ``jax.random.key(...)``, ``jax.random.PRNGKey(...)`` or an integer in [0, 2^32).
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
 
     Returns:
-        A typed key of shape (); a threefry key as it is.
+        A typed key of shape (); a threefry key is returned unchanged.
 
     Raises:
-        ValueError: on anything else, several keys among them.
+        ValueError: for anything else, including several keys.
 
     Example:
         >>> bool(as_key(7) == jax.random.key(7))
@@ -41,7 +41,7 @@ def as_key(key: Any, *, name: str = "key") -> Key:
         return jax.random.key(np.uint32(key), impl=_IMPL)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
-            raise ValueError(f"{name} holds keys of shape {key.shape}; pass one of them")
+            raise ValueError(f"{name} contains keys of shape {key.shape}; pass one of them")
         if key.dtype == _threefry_dtype():
             return key
         words = jax.random.key_data(key)
@@ -49,7 +49,7 @@ def as_key(key: Any, *, name: str = "key") -> Key:
         words = jnp.asarray(key)
     else:
         raise ValueError(
-            f"{name} has dtype {key.dtype} and shape {key.shape}, which is no PRNG key; {remedy}"
+            f"{name} has dtype {key.dtype} and shape {key.shape}, which is not a PRNG key; {remedy}"
         )
     first = jax.random.wrap_key_data(words[:2], impl=_IMPL)
     if words.shape == (2,):
@@ -58,16 +58,16 @@ def as_key(key: Any, *, name: str = "key") -> Key:
 
 
 def typed_key(key: Any, *, name: str = "key") -> Key:
-    """As `as_key`, but typed keys of the other generators stay what they are.
+    """Like `as_key`, but leaves typed keys of other generators unchanged.
 
     For draws that are never batched, such as noise on weights.
 
     Args:
-        key: as for `as_key`.
-        name: of the argument, for messages.
+        key: see `as_key`.
+        name: name of the argument, for messages.
 
     Raises:
-        ValueError: as `as_key`.
+        ValueError: see `as_key`.
 
     Example:
         >>> jax.random.key_impl(typed_key(jax.random.key(0, impl="rbg")))

@@ -1,4 +1,4 @@
-r"""Losses of classifiers, one number an example.
+r"""Losses of classifiers, one number per example.
 
 Every function maps logits of shape (B, K) and labels of shape (B,) to losses of shape (B,);
 reductions happen once, at the call site. Attacks *maximize* all of these: each grows as the
@@ -6,9 +6,9 @@ example moves towards misclassification.
 
 Symbols: :math:`z` logits, :math:`y` label, :math:`z_{(1)} \ge z_{(2)} \ge \dots` sorted logits.
 
-Logits may be as large as their dtype allows. A logit of -inf rules its class out; losses and
-gradients are then their limits. Logits of +inf or NaN have no meaning, and the loss of such an
-example may be NaN.
+Logits may be as large as their dtype allows. A logit of -inf excludes its class; losses and
+gradients are then their limits. Logits of +inf or NaN are invalid, and the loss of such an example
+may be NaN.
 
 Example:
     >>> import jax.numpy as jnp
@@ -90,7 +90,7 @@ def _log_softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 def cross_entropy(logits: Array, labels: Array) -> Array:
     r"""Cross-entropy :math:`-\log \mathrm{softmax}(z)_y`, in nats.
 
-    Where :math:`y` itself is ruled out (-inf), the loss is +inf and the gradient finite.
+    Where :math:`y` itself is excluded (-inf), the loss is +inf and the gradient finite.
 
     Args:
         logits: of shape (B, K).
@@ -133,7 +133,7 @@ def dlr(logits: Array, labels: Array) -> Array:
 
     :math:`o` is the most likely class other than :math:`y`. Invariant to shifts and positive
     scalings of the logits. Where :math:`y` has the third largest logit the loss is exactly 1 with
-    zero gradient, as in the published definition. Where the model rules out all but two classes the
+    zero gradient, as in the published definition. If the model excludes all but two classes, the
     loss is its limit with zero gradient: prefer `margin` for such models.
 
     Args:
@@ -189,7 +189,7 @@ def dlr_targeted(logits: Array, labels: Array, targets: Array) -> Array:
 
 
 def _ratio(numerator: Array, scale: Array) -> Array:
-    """The quotient, and its limit with zero gradient where classes of -inf occur."""
+    """The quotient, or its limit with zero gradient where a logit is -inf."""
     scale = scale + max(_TINY, float(jnp.finfo(scale.dtype).tiny))
     finite = jnp.isfinite(numerator) & jnp.isfinite(scale)
     quotient = jnp.where(finite, numerator, 0) / jnp.where(finite, scale, 1)
@@ -203,8 +203,8 @@ def _ratio(numerator: Array, scale: Array) -> Array:
 def kl_divergence(logits: Array, other_logits: Array) -> Array:
     r"""Divergence :math:`\mathrm{KL}(\mathrm{softmax}(z) \,\|\, \mathrm{softmax}(z'))`, in nats.
 
-    Gradients flow through both arguments, as TRADES needs. A class that :math:`z` rules out (-inf)
-    contributes 0; a class that only :math:`z'` rules out makes the divergence +inf.
+    Gradients flow through both arguments, as TRADES needs. A class that :math:`z` excludes (-inf)
+    contributes 0; a class that only :math:`z'` excludes makes the divergence +inf.
 
     Args:
         logits: :math:`z` of shape (B, K), for TRADES those of the clean images.

@@ -1,13 +1,13 @@
-r"""Training objectives: how a minibatch is attacked, and the loss that is then minimized on it.
+r"""Training objectives: how to attack a minibatch, and the loss to minimize on it.
 
-An :class:`Objective` is a pair of pure functions. They are kept apart because some methods take
-several gradients at the same adversarial images (adversarial weight perturbation), and because by
-Danskin's theorem the attack is a constant for the gradient:
+An :class:`Objective` is a pair of pure functions. They are separate because some methods take
+several gradients at the same adversarial images (adversarial weight perturbation), and because, by
+Danskin's theorem, the gradient treats the attack as a constant:
 
 .. math:: \nabla_\theta L_\epsilon(\theta) = \frac1N \sum_n \nabla_\theta\, l(x'_n, y_n, \theta),
     \qquad x'_n \approx \arg\max_{x' \in C(x_n)} l(x', y_n, \theta).
 
-A model enters as ``apply_fn(params, batch_stats, images, train) -> (logits, batch_stats)``;
+A model is passed as ``apply_fn(params, batch_stats, images, train) -> (logits, batch_stats)``;
 ``batch_stats`` is an empty dictionary for models without BatchNorm.
 """
 
@@ -30,7 +30,7 @@ BATCH_NORM_MOMENTUM = 0.9
 
 
 class LossAux(NamedTuple):
-    """What a loss returns beside its value.
+    """Auxiliary outputs of a loss.
 
     Attributes:
         batch_stats: running statistics after the forward passes of the loss.
@@ -42,7 +42,7 @@ class LossAux(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """How a method attacks a minibatch, and what it minimizes on it.
+    """How a method attacks a minibatch, and its training loss.
 
     Attributes:
         perturb: ``(key, params, batch_stats, images, labels) -> (adversarial, batch_stats)``.
@@ -73,10 +73,10 @@ def adversarial_cross_entropy(
     statistics: ``num_steps`` passes of the attack, one more at the final images (it selects among
     restarts, of which training has one) and that of the loss. ``attack_bn="train"`` with
     ``attack_updates_stats=True`` does the same. The selection pass sees the same parameters and
-    images as that of the loss, so its effect on the statistics is computed instead of run, unless
-    adversarial weight perturbation takes the loss elsewhere (``weights_move``). Not reproduced: in
-    that code the first minibatch of every epoch but the first is attacked in eval mode, because
-    train mode is restored after the attack.
+    images as the loss's pass, so its effect on the statistics is computed without running it,
+    unless adversarial weight perturbation evaluates the loss at other weights (``weights_move``).
+    Not reproduced: that code attacks the first minibatch of every epoch but the first in eval mode,
+    because it restores train mode after the attack.
 
     Args:
         apply_fn: the model, ``(params, batch_stats, images, train) -> (logits, batch_stats)``.
@@ -86,14 +86,14 @@ def adversarial_cross_entropy(
         num_steps: PGD steps, from a random start; the last iterate is used.
         attack_bn: "train" (batch statistics) or "eval" (running statistics) during the attack.
         attack_updates_stats: whether the passes of a train-mode attack move the running statistics.
-        weights_move: whether the loss is taken at other parameters than those attacked, as under
-            :func:`jaxadv.optim.awp_value_and_grad`.
+        weights_move: whether the loss is evaluated at parameters other than those attacked, as
+            under :func:`jaxadv.optim.awp_value_and_grad`.
 
     Returns:
         The objective.
 
     Raises:
-        ValueError: on an unknown norm or mode, or a radius, step or number that makes no sense.
+        ValueError: if the norm or mode is unknown, or a radius, step or count is invalid.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,7 +153,7 @@ def adversarial_cross_entropy(
 
 
 def _moved_twice(old: Array, once: Array) -> Array:
-    """The running statistic after a second pass over the batch that moved it from old to once."""
+    """The running statistic after a second pass over the batch."""
     return once + BATCH_NORM_MOMENTUM * (once - old)
 
 
@@ -174,17 +174,16 @@ def trades(
 
     Gradients flow through both arguments of the divergence. The attack maximizes it from
     :math:`x'_0 = x + 0.001\,\mathcal N(0, I)` (at x itself its gradient is zero), in eval mode,
-    and leaves the running statistics alone. Each step goes along the sign of the gradient and then
-    into the ball and the box; for L2 along the normalized gradient and into the box, then the ball.
-    An example whose gradient vanishes stays where it is (the L2 branch of the reference would move
-    it at random).
+    and leaves the running statistics alone. Each step follows the sign of the gradient and projects
+    onto the ball and the box; for L2, it follows the normalized gradient and projects onto the box,
+    then the ball. An example whose gradient vanishes stays where it is (the L2 branch of the
+    reference would move it at random).
 
-    The defaults are those of the reference's function and the paper's values: ten steps of 0.003
-    reach the radius 0.031 only with the help of the start noise. The command line of the AWP code
-    passes ``eps=8 / 255, step_size=2 / 255``; for L2 the reference takes
-    ``step_size=2 * eps / num_steps``.
+    The defaults are the reference function's and the paper's: ten steps of 0.003 reach the radius
+    0.031 only thanks to the start noise. The command line of the AWP code passes
+    ``eps=8 / 255, step_size=2 / 255``; for L2 the reference uses ``step_size=2 * eps / num_steps``.
 
-    BatchNorm: three train-mode passes a step, at the adversarial images and twice at the clean
+    BatchNorm: three train-mode passes per step, at the adversarial images and twice at the clean
     ones. The second clean pass equals the first: its effect on the statistics is computed.
 
     Args:
@@ -192,15 +191,15 @@ def trades(
         beta: :math:`\beta_T`; 0 is plain training on clean images.
         norm: "linf" or "l2".
         eps: radius, images in [0, 1].
-        step_size: step of the attack.
-        num_steps: its steps.
-        start_noise: standard deviation of the start round the clean image.
+        step_size: step size of the attack.
+        num_steps: steps of the attack.
+        start_noise: standard deviation of the start around the clean image.
 
     Returns:
-        The objective; :attr:`LossAux.logits` are those at the adversarial images.
+        The objective; :attr:`LossAux.logits` are at the adversarial images.
 
     Raises:
-        ValueError: on another norm, or a number that makes no sense.
+        ValueError: if the norm is unsupported or a number is invalid.
 
     Example:
         >>> def apply_fn(params, batch_stats, images, train):

@@ -1,4 +1,4 @@
-"""Names for the types that the whole library shares."""
+"""Type aliases shared by the whole library."""
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias

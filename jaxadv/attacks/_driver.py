@@ -1,4 +1,4 @@
-"""The driver of all attacks: runs a kernel on one batch, or on blocks of images step by step.
+"""The driver of all attacks: runs a kernel on one batch, or step by step on blocks of images.
 
 :func:`attack` is a public attack as one compiled program. :func:`begin` and :func:`advance`
 are the same steps one by one, for AutoAttack, which regroups images between them.
@@ -6,7 +6,7 @@ They work on chunks of shape (blocks, rows, H, W, C); the blocks are worked on o
 (and in parallel over devices), each by its own loop, which ends when the block has no image left.
 On CPU a block has a fixed number of rows, whatever the batch size: XLA's kernels round differently
 for different shapes, and a fixed shape makes the result of an image bit for bit independent of the
-batch size, of the other images and of the number of devices. It costs nothing there; on
+batch size, of the other images and of the number of devices. This costs nothing on CPU; on
 accelerators a block is as large as the batch.
 """
 
@@ -39,13 +39,13 @@ class Stream(enum.IntEnum):
 
 
 class Found(NamedTuple):
-    """What all runs of a kernel came to, one row an image; see :class:`Outcome`.
+    """The combined result of all runs of a kernel, one row per image; see :class:`Outcome`.
 
     Attributes:
         correct: whether the clean image is classified correctly.
         robust: whether no run succeeded, and the clean image is classified correctly.
         outcome: of all runs together.
-        events: what happened, if it was traced.
+        events: the recorded trace, if any.
     """
 
     correct: Array
@@ -80,15 +80,15 @@ def attack(
         model: traced for the batch.
         images: clean images.
         labels: true classes.
-        indices: places in the data set.
+        indices: indices in the data set.
         eps: radius, of shape () or (B,).
         draws: random numbers in place of the key's, as the kernel takes them.
         kernel: the attack.
         norm: the norm.
         randomized: whether the model takes a key.
         trace: whether to record every step of the only run (``kernel.traced_step``).
-        best: whether to keep the point of the highest score, not that of the last run.
-        every: whether later runs attack images that are broken too.
+        best: whether to keep the highest-scoring point instead of the last run's.
+        every: whether later runs also attack broken images.
     """
     logits = _logits(model, key, indices, randomized)
     correct = _model.is_correct(logits(Stream.CLEAN, 0)(images, 0), labels)
@@ -117,7 +117,7 @@ def attack(
 
     zeros = jnp.zeros_like(labels)
     lowest = jnp.full(labels.shape, -jnp.inf, images.dtype)
-    # Images that are misclassified already count as broken by the clean pass, without a step.
+    # Misclassified clean images count as broken by the clean pass, without a step.
     nothing = Outcome(images, ~correct, images, lowest, zeros, zeros - 1, zeros + 1, zeros, zeros)
     found = Found(correct, correct | trace, nothing)
     if kernel.num_runs == 1:
@@ -131,13 +131,13 @@ def attack(
 def judge(
     key: Key, model: Partial, points: Array, labels: Array, indices: Array, *, randomized: bool
 ) -> Array:
-    """Whether points are classified correctly, by one more pass."""
+    """Whether points are classified correctly, from one more pass."""
     logits = _logits(model, key, indices, randomized)(Stream.JUDGE, 0)
     return _model.is_correct(logits(points, 0), labels)
 
 
 def _merge(found: Found, batch: Batch, new: Outcome, best: bool, events: Any) -> Found:
-    """What was found by the runs so far and by one more."""
+    """Combines the results so far with one more run."""
     old, active = found.outcome, batch.active
     better = active & (new.scores > old.scores) if best else active
     count = lambda before, now: before + jnp.where(active, now, 0)
@@ -157,10 +157,10 @@ def _merge(found: Found, batch: Batch, new: Outcome, best: bool, events: Any) ->
 
 
 def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm) -> str:
-    """A digest of what a user's kernel computes, traced anew: its code, and the globals it reads.
+    """A digest of a user's retraced kernel: its code, and the globals it reads.
 
-    Compiled programs and stores are keyed by it, so that a kernel changed in a notebook is never
-    confused with what it was. The library's own do not change: their options say it all.
+    It keys compiled programs and stores, so that a kernel edited in a notebook is never confused
+    with its old version. The library's own kernels are identified by their options.
 
     Args:
         kernel: the attack.
@@ -169,7 +169,7 @@ def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm
         norm: the norm.
 
     Raises:
-        ValueError: if it cannot run, or its state or outcome does not have a row an image.
+        ValueError: if it cannot run, or its state or outcome does not have one row per image.
     """
     try:
         hash(kernel)
@@ -207,7 +207,7 @@ def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm
     eps = like((), jnp.float32)
     program = trace_program(run, images, integers, eps, key, integers, number, name=name)
     if not isinstance(program_of(program).out, Outcome):
-        raise ValueError(f"outcome of {name} returns no jaxadv.attacks.Outcome")
+        raise ValueError(f"outcome of {name} does not return a jaxadv.attacks.Outcome")
     return digest(program)
 
 
@@ -216,11 +216,11 @@ def _check_state(state: Any, name: str, rows: int) -> None:
         if jnp.shape(leaf)[:1] != (rows,):
             raise ValueError(
                 f"the state of {name} has an array of shape {jnp.shape(leaf)} for {rows} images; "
-                "every array needs a row an image"
+                "every array needs one row per image"
             )
     if getattr(getattr(state, "robust", None), "dtype", None) != jnp.bool:
         raise ValueError(
-            f"the state of {name} has no booleans robust: which images are still to be attacked"
+            f"the state of {name} needs a boolean array robust that marks images still to attack"
         )
 
 
@@ -230,7 +230,7 @@ class Rows(NamedTuple):
     Attributes:
         images: clean images.
         labels: true classes.
-        indices: places in the data set.
+        indices: indices in the data set.
         active: False for padding.
     """
 
@@ -282,7 +282,7 @@ def advance(
         model: Partial, key: Key, eps: Array, run: Array, span: Array, rows: Rows, state: Any
     ) -> tuple[Any, Outcome]:
         batch = _batch(model, key, eps, run, rows, program)
-        last = jnp.where(rows.active.any(), span[1], span[0])  # nothing to do for padding alone
+        last = jnp.where(rows.active.any(), span[1], span[0])  # nothing to do if all is padding
         state = program.kernel.advance(batch, state, span[0], last)
         return state, program.kernel.outcome(batch, state)
 
@@ -314,7 +314,7 @@ def logits_of(
 def logits_alone(
     model: Partial, key: Key, vote: Array, images: Array, indices: Array, *, randomized: bool
 ) -> Array:
-    """Logits of images, each evaluated in a batch of its own: (B, H, W, C) to (B, K)."""
+    """Logits of images, each evaluated in its own batch: (B, H, W, C) to (B, K)."""
 
     def one(args: tuple[Array, Array]) -> Array:
         image, index = args
@@ -350,7 +350,7 @@ def _logits(
     def of(stream: int | Array, number: int | Array) -> _model.Forward:
         if not randomized:
             return lambda points, draw: model(points)
-        # One key an image, from its place in the data set: its draws are the same in any batch.
+        # One key per image, from its index in the data set: its draws are the same in any batch.
         keys = _model.fold(_model.model_keys(key, indices), stream)
         return _model.forward_fn(model, _model.fold(keys, number))
 

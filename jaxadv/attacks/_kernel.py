@@ -1,8 +1,8 @@
-"""What an attack is to the driver: a kernel, the batch that it sees, and what it found.
+"""The interface between attacks and driver: a kernel, its batch, and its outcome.
 
 A kernel is a few functions on rows, one image each. The driver (:mod:`jaxadv.attacks._driver`)
-runs it: as a public attack on one batch, or as a member of AutoAttack, which drops the rows that
-are finished and regroups the others between steps.
+runs it: as a public attack on one batch, or as a member of AutoAttack, which drops finished rows
+and regroups the others between steps.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from . import _model, _rows
 
 
 class Outcome(NamedTuple):
-    """What one run of a kernel came to, one row an image.
+    """The result of one run of a kernel, one row per image.
 
     Attributes:
         images: the adversarial image where there is one.
-        success: whether there is one.
+        success: whether an adversarial image was found.
         best_images: the point of the highest score, adversarial or not.
-        scores: what the kernel maximizes, at that point.
-        steps: steps that the image has taken.
+        scores: the value that the kernel maximizes, at that point.
+        steps: number of steps taken.
         broken_at: number of the first step that succeeded, -1 if none.
         forward: forward passes of the image.
         backward: backward passes of the image.
@@ -49,11 +49,11 @@ class Batch(NamedTuple):
     Attributes:
         images: clean images of shape (B, H, W, C) in [0, 1].
         labels: true classes of shape (B,).
-        active: whether to attack the image at all, of shape (B,).
+        active: whether to attack the image, of shape (B,).
         norm: "linf", "l2" or "l1".
         eps: radius, of shape () or (B,).
         key: of the attack.
-        indices: places in the data set, of shape (B,).
+        indices: indices in the data set, of shape (B,).
         run: number of the run: a restart, or a target and its restart.
         logits: from points (B, H, W, C) and a number to logits (B, K). The number separates the
             draws of a randomized model.
@@ -72,9 +72,9 @@ class Batch(NamedTuple):
     draws: Any = None
 
     def keys(self, number: Any = None) -> Key:
-        """One key an image, of (key, place in the data set, run), folded with a number if given.
+        """One key per image, of (key, index in the data set, run), folded with a number if given.
 
-        What an attack draws from them does not depend on how the data set is cut into batches.
+        Draws from them do not depend on how the data set is split into batches.
         """
         keys = _model.fold(_model.image_keys(self.key, self.indices), self.run)
         return keys if number is None else _model.fold(keys, number)
@@ -108,27 +108,27 @@ class Batch(NamedTuple):
     def again(self) -> Array:
         """The clean images; a pass over them is not merged with those of other runs.
 
-        The published attacks make these passes and count them, and so do these.
+        The published attacks make and count these passes, so these do too.
         """
         return jax.lax.optimization_barrier((self.images, self.run))[0]
 
     def target(self, num_restarts: int) -> Array:
-        """The class that this run aims at: by clean logit the 2nd, 3rd, ..., of shape (B,)."""
+        """The target class of this run: the 2nd, 3rd, ... by clean logit, of shape (B,)."""
         ranked = _model.rank_classes(self.logits(self.again(), 0))
         return jnp.take(ranked, self.run // num_restarts + 1, axis=1).astype(jnp.int32)
 
 
 class Search(NamedTuple):
-    """A state for kernels that need no more than to try points, one row an image.
+    """A state for kernels that only try points, one row per image.
 
     Attributes:
         points: the latest points.
         adversarial: the first misclassified point, the clean image before there is one.
-        robust: whether the image is still to be attacked.
-        steps: how many points were tried.
+        robust: whether to keep attacking the image.
+        steps: number of points tried.
         broken_at: number of the first step that was misclassified, -1 if none.
         backward: backward passes.
-        memory: whatever else the kernel remembers: a pytree of arrays with a row an image.
+        memory: whatever else the kernel remembers: a pytree of arrays with one row per image.
     """
 
     points: Array
@@ -149,14 +149,14 @@ class Search(NamedTuple):
     def tried(
         self, points: Array, correct: Array, number: Any, *, backward: int = 0, memory: Any = None
     ) -> "Search":
-        """The state after a step: points that are misclassified end the search of their image.
+        """The state after a step: a misclassified point ends the search for its image.
 
         Args:
-            points: what the step tried, (B, H, W, C); images that are broken keep theirs.
+            points: the points tried, (B, H, W, C); broken images keep theirs.
             correct: whether each is classified correctly, (B,).
-            number: of the step.
-            backward: backward passes that the step took.
-            memory: what to remember from now on; by default what was remembered.
+            number: number of the step.
+            backward: backward passes of the step.
+            memory: the new memory; unchanged by default.
         """
         broken = self.robust & ~correct
         alive = self.robust.astype(jnp.int32)
@@ -173,19 +173,19 @@ class Search(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """An attack as functions on rows. Subclass it to run an attack of your own in AutoAttack.
+    """An attack as functions on rows. Subclass it to run your own attack in AutoAttack.
 
-    A subclass writes :meth:`begin` and :meth:`step` on a state of its choice: a pytree of arrays
-    with a row an image, with an attribute ``robust`` that says which images are still to be
-    attacked. With :class:`Search` as state nothing else is needed; with another one
-    :meth:`outcome` too. Rows must not depend on each other, and what is drawn must come from
-    :meth:`Batch.keys`: then verdicts do not depend on the batch size. Options of a subclass are
-    fields (``@dataclasses.dataclass(frozen=True)``): they are fixed in the compiled program and
-    have to be hashable.
+    A subclass implements :meth:`begin` and :meth:`step` on a state of its choice: a pytree of
+    arrays with one row per image, and an attribute ``robust`` that marks images still to be
+    attacked. :class:`Search` needs nothing else; other states also need :meth:`outcome`. Rows must
+    be independent, and random draws must come from :meth:`Batch.keys`, so that verdicts do not
+    depend on the batch size. Options of a subclass are fields
+    (``@dataclasses.dataclass(frozen=True)``): they are static in the compiled program and must be
+    hashable.
 
-    AutoAttack runs it as its own attacks: on the images that are still robust, which it takes out
-    and regroups as they break; with every adversarial image verified on its own; resumable, in a
-    store that knows the code of the kernel.
+    AutoAttack runs it like its own attacks: on the images that are still robust, with early exit
+    and regrouping; verifying every adversarial image on its own; and resumable, with a store that
+    tracks the kernel's code.
 
     Attributes:
         num_steps: steps of a run.
@@ -258,11 +258,11 @@ class Kernel:
         raise NotImplementedError(f"{type(self).__name__} has no step(batch, state, number)")
 
     def traced_step(self, batch: Batch, state: Any, number: Any) -> tuple[Any, Any]:
-        """The step and what is to be recorded of it."""
+        """The step and its trace."""
         return self.step(batch, state, number), None
 
     def advance(self, batch: Batch, state: Any, first: Any, last: Any) -> Any:
-        """The state after steps ``first`` to ``last - 1``, which end when no image is left."""
+        """The state after steps ``first`` to ``last - 1``, stopping when no image is left."""
 
         def unfinished(carry: tuple[Array, Any]) -> Array:
             number, state = carry
@@ -276,7 +276,7 @@ class Kernel:
         return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), state))[1]
 
     def outcome(self, batch: Batch, state: Any) -> Outcome:
-        """What a state amounts to."""
+        """The outcome of a state."""
         success = batch.active & ~state.robust
         return Outcome(
             images=state.adversarial,
@@ -291,19 +291,19 @@ class Kernel:
         )
 
     def phases(self) -> tuple["Kernel", ...]:
-        """Kernels that take turns in one run; all but the first start with :meth:`resume`."""
+        """Kernels that run in sequence within a run; later ones start with :meth:`resume`."""
         return (self,)
 
     def resume(self, batch: Batch, before: Any) -> Any:
-        """The state in which a phase takes over from the last state of the phase before."""
+        """The initial state of a phase, from the last state of the previous one."""
         raise NotImplementedError(f"{type(self).__name__} is not a later phase")
 
     def cost(self, num_classes: int) -> tuple[int, int]:
-        """Forward and backward passes of a run on an image that nothing breaks, for estimates."""
+        """Forward and backward passes of a run on an unbroken image, for estimates."""
         del num_classes
         return self.num_steps, self.num_steps * self.uses_gradients
 
     def spans(self) -> list[tuple[int, int]]:
-        """First and end of consecutive steps, between which finished images are taken out."""
+        """Start and end of spans of steps, between which finished images are removed."""
         stops = [self.first_step, *range(self.span, self.num_steps, self.span), self.num_steps]
         return list(zip(stops, stops[1:], strict=False))

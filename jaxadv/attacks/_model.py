@@ -1,8 +1,8 @@
-"""How attacks see what they are given: arguments checked, the model as a program and its arrays.
+"""Preparation of attack inputs: argument checks, and the model as a program and its arrays.
 
 A model is traced at every call (:func:`jaxadv._program.trace`), whatever it is: a function, a bound
-method, an object that is called, a linen, nnx or equinox module. New weights need no new
-compilation, and weights that were changed in place are the ones that are attacked.
+method, a callable object, a linen, nnx or equinox module. New weights do not recompile, and weights
+changed in place take effect.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from ..types import Array, ArrayLike, Key, Norm
 # points of shape (B, H, W, C) and the number of the evaluation -> logits (B, K)
 Forward = Callable[[Array, Any], Array]
 
-_MODEL_STREAM = 2**31 - 1  # beyond the numbers of runs, which share the image's key
+_MODEL_STREAM = 2**31 - 1  # above all run numbers, which share the image's key
 
 
 class Given(NamedTuple):
@@ -33,7 +33,7 @@ class Given(NamedTuple):
 
     Attributes:
         key: typed threefry key.
-        model: traced for the batch, or for single images with a key if it is randomized.
+        model: the model traced for the batch, or for single images with a key if randomized.
         images: (B, H, W, C).
         labels: (B,) int32.
         indices: (B,).
@@ -62,22 +62,22 @@ def prepare(
     randomized: bool = False,
     per_image: bool = False,
 ) -> Given:
-    """Checks what every attack is given and brings it into one form.
+    """Checks and converts the arguments common to all attacks.
 
     Args:
-        key: as :func:`jaxadv.keys.as_key` takes it.
+        key: see :func:`jaxadv.keys.as_key`.
         logits_fn: the model.
         images: (B, H, W, C), floats in [0, 1].
         labels: (B,) integers.
         norm: the norm.
-        eps: radius; with ``per_image`` also one an image.
-        indices: places of the images in their data set.
+        eps: radius; with ``per_image`` also one per image.
+        indices: indices of the images in their data set.
         randomized: whether the model takes a key.
         per_image: whether the attack has radii per image.
 
     Raises:
         ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range, an
-            unknown norm, a radius that makes no sense, a key that is none, or a model that cannot
+            unknown norm, an invalid radius, an invalid key, or a model that cannot
             be traced or does not return logits of shape (B, K).
     """
     key = as_key(key)
@@ -179,7 +179,7 @@ def on_device(values: ArrayLike) -> Array:
 
 
 def check_devices(model: Partial, images: Array) -> None:
-    """Raises a ``ValueError`` if the arrays of the model and the images are on other devices."""
+    """Raises a ``ValueError`` if the model's arrays and the images are on different devices."""
     where = {
         frozenset(array.sharding.device_set)
         for array in (*jax.tree.leaves(model), images)
@@ -196,7 +196,7 @@ def check_devices(model: Partial, images: Array) -> None:
 
 
 def image_keys(key: Key, indices: Array) -> Key:
-    """One key an image, from its place in the data set: independent of the batch it is in."""
+    """One key per image, from its index in the data set: independent of the batch it is in."""
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
@@ -206,14 +206,14 @@ def fold(keys: Key, number: int | Array) -> Key:
 
 
 def model_keys(key: Key, indices: Array) -> Key:
-    """One key an image for the draws of a randomized model, apart from those of the attack."""
+    """One key per image for the draws of a randomized model, apart from those of the attack."""
     return fold(image_keys(key, indices), _MODEL_STREAM)
 
 
 def forward_fn(model: Callable, keys: Key) -> Forward:
     """A randomized model as a function of points and the number of the evaluation.
 
-    It is called image by image (under ``vmap``), each with its own key: its noise then does not
+    It is called per image (under ``vmap``), each with its own key, so that its noise does not
     depend on the batch either.
     """
 
@@ -225,12 +225,12 @@ def forward_fn(model: Callable, keys: Key) -> Forward:
 
 
 def is_correct(logits: Array, labels: Array) -> Array:
-    """Whether each image is classified correctly, (B,): not where a logit is not finite."""
+    """Whether each image is classified correctly, (B,); False where a logit is not finite."""
     return (logits.argmax(axis=1) == labels) & jnp.isfinite(logits).all(axis=1)
 
 
 def finite(gradients: Array) -> Array:
-    """Gradients with 0 in the places that are not finite: no step is taken there."""
+    """Gradients with non-finite entries set to 0, so that no step is taken there."""
     return jnp.where(jnp.isfinite(gradients), gradients, 0)
 
 

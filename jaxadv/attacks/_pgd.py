@@ -87,8 +87,7 @@ def pgd(
         images: clean images x of shape (B, H, W, C), floats in [0, 1].
         labels: integers of shape (B,).
         norm: "linf", "l2" or "l1".
-        eps: radius of the ball, in the units of the images (``8 / 255``); a number, or one an image
-            as an array of shape (B,).
+        eps: radius of the ball, in the units of the images (``8 / 255``); a number or shape (B,).
         step_size: :math:`\eta_P`, same units; a number or shape (B,).
         num_steps: number of gradient steps, >= 0.
         num_restarts: independent starts; each example keeps the one with the largest loss. With
@@ -101,7 +100,7 @@ def pgd(
         early_stop: freeze an example once it is misclassified; with a loss that grows with the
             logit of the label (a targeted attack, the labels being targets) once it is classified
             as that.
-        indices: integers of shape (B,), default 0 to B - 1: the place of each image in the data
+        indices: integers of shape (B,), default 0 to B - 1: the index of each image in the data
             set. Pass it when the data set is cut into batches, and the result does not depend on
             how it was cut.
 
@@ -257,7 +256,7 @@ def pgd_stateful(
         labels: of shape (B,), or whatever ``loss`` takes as its second argument.
         indices: integers of shape (B,) that the random starts are derived from.
         start: start images of the first restart, or None.
-        eps: radius, a number or one an image, shape (B,).
+        eps: radius, a number or one per image, shape (B,).
         step_size: step, likewise.
         norm: as in :func:`pgd`, like all the arguments below.
         num_steps: number of steps.

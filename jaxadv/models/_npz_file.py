@@ -32,7 +32,7 @@ def _array(archive: Archive, name: str) -> Tensor:
     length = int.from_bytes(head[8:begin], "little")
     found = _HEADER.fullmatch(head[begin : begin + length])
     if head[:6] != b"\x93NUMPY" or length > _MAX_HEADER or not found:
-        raise ValueError(f"{name} is no array of plain numbers")
+        raise ValueError(f"{name} is not an array of plain numbers")
     dtype = np.dtype(found[1].decode())
     shape = tuple(int(n) for n in found[3].decode().split(",") if n.strip())
     count = math.prod(shape)

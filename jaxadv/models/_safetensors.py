@@ -47,7 +47,7 @@ def read_safetensors(source: FileBytes) -> dict[str, Tensor]:
     if length > _MAX_TABLE:
         raise ValueError(f"a safetensors table of {length} bytes; at most {_MAX_TABLE} are read")
     if 8 + length > source.size:
-        raise ValueError("a safetensors file that ends too early; get it again")
+        raise ValueError("a safetensors file that ends too early; download it again")
     begin = 8 + length
     try:
         table = json.loads(source.read(8, length), object_pairs_hook=_once)

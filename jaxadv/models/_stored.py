@@ -40,7 +40,7 @@ class FileBytes:
 
     Raises:
       OSError: if it cannot be read.
-      ValueError: if it is no regular file.
+      ValueError: if it is not a regular file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -55,7 +55,7 @@ class FileBytes:
     def read(self, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``."""
         if start < 0 or length < 0 or start + length > self.size:
-            raise ValueError("the file ends too early; it is torn, get it again")
+            raise ValueError("the file ends too early; it is torn, download it again")
         with open(self.path, "rb") as file:
             if _state(os.fstat(file.fileno())) != self._state:
                 raise ValueError("the file changed while it was read")
@@ -115,7 +115,9 @@ class Storage:
         if self._base is not None:
             return self._base.bytes(self._begin + start, length)
         if self.read is None:
-            raise ValueError(f"storage {self.name} is not in the file; it is torn, get it again")
+            raise ValueError(
+                f"storage {self.name} is not in the file; it is torn, download it again"
+            )
         return self.read(start, length)
 
 
@@ -216,7 +218,7 @@ def tensor_of(
     if type(shape) is type(strides) is tuple:
         numbers = [offset, *shape, *strides]
     if type(storage) is not Storage or any(type(n) is not int for n in numbers):
-        raise ValueError("a tensor of the file is none; the file is damaged, get it again")
+        raise ValueError("a tensor of the file is none; the file is damaged, download it again")
     if len(shape) != len(strides) or len(shape) > 64 or min(numbers) < 0 or max(numbers) >> 62:
         raise ValueError("a tensor of the file has an impossible shape; the file is damaged")
     return Tensor(storage, offset, shape, strides, big_endian)

@@ -75,8 +75,8 @@ def load_torch(
       ``{"params": ..., "batch_stats": ...}`` for ``module.apply``.
 
     Raises:
-      ValueError: if the file is torn, holds anything but data, makes more of itself than weights
-        do, or does not fit ``module``; the first missing, unexpected and misshapen names are
+      ValueError: if the file is truncated, contains anything but data, expands beyond what weights
+        need, or does not match ``module``; the first missing, unexpected and misshapen names are
         listed. Also if several entries fit and none is the usual one, or the file's own
         normalization is not that of ``module``. The file is named.
       OSError: if it cannot be read.

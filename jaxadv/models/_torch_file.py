@@ -43,7 +43,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
       What was saved: usually a dictionary.
 
     Raises:
-      ValueError: if the file is torn, is none of these, needs code to be run or makes more of
+      ValueError: if the file is truncated, is none of these, needs code to be run or makes more of
         itself than weights do. The file is named.
       OSError: if it cannot be read.
     """
@@ -64,7 +64,7 @@ def _read(source: FileBytes) -> Any:
     if is_safetensors(source):
         return read_safetensors(source)
     if source.path.suffix == ".safetensors":
-        raise ValueError("not a safetensors file, or torn; get it again")
+        raise ValueError("not a safetensors file, or torn; download it again")
     return _read_legacy(source)
 
 
@@ -121,7 +121,9 @@ def _read_zip(archive: Archive) -> Any:
     for key, storage in references.found.items():
         member = f"{root}data/{key}"
         if member not in members or archive.size(member) != storage.nbytes:
-            raise ValueError(f"storage {storage.name} is missing or too short; the file is torn.")
+            raise ValueError(
+                f"storage {storage.name} is missing or too short; the file is truncated."
+            )
         storage.read = _part_of(archive, member)
     return content
 
@@ -160,7 +162,7 @@ def _read_legacy(source: FileBytes) -> Any:
         size = int.from_bytes(source.read(at, 8), order)
         if size != storage.size or at + 8 + storage.nbytes > source.size:
             raise ValueError(
-                f"storage {storage.name} is too short; the file is torn, get it again."
+                f"storage {storage.name} is too short; the file is truncated, download it again."
             )
         storage.read = lambda start, length, at=at + 8: source.read(at + start, length)
         at += 8 + storage.nbytes

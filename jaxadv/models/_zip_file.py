@@ -63,7 +63,7 @@ class Archive:
         try:
             members = zipfile.ZipFile(_Frugal(source)).infolist()  # pyright: ignore
         except (zipfile.BadZipFile, NotImplementedError, OSError, OverflowError) as error:
-            raise ValueError(f"torn, get it again ({error})") from error
+            raise ValueError(f"torn, download it again ({error})") from error
         self._members = {member.filename: member for member in members}
         self.names = list(self._members)
         if len(members) > _MAX_MEMBERS or len(self._members) < len(members):
@@ -71,7 +71,9 @@ class Archive:
                 f"an archive of {len(members)} members with {len(self._members)} names"
             )
         if sum(member.compress_size for member in members) > source.size:
-            raise ValueError("its members overlap or are missing; the file is torn, get it again")
+            raise ValueError(
+                "its members overlap or are missing; the file is truncated, download it again"
+            )
         self._checked: set[str] = set()
 
     def size(self, name: str) -> int:
@@ -91,7 +93,7 @@ class Archive:
             return self.read_part(name, 0, size)
         raw = self.peek(name, size + 1)
         if len(raw) != size or zlib.crc32(raw) != self._members[name].CRC:
-            raise ValueError(f"Bad CRC-32 of {name}; the file is torn, get it again")
+            raise ValueError(f"Bad CRC-32 of {name}; the file is truncated, download it again")
         return raw
 
     def peek(self, name: str, length: int) -> bytes:
@@ -109,7 +111,7 @@ class Archive:
                 if len(raw) >= length or inflate.eof:
                     break
         except zlib.error as error:
-            raise ValueError(f"{name} is torn, get the file again ({error})") from error
+            raise ValueError(f"{name} is torn, download the file again ({error})") from error
         return bytes(raw)
 
     def read_part(self, name: str, start: int, length: int) -> bytes:
@@ -121,7 +123,7 @@ class Archive:
             raise ValueError(f"{name} ends too early")
         if name not in self._checked:
             if self._source.crc32(begin, member.file_size) != member.CRC:
-                raise ValueError(f"Bad CRC-32 of {name}; the file is torn, get it again")
+                raise ValueError(f"Bad CRC-32 of {name}; the file is truncated, download it again")
             self._checked.add(name)
         return self._source.read(begin + start, length)
 
@@ -130,6 +132,6 @@ class Archive:
         member: Any = self._members[name]
         header = self._source.read(member.header_offset, _LOCAL_HEADER)
         if header[:4] != b"PK\x03\x04" or member.flag_bits & 1:
-            raise ValueError(f"{name} is encrypted or has no header; the file is torn")
+            raise ValueError(f"{name} is encrypted or has no header; the file is truncated")
         lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
         return member.header_offset + _LOCAL_HEADER + sum(lengths)

@@ -53,7 +53,7 @@ def awp_perturbation(
         v, shaped like ``params`` and of its dtypes, zeros where the mask is False.
 
     Raises:
-        ValueError: an entry of the mask is no Boolean or names nothing, or a leaf has none.
+        ValueError: an entry of the mask is not a Boolean or names nothing, or a leaf has none.
 
     Example:
         >>> v = awp_perturbation(jnp.full((1, 4), 2.0), jnp.array([[0.0, 3.0, 0.0, 4.0]]), 0.5)

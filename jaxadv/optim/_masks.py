@@ -83,7 +83,7 @@ def check_floating(params: Params, what: str, remedy: str) -> None:
 
 
 def expand_mask(mask: Any, params: Params) -> PyTree:
-    """A mask with one Boolean a leaf of ``params``.
+    """A mask with one Boolean per leaf of ``params``.
 
     Args:
         mask: a pytree of Booleans shaped like ``params`` or like a part from the root of it, where
@@ -94,7 +94,7 @@ def expand_mask(mask: Any, params: Params) -> PyTree:
         Python Booleans in the structure of ``params``.
 
     Raises:
-        ValueError: an entry of the mask is no Boolean or covers nothing, or a leaf is not covered.
+        ValueError: a mask entry is not a Boolean or covers nothing, or a leaf is not covered.
 
     Example:
         >>> expand_mask({"body": False, "head": True}, {"body": {"w": 1.0, "b": 1.0}, "head": 1.0})

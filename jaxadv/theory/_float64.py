@@ -5,7 +5,7 @@
   NumPy arrays, because JAX truncates (and warns about) its own 64-bit arrays outside the context;
   one who works in 64 bits gets JAX arrays.
 * Inside ``jax.jit``, ``jax.vmap`` or ``jax.grad`` the types belong to the caller, who has to enable
-  64 bits round the outer call.
+  64 bits around the outer call.
 """
 
 import functools

@@ -26,7 +26,7 @@ def make_predict(
 
     Returns:
         ``(params, batch_stats, key, images, labels, indices) -> Predictions`` for images of shape
-        (B, H, W, C), uint8 or floats in [0, 1]; ``indices`` are the places of the images in their
+        (B, H, W, C), uint8 or floats in [0, 1]; ``indices`` are indices of the images in their
         data set, so that a prediction does not depend on how the set is cut into batches. It
         raises a ``ValueError`` on images of another scale and labels that the model has not.
 

@@ -29,7 +29,7 @@ class Program:
     Args:
         apply_fn: ``(params, batch_stats, images, train) -> (logits, batch_stats)``.
         objective: how minibatches are attacked and what is minimized.
-        batch_size: images a minibatch.
+        batch_size: images per minibatch.
         augment: applied to the float images of a minibatch; default none.
         clean_pass: SGD only: after each update run one train-mode pass over the clean images, as
             the AWP code does for its clean training accuracy; it moves the running statistics.
@@ -93,7 +93,7 @@ class Program:
         self._latest: tuple[Array | None, int] = None, 0
 
     def batches_per_epoch(self, num_images: int) -> int:
-        """Minibatches an epoch: ceil(num_images / batch_size)."""
+        """Minibatches per epoch: ceil(num_images / batch_size)."""
         if num_images < self.batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} exceeds the {num_images} training images; "
@@ -102,7 +102,7 @@ class Program:
         return -(-num_images // self.batch_size)
 
     def init(self, params: Params) -> Any:
-        """The state of the only phase's optimizer, or a tuple of one a phase."""
+        """The state of the only phase's optimizer, or a tuple of one per phase."""
         states = tuple(tx.init(params) for tx in self._optimizers)
         return states[0] if len(states) == 1 else states
 

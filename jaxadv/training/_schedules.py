@@ -53,13 +53,13 @@ def step_decay(
 
     In the AWP code for adversarial training, minibatch i of epoch e asks for the rate at
     ``t = e + (i + 1) / batches``, so the *last* minibatch of the epoch before a drop already uses
-    the lower rate. Its TRADES code asks once an epoch, and counts epochs from 1: the drop "at
+    the lower rate. Its TRADES code asks once per epoch, and counts epochs from 1: the drop "at
     epoch 100" of 200 comes after 99 epochs (``unit="epoch", first_epoch=1``).
 
     Args:
         learning_rate: initial rate.
         num_epochs: length of the run.
-        batches_per_epoch: minibatches an epoch.
+        batches_per_epoch: minibatches per epoch.
         drops: fractions of the run.
         factor: what each drop multiplies the rate by.
         unit: how often the rate is asked for, "minibatch" or "epoch".

@@ -143,7 +143,7 @@ def test_a_kernel_that_cheats_is_caught():
     ("members", "message"),
     [
         (dict(begin=None), "no begin"),
-        (dict(begin=lambda self, batch: jnp.zeros(3)), "a row an image"),
+        (dict(begin=lambda self, batch: jnp.zeros(3)), "one row per image"),
         (dict(begin=lambda self, batch: batch.labels, step=lambda self, b, s, n: s), "robust"),
         (dict(outcome=lambda self, batch, state: state), "Outcome"),
     ],
@@ -158,7 +158,7 @@ def test_kernels_that_cannot_run_are_refused(members, message):
         run(Noise(scale=np.ones(3)))
     with pytest.raises(ValueError, match=r"attacks=.*Noise"):
         run(Noise)
-    with pytest.raises(ValueError, match="is for version='custom'"):
+    with pytest.raises(ValueError, match="requires version='custom'"):
         attacks.autoattack(0, LOGITS, X, Y, attacks=[Noise()], progress=False)
 
 

@@ -153,7 +153,7 @@ def test_a_compressed_array_is_inflated_as_far_as_it_fits(tmp_path, arrays):
 
 def test_arrays_of_objects_and_torn_headers_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", w=np.array([{}], object))
-    refused(tmp_path / "x.npz", r"w\.npy is no array of plain numbers")
+    refused(tmp_path / "x.npz", r"w\.npy is not an array of plain numbers")
     raw = io.BytesIO()
     np.save(raw, np.zeros(3, np.float32))
     for bad in (raw.getvalue()[:-1], raw.getvalue()[:20], b"", raw.getvalue() + b"\0"):

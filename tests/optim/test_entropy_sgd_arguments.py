@@ -44,8 +44,8 @@ from tests.helpers.entropy_quadratic import W0, grad_fn, split
         (dict(key=None), r"key=None, but noise=0.0001.*jax.random.key\(seed\)"),
         (dict(key="0"), r"key='0' is not a PRNG key; pass key=jax.random.key\(0\)"),
         (dict(key=-1), r"key=-1 is not a seed in \[0, 2\*\*32\)"),
-        (dict(key=jnp.zeros(2)), r"key has dtype float32.*no PRNG key"),
-        (dict(key=jax.random.split(jax.random.key(0))), "key holds keys of shape"),
+        (dict(key=jnp.zeros(2)), r"key has dtype float32.*not a PRNG key"),
+        (dict(key=jax.random.split(jax.random.key(0))), "key contains keys of shape"),
     ],
 )
 @pytest.mark.parametrize("factory", [optim.entropy_sgd, optim.entropy_sgd_stepwise])

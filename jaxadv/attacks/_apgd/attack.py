@@ -1,4 +1,4 @@
-r"""APGD: projected gradient ascent with a step size that adapts itself, untargeted and targeted.
+r"""APGD: projected gradient ascent with an adaptive step size, untargeted and targeted.
 
 With P the projection of the norm, :math:`\eta` the step size of the image and m = 0.75 (1 in the
 first step),
@@ -8,9 +8,9 @@ first step),
     x_{k+1} = P\big(x_k + m (s - x_k) + (1 - m)(x_k - x_{k-1})\big)
 
 d is the sign (Linf) or the normalized gradient (L2). At checkpoints :math:`\eta` is halved, and the
-image goes back to its best point, where the loss grew in at most a fraction rho of the steps or
-the best loss has stalled. L1 takes sparse steps without momentum and projects exactly onto the
-intersection of ball and box.
+image returns to its best point, if the loss grew in at most a fraction rho of the steps or the best
+loss has stalled. L1 takes sparse steps without momentum and projects exactly onto the intersection
+of ball and box.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -46,7 +46,7 @@ RULES = ("repo", "paper")
 
 
 class ApgdResult(NamedTuple):
-    """What APGD found, one row an image.
+    """What APGD found, one row per image.
 
     Attributes:
         images: the adversarial image where there is one, else the clean image (with ``best_loss``
@@ -98,13 +98,13 @@ def apgd(
     trace: bool = False,
     indices: Array | None = None,
 ) -> ApgdResult:
-    r"""Untargeted APGD; success is any evaluated point that is misclassified, the start included.
+    r"""Untargeted APGD; any misclassified evaluated point counts as success, including the start.
 
-    Follows the reference code, also where it differs from the paper: checkpoints from truncated
+    Follows the reference code, even where it differs from the paper: checkpoints from truncated
     recursions, the first loss compared with 0 instead of :math:`\ell(x_0)`, "at most" instead of
-    "fewer than" rho k increases, momentum that survives the return to the best point. It deviates
-    in its random numbers (one key an image instead of one stream a batch) and, for L1, in that
-    coordinates which the projection returns to 0 are exactly those of the image.
+    "fewer than" rho k increases, momentum kept when returning to the best point. It deviates in its
+    random numbers (one key per image instead of one stream per batch) and, for L1, in that
+    coordinates projected back to 0 equal the image's exactly.
 
     Args:
         key: typed PRNG key. Image i draws from ``fold_in(fold_in(key, indices[i]), run)``.
@@ -114,15 +114,15 @@ def apgd(
         norm: "linf", "l2" or "l1".
         eps: radius, in the units of the images.
         num_steps: N, >= 1; costs N + 1 evaluations.
-        num_restarts: independent runs; an image that is broken is left out of later runs.
+        num_restarts: independent runs; later runs skip broken images.
         loss: "ce" (cross-entropy), "dlr" (K >= 3) or "margin".
         rho: the fraction of increases below which the step is halved.
-        eot: gradients of a randomized model are averaged over so many draws; losses and
-            predictions are those of the last.
+        eot: average gradients of a randomized model over this many draws; losses and predictions
+        come from the last one.
         rule: "repo", or "paper" for the checkpoints, the strict comparison and the baseline
             :math:`\ell(x_0)` of the paper.
-        three_radii: L1: 0.3 N steps in the ball of radius 3 eps, 0.3 N in that of 2 eps, the rest
-            in that of eps, each from the best point of the one before.
+        three_radii: L1: 0.3 N steps in the ball of radius 3 eps, 0.3 N in that of radius 2 eps, the
+        rest in that of radius eps, each from the previous best point.
         best_loss: run every restart on every image and return the point of the largest loss.
         early_stop: stop an image at its first misclassified point. ``success`` is the same, the
             adversarial image is the first instead of the latest.
@@ -133,7 +133,7 @@ def apgd(
             described in :func:`jaxadv.attacks._apgd.kernel.start_points`.
         start: start images for every run, clipped to the box, instead of noise.
         trace: return a :class:`Trace`; needs ``num_restarts=1``.
-        indices: integers of shape (B,), default 0 to B - 1: the place of each image in the data
+        indices: integers of shape (B,), default 0 to B - 1: the index of each image in the data
             set.
 
     Returns:
@@ -189,10 +189,10 @@ def apgd_targeted(
     trace: bool = False,
     indices: Array | None = None,
 ) -> ApgdResult:
-    r"""APGD towards the classes with the 2nd, 3rd, ... largest clean logit, one run each.
+    r"""APGD toward the classes with the 2nd, 3rd, ... largest clean logits, one run each.
 
-    The loss is targeted, success is not: any misclassification counts. With fewer classes than
-    ``num_targets + 1`` the reference fails; here there are K - 1 targets.
+    Only the loss is targeted: any misclassification counts as success. With fewer than
+    ``num_targets + 1`` classes the reference fails; here there are K - 1 targets.
 
     Args:
         key: as in :func:`apgd`, like every argument not listed here.
@@ -221,7 +221,7 @@ def apgd_targeted(
         An :class:`ApgdResult`.
 
     Raises:
-        ValueError: as :func:`apgd`.
+        ValueError: see :func:`apgd`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -270,7 +270,7 @@ def _run(
     check_count("eot", kernel.eot, 1)
     check_choice("rule", kernel.rule, RULES)
     if kernel.three_radii and norm != "l1":
-        raise ValueError(f"three_radii=True is for norm='l1', not {norm!r}; leave it out")
+        raise ValueError(f"three_radii=True applies only to norm='l1', not {norm!r}; leave it out")
     given = _model.prepare(
         key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices,
         randomized=randomized, per_image=True,
@@ -291,7 +291,7 @@ def _run(
             raise ValueError(f"start has shape {start.shape}; expected {images.shape}")
         start = _model.on_device(start)
     if trace and (kernel.num_runs > 1 or kernel.three_radii):
-        raise ValueError(f"trace=True records one run, not {kernel.num_runs}; ask for one restart")
+        raise ValueError(f"trace=True records one run, not {kernel.num_runs}; use one restart")
     found = attack(
         *given[:-1], Given(noise, start), kernel=kernel, norm=norm, randomized=randomized,
         trace=trace, best=best_loss, every=best_loss,

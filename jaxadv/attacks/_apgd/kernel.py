@@ -1,7 +1,7 @@
 r"""APGD as a kernel: its schedule of checkpoints, its state and its step.
 
-Step -1 evaluates the start point; steps 0 to N - 1 move and evaluate. Everything is per row: which
-other images are in the batch does not matter.
+Step -1 evaluates the start point; steps 0 to N - 1 move and evaluate. Everything is per row and
+independent of the other images in the batch.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _INITIAL_TOPK = 0.2
 
 
 class Given(NamedTuple):
-    """What a caller may give instead of random starts.
+    """Optional replacements for random starts.
 
     Attributes:
         noise: of shape (runs, B, H, W, C), as :func:`start_points` takes it, or None.
@@ -46,9 +46,10 @@ class APGD(Kernel):
         rule: "repo" or "paper".
         eot: draws of a randomized model that a gradient averages.
         three_radii: L1: phases in balls of radius 3 eps, 2 eps and eps.
-        l1_exact_zeros: whether coordinates that the projection returns to 0 are those of the image.
-        explicit: whether the start was given, not drawn: decides the first sparsity of L1.
-        factor: of the radius, in this phase.
+        l1_exact_zeros: whether coordinates projected back to 0 equal the image's exactly.
+        explicit: whether the start was given rather than drawn; determines the first sparsity of
+        L1.
+        factor: multiple of the radius in this phase.
         evaluated: evaluations before this phase.
     """
 
@@ -82,12 +83,12 @@ class APGD(Kernel):
         )
 
     def cost(self, num_classes: int) -> tuple[int, int]:
-        """One gradient an evaluation (and draw), and the pass that ranks the targets."""
+        """One gradient per evaluation (and draw), and the pass that ranks the targets."""
         gradients = (self.num_steps + (3 if self.three_radii else 1)) * self.eot
         return gradients + int(self.num_targets > 0), gradients
 
     def begin(self, batch: Batch) -> State:
-        """At a random point of the sphere, or where the caller says."""
+        """Starts at a random point of the sphere, or at the given point."""
         noise, start = batch.draws or Given(None, None)
         if start is not None:
             points = jnp.clip(start, 0, 1)
@@ -99,7 +100,7 @@ class APGD(Kernel):
         return self._start(batch, points, targets, zeros, zeros)
 
     def resume(self, batch: Batch, before: State) -> State:
-        """At the best point of the phase before."""
+        """Starts at the best point of the previous phase."""
         spent = before.spent + before.evaluations
         return self._start(batch, before.best_images, before.targets, spent, before.zero_gradients)
 
@@ -141,14 +142,14 @@ class APGD(Kernel):
         )
 
     def step(self, batch: Batch, state: State, number: Any) -> State:
-        """One step, its evaluation and, where it is due, the checkpoint."""
+        """One step, its evaluation and, when due, the checkpoint."""
         return self.traced_step(batch, state, number)[0]
 
     def traced_step(self, batch: Batch, state: State, number: Any) -> tuple[State, Trace]:
         """The step and what happened in it."""
         norm = batch.norm
-        # The start is evaluated by the same lines: a second copy of the model's forward and
-        # backward pass would double the compilation.
+        # The same code evaluates the start: a second copy of the model's forward and backward pass
+        # would double compilation.
         starting = number < 0
         alive = state.robust if self.early_stop else jnp.ones_like(state.robust)
         points = jnp.where(starting, state.points, self._move(batch, state, number))
@@ -159,7 +160,7 @@ class APGD(Kernel):
         news = failed & state.robust if self.early_stop else failed
         better = losses > state.best_losses
         grew = losses > state.last_losses
-        # The reference compares the first loss with the last, still empty row of its history: 0.
+        # The reference compares the first loss with the last row of its history, still 0.
         empty = jnp.inf if self.num_steps == 1 else 0.0
         baseline = losses if self.rule == "paper" else jnp.full_like(losses, empty)
         zero = jnp.sum(jnp.abs(gradients), axis=tuple(range(1, gradients.ndim))) == 0
@@ -184,7 +185,7 @@ class APGD(Kernel):
         window = jnp.asarray(windows)[jnp.maximum(number, 0)]
         before = state.step_sizes
         check = self._check_l1 if norm == "l1" else self._check
-        # All rows share the calendar, so a branch is cheaper than a select.
+        # All rows share the schedule, so a branch is cheaper than a select.
         state = jax.lax.cond(checked, lambda s: check(batch, s, window), lambda s: s, state)
         lengths = _rows.norms(gradients, "l2")
         reduced = state.step_sizes < before
@@ -240,7 +241,7 @@ class APGD(Kernel):
         return due, windows
 
     def _move(self, batch: Batch, state: State, number: Any) -> Array:
-        """The next iterate: the projected gradient step, and a quarter of the last move again."""
+        """The next iterate: the projected gradient step, plus a quarter of the last move."""
         images, x, norm = batch.images, state.points, batch.norm
         if norm == "l1":
             return self._move_l1(batch, state)
@@ -279,7 +280,7 @@ class APGD(Kernel):
         increases = state.increases.astype(jnp.float32)
         # Fewer than a share rho of the steps increased the loss: the iterate jumps across a ridge.
         oscillates = increases < limit if self.rule == "paper" else increases <= limit
-        # After a halving the iterate restarts at the best point and gets one window to beat it.
+        # After halving, the iterate restarts at the best point and gets one window to beat it.
         stalled = ~state.reduced & (state.check_losses >= state.best_losses)
         reduce = oscillates | stalled
         return _back_to_best(state, reduce)._replace(
@@ -294,7 +295,7 @@ class APGD(Kernel):
         del window
         images, eps = batch.images, self.factor * batch.eps
         sparsity = _sparsity(state.best_images, images)
-        # From 0 changed coordinates (the best point was the image itself) nothing gets sparser.
+        # With 0 changed coordinates (the best point is the image itself) it cannot get sparser.
         ratio = sparsity / jnp.maximum(state.sparsity, 1)
         sparser = (state.sparsity > 0) & (ratio < 0.95)
         eta = jnp.where(sparser, eps, state.step_sizes / 1.5).astype(state.step_sizes.dtype)
@@ -326,8 +327,8 @@ def start_points(images: Array, noise: Array, norm: Norm, eps: Array) -> Array:
 def _project(images: Array, points: Array, eps: Array, norm: Norm) -> Array:
     if norm == "linf":
         return balls.project(points, images, norm=norm, eps=eps)
-    # The formula of the published code: with another rounding of the same projection the
-    # trajectories part from the reference after some twenty steps.
+    # The published code's formula: with different rounding, trajectories diverge from the reference
+    # after about twenty steps.
     deltas = points - images
     lengths = _rows.column(_rows.norms(deltas, "l2"), deltas)
     eps = jnp.minimum(_rows.column(eps, images), lengths)

@@ -1,4 +1,4 @@
-r"""What a run of APGD remembers, what it reports, and when it examines its step size."""
+r"""The state and trace of an APGD run, and its checkpoint schedule."""
 
 from typing import Literal, NamedTuple
 
@@ -8,7 +8,7 @@ Rule = Literal["repo", "paper"]
 
 
 class State(NamedTuple):
-    """One row an image.
+    """One row per image.
 
     Attributes:
         points: the iterate.
@@ -78,7 +78,7 @@ class Trace(NamedTuple):
 
 
 def checkpoints(num_steps: int, norm: Norm = "linf", rule: Rule = "repo") -> list[int]:
-    """The numbers of steps after which the step size is examined.
+    """The steps after which the step size is checked.
 
     Args:
         num_steps: N.

@@ -1,6 +1,6 @@
-"""Automatic checks of AutoAttack: signs that a robust accuracy would not mean what it says.
+"""Automatic checks of AutoAttack: signs that a robust accuracy is misleading.
 
-Wrong shapes, dtypes, ranges and labels are errors before anything runs. The checks here look at
+Wrong shapes, dtypes, ranges and labels are errors before anything runs. The checks here evaluate
 the model on the first images and return data; none stops the evaluation.
 """
 
@@ -16,7 +16,7 @@ from .._model import Forward
 from .result import Check
 
 _BLACK_BOX_RATE, _LEVEL = 0.002, 0.01
-_ROUNDING = 1e-4  # relative: what different batch shapes may change in float32 logits
+_ROUNDING = 1e-4  # relative change of float32 logits between batch shapes
 
 
 def check_model(
@@ -29,7 +29,7 @@ def check_model(
         traced: the same, traced for these images: what the attacks differentiate.
         images: the first few images of the data set.
         labels: theirs.
-        randomized: whether the caller says that the model is.
+        randomized: whether the model is declared randomized.
 
     Returns:
         One :class:`Check` each.
@@ -49,18 +49,18 @@ def check_model(
 
 
 def check_black_box(plan: dict[str, Kernel], broken_by: np.ndarray) -> list[Check]:
-    """Whether attacks without gradients broke images that those with did not: a sign of masking.
+    """Whether gradient-free attacks broke images that gradient attacks did not: a sign of masking.
 
-    Networks that mask nothing lose up to 0.2 % of the images to them. The check fails where a count
-    as large as this one has less than 1 % probability at that rate (one-sided exact binomial
-    test), so that a single image of a few hundred is no sign.
+    Networks without masking lose up to 0.2 % of the images this way. The check fails if a count
+    this large has less than 1 % probability at that rate (one-sided exact binomial test), so a
+    single image in a few hundred passes.
 
     Args:
         plan: the attacks that ran, by name, in order.
         broken_by: the attack that broke each image.
 
     Returns:
-        A :class:`Check` for each attack without gradients after one with.
+        A :class:`Check` for each gradient-free attack that follows a gradient attack.
     """
     found, gradients = [], False
     for name, kernel in plan.items():
@@ -107,7 +107,7 @@ def _repeatable(call: Forward, images: Array, logits: np.ndarray) -> Check:
 
 def _composition(call: Forward, images: Array, logits: np.ndarray, scale: float) -> Check:
     alone = np.concatenate([np.asarray(call(images[i : i + 1], 0)) for i in range(len(images))])
-    # Other neighbors too: a single image would be compared with itself.
+    # Change the neighbors too: a single image would be compared with itself.
     mixed = np.asarray(call(jnp.concatenate([images, 1 - images]), 0))[: len(images)]
     apart = float(max(np.abs(alone - logits).max(), np.abs(mixed - logits).max()) / scale)
     good = apart <= _ROUNDING

@@ -23,10 +23,10 @@ _VOTES = 10  # evaluations of a randomized model that decide a success, by major
 
 
 class Candidates:
-    """What a kernel reports about the images of a chunk, one entry an image.
+    """A kernel's report on the images of a chunk, one entry per image.
 
     Attributes:
-        ids: places in the data set.
+        ids: indices in the data set.
         images: the candidate where the image was broken; others are not used.
         broken: whether the attack reports success.
         steps: the step that succeeded first.
@@ -69,10 +69,10 @@ class Chunks:
     def each(
         self, ids: np.ndarray, compute: Callable[[np.ndarray], dict]
     ) -> Iterator[tuple[np.ndarray, dict]]:
-        """Consecutive pieces of at most the size of a chunk, and what is computed of each.
+        """Consecutive pieces of at most the chunk size, and the result for each.
 
-        The pieces of all workers are of similar size, whole blocks. When the caller stops early,
-        the workers do so too.
+        Workers get pieces of similar size, in whole blocks. If the caller stops early, so do the
+        workers.
         """
         rows = self._shapes[-1]
         blocks_left = math.ceil(len(ids) / rows)
@@ -147,7 +147,7 @@ class Chunks:
         return np.asarray(out).reshape(-1, out.shape[-1])[np.argsort(lanes_of)][: len(ids)]
 
     def confirm(self, images: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Evaluates candidates, each in a batch of its own.
+        """Evaluates candidates, each in its own batch.
 
         Args:
             images: candidates, float32.
@@ -181,8 +181,8 @@ class Chunks:
     def _run(self, kernel: Kernel, place: int, run: int, ids: np.ndarray) -> Candidates:
         """One run of a kernel on a chunk.
 
-        Images that are finished are taken out between spans of steps: where the others fit into
-        fewer or smaller blocks they are regrouped, and what is known so far is collected.
+        Finished images leave between spans of steps: if the others fit into fewer or smaller blocks
+        they are regrouped, and the results so far are collected.
 
         Args:
             kernel: the attack.
@@ -218,8 +218,8 @@ class Chunks:
                 alive = np.asarray(state.robust)  # waits for the device
                 if not alive.any():
                     break
-                # Compaction costs a copy, and a program the first time a shape is met; it pays
-                # where whole blocks fall away, as a block runs until its last image is broken.
+                # Compaction costs a copy, and a compilation for each new shape; it pays if it
+                # removes whole blocks, since a block runs until its last image is broken.
                 smaller = self._shape(int(alive.sum()))
                 needed = math.ceil(alive.sum() / shape[1])
                 if smaller != shape or needed < alive.any(axis=1).sum():

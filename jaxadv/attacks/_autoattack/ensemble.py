@@ -1,4 +1,4 @@
-r"""AutoAttack: an ensemble of attacks without parameters, as one verdict an image.
+r"""AutoAttack: an ensemble of parameter-free attacks with one verdict per image.
 
 The standard version runs APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and
 Square, in this order, each on the images that are still robust and from the clean image.
@@ -76,47 +76,47 @@ def autoattack(
 ) -> AutoAttackResult:
     r"""Robust accuracy by the AutoAttack ensemble.
 
-    The settings are those of the published code. Deliberate differences: every image has its own
-    random numbers, from (key, attack, run, its index), so that a verdict does not depend on the
-    batch size, on the other images, on the number of devices or on an interruption; Square
-    places its squares image by image; with fewer than 10 classes the targeted attacks have K - 1
-    targets, and the attacks whose loss does not exist (3 and 2 classes) use DLR or the margin;
-    an image stops at its first misclassified point (the verdict is the same). Every
-    adversarial image is evaluated again on its own in float32 and its norm and box are checked: a
-    violation makes the image robust again and is reported in ``checks``. ``square_shared``,
-    ``few_classes="error"`` and ``early_exit=False`` restore the published behavior; the single
-    attacks :func:`apgd`, :func:`apgd_targeted`, :func:`fab`, :func:`square` take the draws
-    themselves, and with the published code's draws do what it does.
+    Settings follow the published code. Deliberate differences: every image has its own random
+    numbers, from (key, attack, run, index), so verdicts do not depend on the batch size, other
+    images, the number of devices or interruptions; Square places its squares image by image; with
+    fewer than 10 classes the targeted attacks have K - 1 targets, and the attacks whose loss does
+    not exist (3 and 2 classes) use DLR or the margin; an image stops at its first misclassified
+    point (the verdict is the same). Every adversarial image is re-evaluated alone in float32 and
+    its norm and box are checked: a violation makes the image robust again and is reported in
+    ``checks``. ``square_shared``, ``few_classes="error"`` and ``early_exit=False`` restore the
+    published behavior; the individual attacks :func:`apgd`, :func:`apgd_targeted`, :func:`fab`,
+    :func:`square` accept explicit draws, and with the published code's draws they reproduce it.
 
     Args:
         key: PRNG key, or a seed.
         logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K), deterministic and
             computing each image independently of the rest of the batch. For ``version="rand"`` it
             takes a key as second argument. It is traced at every call, for batches of 16 images on
-            CPU: models that differ in their arrays only share one compilation.
-        images: (N, H, W, C), float32 in [0, 1]; normalization belongs to the model.
+            CPU; models that differ only in their arrays share one compilation.
+        images: (N, H, W, C), float32 in [0, 1]; the model must do its own normalization.
         labels: (N,) integers.
         norm: "linf", "l2" or "l1".
         eps: radius, in the units of the images; default 8/255 for "linf", none for the others.
         version: "standard", "plus", "rand" (gradients averaged over 20 draws, success decided by
-            most of 10 evaluations) or "custom".
-        attacks: for "custom": names out of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, and
-            kernels of your own (:class:`jaxadv.attacks.Kernel`), in the order in which they run.
-        batch_size: images in flight, rounded up to a multiple of 16 on CPU; default: what fits.
-        store: folder in which progress is kept, or None. A second call with the same arguments
+        majority of 10 evaluations) or "custom".
+        attacks: for "custom": names among apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, and your
+        own kernels (:class:`jaxadv.attacks.Kernel`), in the order to run.
+        batch_size: images in flight, rounded up to a multiple of 16 on CPU; default: as many as
+        fit.
+        store: folder for saving progress, or None. A second call with the same arguments
             resumes; the batch size may differ.
         progress: a line on stderr, nothing, or a function of a :class:`Progress`.
         num_steps: iterations of APGD and FAB; 100 in every version.
         num_queries: queries of Square; 5000 in every version.
         early_exit: take images out of an attack as soon as they are broken. Verdicts are the same
-            without, adversarial images may differ.
-        individual: give every attack all correctly classified images, not only those that are
-            left, and report each attack's own verdicts too; ``robust`` is the worst case.
+        without it; adversarial images may differ.
+        individual: run every attack on all correctly classified images, not only the remaining
+        ones, and also report each attack's own verdicts; ``robust`` is the worst case.
         few_classes: "adapt" as described above, or "error".
         apgd_rule: "repo", or "paper" for the checkpoints and comparisons of the paper.
-        square_shared: the same squares and signs for all images, as in the published code.
-        square_full_range: squares that touch the last row and column, which those of the published
-            code never do.
+        square_shared: use the same squares and signs for all images, as in the published code.
+        square_full_range: allow squares to touch the last row and column, unlike the published
+        code.
         devices: devices that share the work; default all accelerators, or one CPU.
 
     Returns:
@@ -124,7 +124,7 @@ def autoattack(
 
     Raises:
         ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range,
-            unknown names, a radius that makes no sense, or a store of another evaluation.
+            unknown names, an invalid radius, or another evaluation's store.
 
     Example:
         >>> import jax.numpy as jnp
@@ -209,7 +209,7 @@ def _evaluate(ledger: Ledger, chunks: Chunks) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    """What a result may depend on beside its arguments."""
+    """What a result may depend on besides its arguments."""
     precision = jax.config.values["jax_default_matmul_precision"] or "default"
     return {
         "versions": {"jax": jax.__version__, "numpy": np.__version__},

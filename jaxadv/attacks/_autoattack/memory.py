@@ -16,12 +16,12 @@ from ...keys import as_key
 from ...types import Array, Key
 from .problem import Problem
 
-# Rows of a block on CPU, whatever the batch size: fixed shapes round in one way only.
+# Rows per block on CPU, whatever the batch size: a fixed shape always rounds the same way.
 CPU_ROWS = 16
 _CPU_LANES = 256
-_CPU_BLOCKS = 4  # a worker; fewer would be compacted badly
+_CPU_BLOCKS = 4  # per worker; fewer would compact badly
 _CPU_BYTES = 2**29
-_COPIES = 12  # arrays of the size of the images that the state of an attack holds
+_COPIES = 12  # image-sized arrays in the state of an attack
 
 
 def default_devices() -> list:
@@ -30,10 +30,9 @@ def default_devices() -> list:
 
 
 def default_workers(devices: Sequence[Any]) -> int:
-    """Chunks that are worked on at the same time, by threads.
+    """Number of chunks processed concurrently, by threads.
 
-    XLA's kernels leave most of a many-core CPU idle on batches this small; whole chunks side by
-    side don't.
+    XLA's kernels leave most of a many-core CPU idle on batches this small; concurrent chunks don't.
     """
     if devices or jax.default_backend() != "cpu":
         return 1
@@ -46,7 +45,7 @@ def default_workers(devices: Sequence[Any]) -> int:
 def chunk_shapes(
     problem: Problem, batch_size: int | None, devices: Sequence[Any], workers: int
 ) -> tuple[int, ...]:
-    """Number of blocks of a chunk, then the sizes that a block may have, decreasing.
+    """Number of blocks in a chunk, then the possible block sizes, decreasing.
 
     Args:
         problem: what is evaluated.

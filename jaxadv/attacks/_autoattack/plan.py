@@ -1,4 +1,4 @@
-"""Which attacks an AutoAttack runs, in which order and with which settings."""
+"""The attacks that AutoAttack runs, their order and settings."""
 
 import collections
 import dataclasses
@@ -43,19 +43,19 @@ def make_plan(
         attacks: names or kernels, for "custom" only.
         num_steps: iterations of APGD and FAB.
         num_queries: queries of Square.
-        few_classes: "adapt", or "error" where the published settings do not exist for K.
+        few_classes: "adapt", or "error" if the published settings are undefined for K classes.
         apgd_rule: "repo" or "paper".
-        square_shared: the same squares for all images.
-        square_full_range: squares that touch the last row and column.
-        early_stop: whether images are left alone once they are broken.
+        square_shared: use the same squares for all images.
+        square_full_range: allow squares to touch the last row and column.
+        early_stop: whether to stop attacking an image once it is broken.
 
     Returns:
-        The attacks by name, in order, and one sentence for each adaptation. An attack that is
-        there twice gets a number.
+        The attacks by name, in order, and one sentence for each adaptation. Repeated attacks are
+        numbered.
 
     Raises:
-        ValueError: on unknown names, attacks without "custom" or the other way round, or few
-            classes with ``few_classes="error"``.
+        ValueError: on unknown names, attacks without "custom" or vice versa, or too few classes
+        with ``few_classes="error"``.
 
     Example:
         >>> list(make_plan("standard", "linf", 10)[0])
@@ -66,7 +66,7 @@ def make_plan(
     check_choice("apgd_rule", apgd_rule, ("repo", "paper"))
     attacks = (attacks,) if isinstance(attacks, str | Kernel) else attacks
     if version != "custom" and attacks is not None:
-        raise ValueError(f"attacks={attacks!r} is for version='custom', not {version!r}")
+        raise ValueError(f"attacks={attacks!r} requires version='custom', not {version!r}")
     three_radii = version == "standard" and norm == "l1"
     restarts = {"standard": 5 if norm == "l1" else 1, "rand": 1}.get(version, 5)
     apgd = APGD(

@@ -1,4 +1,4 @@
-"""Progress of a long evaluation: on stderr, or to a function of the caller's."""
+"""Progress of a long evaluation, on stderr or passed to a callback."""
 
 import math
 import statistics
@@ -8,19 +8,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-_LOG_SECONDS = 30.0  # between lines where stderr is a file
+_LOG_SECONDS = 30.0  # between lines if stderr is a file
 _LARGEST_CHANGE = 1.4  # of the estimated total from one report to the next
 
 
 class Progress(NamedTuple):
-    """Where an evaluation is.
+    """The progress of an evaluation.
 
     Attributes:
         attack: the attack that is running.
         run: "2/9": its run (target or restart) out of how many; "check" for a pass over the images
             before or after the runs.
-        images_left: images of this run that are still to be attacked.
-        accuracy: robust accuracy so far, of the images that were looked at.
+        images_left: images still to be attacked in this run.
+        accuracy: robust accuracy so far, on the images evaluated.
         elapsed: seconds since the start.
         remaining: estimate of the seconds left until the end of the evaluation; NaN until an
             attack has been timed.
@@ -39,14 +39,14 @@ class Reporter:
 
     Args:
         show: True for stderr, False for silence, or a function of a :class:`Progress`. On a
-            terminal one line is redrawn; elsewhere a line is added every half a minute and at the
-            start of every attack.
+        terminal one line is redrawn; otherwise a line is added every 30 seconds and at the start of
+        every attack.
     """
 
     def __init__(self, show: bool | Callable[[Progress], object]) -> None:
         self._show = show if callable(show) else (self._write if show else None)
         self._start = time.monotonic()
-        self._paces: deque[float] = deque(maxlen=9)  # seconds a pass of the last chunks
+        self._paces: deque[float] = deque(maxlen=9)  # seconds per pass of the last chunks
         self._total = math.nan
         self._redrawn, self._logged = False, ("", -math.inf)
 
@@ -67,8 +67,8 @@ class Reporter:
             run: "2/9".
             images_left: in this run.
             accuracy: robust accuracy so far.
-            spent: passes of the chunk, and its seconds or None where it is no measure.
-            left: passes until the end of the evaluation, an estimate.
+            spent: passes of the chunk, and its seconds, or None if they are not representative.
+            left: estimated passes until the end of the evaluation.
         """
         if self._show is None:
             return
@@ -83,9 +83,9 @@ class Reporter:
         self._show(Progress(attack, run, images_left, accuracy, elapsed, remaining))
 
     def _estimate(self, elapsed: float, left: float) -> None:
-        """Moves the estimated total towards what the last chunks say, in bounded steps.
+        """Moves the estimated total toward that of the last chunks, in bounded steps.
 
-        The median pace forgets chunks that waited for the compiler.
+        The median pace ignores chunks that waited for the compiler.
         """
         fresh = elapsed + left * statistics.median(self._paces)
         if not math.isnan(self._total):

@@ -1,4 +1,4 @@
-"""What an AutoAttack returns: verdicts, accuracies, costs, and how to print and keep them."""
+"""The result of AutoAttack: verdicts, accuracies, costs; printing and saving."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from .picture import draw
 
 
 class Evaluations(NamedTuple):
-    """Passes of single images through the model, padding not counted.
+    """Passes of single images through the model, excluding padding.
 
     Attributes:
         forward: forward passes.
@@ -28,13 +28,13 @@ class Evaluations(NamedTuple):
 
 
 class Check(NamedTuple):
-    """What an automatic check found.
+    """The result of an automatic check.
 
     Attributes:
-        name: which check.
+        name: name of the check.
         passed: False is a warning: read the message before trusting the result.
         message: one line.
-        value: the number that was compared.
+        value: the measured number.
     """
 
     name: str
@@ -51,10 +51,10 @@ class AutoAttackResult:
         images: (N, H, W, C), adversarial where one was found, else the clean image.
         labels: (N,) the true classes.
         predictions: (N,) the class of each of ``images``.
-        robust: (N,) whether the image is classified correctly and nothing broke it.
+        robust: (N,) whether the image is classified correctly and survived every attack.
         broken_by: (N,) the attack that broke the image, "clean" where the clean image is
             misclassified, "" where it is robust.
-        broken_run: (N,) the run (target or restart) of that attack, -1 where there is none.
+        broken_run: (N,) the run (target or restart) of that attack, -1 if none.
         broken_step: (N,) the evaluation, step or query in that run that was first misclassified.
         norms: (N,) norm of the perturbation.
         margins: (N,) largest other logit minus the logit of the label, at ``images``.
@@ -65,7 +65,7 @@ class AutoAttackResult:
             each attack), each attack, and "verification" (every adversarial image on its own).
         seconds: wall time of each of these.
         checks: what the automatic checks found.
-        settings: norm, eps, version and everything else that the result depends on.
+        settings: norm, eps, version and everything else the result depends on.
     """
 
     images: np.ndarray
@@ -91,12 +91,12 @@ class AutoAttackResult:
 
     @property
     def broken(self) -> np.ndarray:
-        """Places of the images that an attack broke."""
+        """Indices of the images that an attack broke."""
         return np.flatnonzero(~self.robust & (self.broken_by != "clean"))
 
     @property
     def per_class(self) -> dict[int, tuple[int, float, float]]:
-        """Of each class in the labels: number of images, clean accuracy, robust accuracy."""
+        """Number of images, clean accuracy and robust accuracy of each class in the labels."""
         clean = self.broken_by != "clean"
         return {
             int(label): (
@@ -140,14 +140,14 @@ class AutoAttackResult:
         return "\n".join(lines)
 
     def figure(self, clean: ArrayLike, *, number: int = 8) -> np.ndarray:
-        """A picture of the first broken images: clean, perturbation, adversarial.
+        """A figure of the first broken images: clean, perturbation, adversarial.
 
         Args:
-            clean: the images that were attacked.
+            clean: the attacked images.
             number: how many images.
 
         Returns:
-            RGB bytes of shape (H, W, 3), as ``PIL.Image.fromarray`` and ``plt.imsave`` take them.
+            RGB bytes of shape (H, W, 3), for ``PIL.Image.fromarray`` or ``plt.imsave``.
 
         Raises:
             ValueError: if no image was broken, or the images have neither 1 nor 3 channels.
@@ -156,14 +156,16 @@ class AutoAttackResult:
         if not len(picked):
             raise ValueError("no image was broken: there is nothing to draw")
         if self.images.shape[3] not in (1, 3):
-            raise ValueError(f"images have {self.images.shape[3]} channels; 1 or 3 can be drawn")
+            raise ValueError(
+                f"images have {self.images.shape[3]} channels; only 1 or 3 can be drawn"
+            )
         return draw(np.asarray(clean)[picked], self.images[picked])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to an npz file, atomically.
 
         Args:
-            path: of the file; its folder must exist.
+            path: path of the file; its folder must exist.
         """
         path = pathlib.Path(path).expanduser()
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -175,7 +177,7 @@ class AutoAttackResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AutoAttackResult":
-        """Reads what :meth:`save` wrote.
+        """Loads a result written by :meth:`save`.
 
         Args:
             path: of the file.
@@ -184,7 +186,7 @@ class AutoAttackResult:
             The result.
 
         Raises:
-            ValueError: if the file is damaged or is not one of :meth:`save`.
+            ValueError: if the file is damaged or was not written by :meth:`save`.
         """
         path = pathlib.Path(path).expanduser()
         try:
@@ -204,6 +206,6 @@ class AutoAttackResult:
 
 def _damaged(path: pathlib.Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{path} is not a result of AutoAttack or is damaged ({type(error).__name__}); "
+        f"{path} is not an AutoAttack result or is damaged ({type(error).__name__}); "
         "evaluate again, or restore it from a copy"
     )

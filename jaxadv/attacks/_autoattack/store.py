@@ -1,9 +1,9 @@
-"""The folder in which AutoAttack keeps its progress: one file a finished chunk.
+"""The folder where AutoAttack saves its progress: one file per finished chunk.
 
-``manifest.json`` says what the store belongs to; ``000042.npz`` is the record of the 43rd chunk,
-sealed with a digest of the manifest, its number and its content. A record that was copied from
-another store or another number, or is damaged, does not match its seal: it is set aside and its
-images are computed again. ``lock`` keeps other processes and threads out.
+``manifest.json`` identifies the evaluation; ``000042.npz`` is the record of the 43rd chunk, with a
+digest of the manifest, its number and its content. A damaged record, or one copied from another
+store or number, does not match its digest: it is set aside and its images are recomputed. ``lock``
+keeps other processes and threads out.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ except ImportError:  # Windows
 FORMAT = 2
 _MANIFEST, _LOCK, _SEAL = "manifest.json", "lock", "seal"
 _RECORD = r"\d{6}\.npz"
-# What file browsers and version control put into folders that people call empty.
+# Files that file browsers and version control put into otherwise empty folders.
 _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore"}
 
 
@@ -40,7 +40,7 @@ class Store:
         folder: created if it does not exist, "~" expanded; None keeps nothing.
 
     Raises:
-        ValueError: if the folder is in use or holds files that are not a store.
+        ValueError: if the folder is in use or contains files that are not a store.
         OSError: if it cannot be created or written.
     """
 
@@ -53,15 +53,15 @@ class Store:
             self._claim(self._folder)
 
     def open(self, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
-        """Reads the records that belong to an evaluation, or starts the store of a new one.
+        """Loads the records of an evaluation, or initializes the store for a new one.
 
         Args:
-            manifest: what the records belong to, JSON values, compared with what the folder says.
+            manifest: JSON values that identify the evaluation, compared with the folder's.
             probe: logits on a few fixed images, compared up to rounding.
 
         Raises:
-            ValueError: if the folder holds another model, other images or other arguments, or a
-                manifest that cannot be read.
+            ValueError: if the folder belongs to a different model, images or arguments, or its
+            manifest cannot be read.
         """
         if self._folder is None:
             return
@@ -82,13 +82,13 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Lets others use the folder."""
+        """Releases the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def add(self, **record: Any) -> dict[str, np.ndarray]:
-        """Keeps a record; on return it is on disk."""
+        """Saves a record; on return it is on disk."""
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in record.items()}
         if self._folder is not None:
             data = _pack(arrays, self._seal + str(self._next).encode())
@@ -145,11 +145,11 @@ class Store:
             )
 
     def _read(self, folder: pathlib.Path) -> None:
-        """The records with a valid seal; others are set aside under another name."""
+        """The records with a valid digest; others are renamed."""
         aside = []
         for path in sorted(folder.iterdir()):
             if is_partial(path.name, f"{_RECORD}|{re.escape(_MANIFEST)}"):
-                path.unlink()  # what a killed evaluation was writing
+                path.unlink()  # left by a killed evaluation
             if not re.fullmatch(_RECORD, path.name):
                 continue
             number = int(path.name[:6])
@@ -163,34 +163,34 @@ class Store:
         if aside:
             listed = ", ".join(aside[:3]) + (", ..." if len(aside) > 3 else "")
             warnings.warn(
-                f"store={str(folder)!r}: {len(aside)} records are damaged or not of this "
-                f"evaluation ({listed}); they were renamed and are computed again",
+                f"store={str(folder)!r}: {len(aside)} records are damaged or not from this "
+                f"evaluation ({listed}); they were renamed and will be recomputed",
                 stacklevel=4,
             )
 
 
 def _check_contents(folder: pathlib.Path, name: str) -> None:
-    """Raises a ``ValueError`` on a folder that is neither empty nor a store."""
+    """Raises a ``ValueError`` for a folder that is neither empty nor a store."""
     names = {path.name for path in folder.iterdir()} - _IGNORED - {_LOCK}
     if _MANIFEST in names:
         return
     if any(re.fullmatch(_RECORD, other) for other in names):
         raise ValueError(
-            f"{name} holds records without {_MANIFEST}; restore that file, or pass a new folder"
+            f"{name} contains records without {_MANIFEST}; restore that file, or pass a new folder"
         )
     if any(not is_partial(other, re.escape(_MANIFEST)) for other in names):
-        raise ValueError(f"{name} holds other files; pass a new or empty folder")
+        raise ValueError(f"{name} contains other files; pass a new or empty folder")
 
 
 def _same_logits(old: np.ndarray, new: np.ndarray) -> bool:
-    """Whether two probes agree up to rounding; what is not finite has to be the same."""
+    """Whether two probes agree up to rounding, with identical non-finite values."""
     finite = np.abs(new[np.isfinite(new)])
     tolerance = 1e-4 * (1 + finite.max(initial=0.0))
     return old.shape == new.shape and np.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _unused(path: pathlib.Path) -> pathlib.Path:
-    """A free name beside a record that is set aside."""
+    """An unused name for a record that is set aside."""
     number = 1
     while (moved := path.with_name(f"{path.name}.rejected{number}")).exists():
         number += 1
@@ -203,7 +203,7 @@ def _short(value: object) -> str:
 
 
 def _pack(arrays: Mapping[str, np.ndarray], owner: bytes) -> bytes:
-    """An npz file with a seal: SHA-256 of its owner and of the names and bytes of its members."""
+    """An npz file with a digest: SHA-256 of its owner and its members' names and bytes."""
     buffer, sha = io.BytesIO(), hashlib.sha256(owner)
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
@@ -216,9 +216,9 @@ def _pack(arrays: Mapping[str, np.ndarray], owner: bytes) -> bytes:
 
 
 def _unpack(data: bytes, owner: bytes) -> dict[str, np.ndarray] | None:
-    """The arrays of a file of :func:`_pack`, None unless it is sealed by this owner.
+    """The arrays of a file from :func:`_pack`, or None unless its digest matches this owner.
 
-    Nothing is parsed before the seal is checked, and nothing is decompressed.
+    Nothing is parsed before the digest is checked, and nothing is decompressed.
     """
     sha = hashlib.sha256(owner)
     try:

@@ -1,12 +1,12 @@
-"""Adversarial images are believed when they are inside ball and box and misclassified alone."""
+"""Verifies that adversarial images lie in ball and box and are misclassified on their own."""
 
 import math
 
 import numpy as np
 
-# What storing a pixel of [0, 1] in float32 may add to its distance from the clean pixel.
+# How much rounding a pixel in [0, 1] to float32 may add to its distance from the clean pixel.
 _PIXEL = 2.0**-24
-_ROWS = 512  # a large data set in float64 at once would fill the memory
+_ROWS = 512  # a large data set in float64 at once would exhaust memory
 
 
 def perturbation_norms(points: np.ndarray, clean: np.ndarray, norm: str) -> np.ndarray:
@@ -27,7 +27,7 @@ def perturbation_norms(points: np.ndarray, clean: np.ndarray, norm: str) -> np.n
 def violations(
     points: np.ndarray, clean: np.ndarray, ids: np.ndarray, norm: str, eps: float
 ) -> list[str]:
-    """How each candidate leaves the ball or the box; an empty string if it does not."""
+    """How each candidate violates the ball or the box; an empty string if it does not."""
     features = math.prod(points.shape[1:])
     grain = {"linf": 1, "l2": math.sqrt(features), "l1": features}[norm] * _PIXEL
     limit = eps * (1 + 1e-6) + grain

@@ -37,7 +37,7 @@ from .kernel import FAB
 
 
 class FabResult(NamedTuple):
-    """What FAB found, one row an image.
+    """What FAB found, one row per image.
 
     Attributes:
         images: the adversarial image where there is one within the radius, else the clean image.
@@ -79,7 +79,7 @@ def fab(
 ) -> FabResult:
     r"""Untargeted FAB: in every step the boundary that is nearest to first order.
 
-    Costs K backward passes a step. The first run starts at the clean image, the others at random
+    Costs K backward passes per step. The first run starts at the clean image, the others at random
     points at half the radius; images broken within the radius are left out of later runs.
 
     Args:
@@ -90,14 +90,14 @@ def fab(
         norm: "linf", "l2" or "l1".
         eps: radius within which an image counts as broken (exactly: norm <= eps). The search itself
             does not depend on it: ``best_images`` and ``norms`` are what FAB minimized.
-        num_steps: steps a run.
+        num_steps: steps per run.
         num_restarts: runs.
         alpha_max: the largest weight of the projection of the clean image.
         eta: overshoot.
         beta: how far a misclassified iterate is pulled back.
         early_stop: stop an image at its first misclassified point within the radius.
         noise: for the random starts, of shape (num_restarts, B, H, W, C); entry 0 is not used.
-        indices: integers of shape (B,), default 0 to B - 1: the place of each image in the data
+        indices: integers of shape (B,), default 0 to B - 1: the index of each image in the data
             set.
 
     Returns:
@@ -144,8 +144,8 @@ def fab_targeted(
 ) -> FabResult:
     r"""FAB towards the classes with the 2nd, 3rd, ... largest clean logit, one run each.
 
-    Only the boundary is that of the target: any misclassification counts. One backward pass a step
-    instead of K.
+    Only the boundary is targeted: any misclassification counts as success. Takes one backward pass
+    per step instead of K.
 
     Args:
         key: as in :func:`fab`, like every argument not listed here.

@@ -20,7 +20,7 @@ _DUALS: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
 class State(NamedTuple):
-    """One row an image.
+    """One row per image.
 
     Attributes:
         points: the iterate.
@@ -64,7 +64,7 @@ class FAB(Kernel):
         return "fab-t" if self.num_targets else "fab"
 
     def cost(self, num_classes: int) -> tuple[int, int]:
-        """Two forward passes a step; untargeted, a backward pass for every class."""
+        """Two forward passes per step; untargeted, a backward pass for every class."""
         return 2 * self.num_steps + 3, self._backward(self.num_steps, num_classes)
 
     def _backward(self, steps: Any, num_classes: int) -> Any:
@@ -145,7 +145,7 @@ class FAB(Kernel):
             scores=-state.norms,
             steps=state.steps,
             broken_at=state.broken_at,
-            # Two passes a step, one before, one after and one that ranks the targets.
+            # Two passes per step, one before, one after and one that ranks the targets.
             forward=2 * state.steps + (3 if self.num_targets else 2),
             backward=self._backward(state.steps, batch.num_classes),
             zero_gradients=jnp.zeros_like(batch.labels),

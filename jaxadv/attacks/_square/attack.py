@@ -33,7 +33,7 @@ LOSSES = ("margin", "ce")
 
 
 class SquareResult(NamedTuple):
-    """What the Square Attack found, one row an image.
+    """What the Square Attack found, one row per image.
 
     Attributes:
         images: the adversarial image where there is one, else the clean image.
@@ -91,7 +91,7 @@ def square(
         full_range: let squares touch the last row and column, which the published codes never
             do after the initial perturbation.
         draws: injected random numbers.
-        indices: integers of shape (B,), default 0 to B - 1: the place of each image in the data
+        indices: integers of shape (B,), default 0 to B - 1: the index of each image in the data
             set.
 
     Returns:

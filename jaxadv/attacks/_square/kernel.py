@@ -35,7 +35,7 @@ class SquareDraws(NamedTuple):
 
 
 class State(NamedTuple):
-    """One row an image.
+    """One row per image.
 
     Attributes:
         points: the best point so far.

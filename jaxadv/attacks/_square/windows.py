@@ -97,7 +97,7 @@ def pattern(side: int, norm: Norm) -> np.ndarray:
 
 
 def draw(keys: Key, number: int, size: tuple[int, ...], norm: Norm, dtype: np.dtype) -> Draws:
-    """The draws of ``number`` queries, from one key an image: (number, B, ...)."""
+    """The draws of ``number`` queries, from one key per image: (number, B, ...)."""
     channels = size[2]
     windows = 2 if norm == "linf" else 4
     uniform = jax.vmap(
@@ -111,7 +111,7 @@ def draw(keys: Key, number: int, size: tuple[int, ...], norm: Norm, dtype: np.dt
 def draw_initial(
     keys: Key, size: tuple[int, ...], norm: Norm, dtype: np.dtype
 ) -> tuple[Array, Array]:
-    """Signs and flips of the initial perturbation, from one key an image.
+    """Signs and flips of the initial perturbation, from one key per image.
 
     Returns:
         For Linf signs of shape (B, W, C), else signs of shape (B, rows, columns, C) and flips of

@@ -109,7 +109,7 @@ def entropy_sgd(
         learning_rate: :math:`\eta` of the slow weights; a number or an optax schedule of the
             number of outer steps. Leave it out if ``outer`` is given.
         preset: one of the columns of the table, or None for the first.
-        stepwise: one minibatch a call; see `entropy_sgd_stepwise`.
+        stepwise: one minibatch per call; see `entropy_sgd_stepwise`.
         init_carry: first value of ``state.carry``; of the scanned form only.
         **options: the options below, each by its name.
 
@@ -119,7 +119,7 @@ def entropy_sgd(
           leaf.
         * ``inner``: an optax optimizer that steps along the minibatch gradient in the chain, in
           place of momentum SGD. It brings its own learning rate, momentum, weight decay, clipping,
-          and starts anew in every outer step, so a schedule in it counts the steps of one chain.
+          and restarts in every outer step, so a schedule in it counts the steps of one chain.
           The pull and the noise are added to its updates, with the step size
           ``inner_learning_rate``.
         * ``outer``: an optax optimizer that steps along :math:`\theta - \mu` at the slow weights,

@@ -1,4 +1,4 @@
-"""The two forms of EntropySGD: a whole chain in one ``update``, or one minibatch a call.
+"""The two forms of EntropySGD: a whole chain in one ``update``, or one minibatch per call.
 
 Everything but the loop is shared. Both hold the state of the outer transformation in ``momentum``,
 the name that checkpoints know: with the built-in one it is the bare momentum buffer.

@@ -3,7 +3,7 @@ r"""The optimal attack and the adversarial loss as differentiable functions.
 The attack's derivative is the implicit one of `attack_jacobian`; the loss's first derivative is
 Danskin's, the gradient at the frozen attack, and differentiating that differentiates the attack:
 ``jax.hessian`` of the adversarial loss is :math:`A + B^T D`, where a loss with ``stop_gradient``
-round the attack would give A.
+around the attack would give A.
 """
 
 import functools

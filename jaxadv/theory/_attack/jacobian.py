@@ -243,9 +243,9 @@ def attack_jacobian(
       :math:`D_F = -H_{FF}^{-1}B_F`; at a vertex D = 0;
     * L2 and box: the sphere within the free coordinates; L1: the face of the ball likewise.
 
-    Where the second-order condition, strict complementarity or twice differentiability fails the
-    kind is "degenerate", where x' is no KKT point "unconverged", and D is NaN: a number there would
-    be the derivative of nothing. Works under ``jax.jit`` and ``jax.vmap`` within
+    Where the second-order condition, strict complementarity or twice differentiability fails, the
+    kind is "degenerate"; where x' is not a KKT point, it is "unconverged". In both cases the attack
+    has no derivative, and D is NaN. Works under ``jax.jit`` and ``jax.vmap`` within
     ``jax.enable_x64(True)``; compilations are shared as those of `optimal_attack`.
 
     Args:
@@ -255,7 +255,7 @@ def attack_jacobian(
         norm: "linf", "l2" or "l1".
         eps: radius >= 0, in the units of x.
         bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
-        x_adv: the attack to be differentiated, taken as it is (`polish_attack` refines one); by
+        x_adv: the attack to be differentiated, used as is (`polish_attack` refines one); by
             default `optimal_attack` looks for it.
         key: typed key of that search, by default ``jax.random.key(0)``.
         num_restarts: random starts of that search.

@@ -239,7 +239,7 @@ def matrix_free_jacobian(
         loss: function of (x, theta) to a scalar, one example.
         theta: parameters, any pytree of real arrays.
         x: clean example of any shape.
-        x_adv: the attack, same shape; taken as it is (see `climb_attack`).
+        x_adv: the attack, same shape; used as is (see `climb_attack`).
         norm: "linf", "l2" or "l1".
         eps: radius >= 0, in the units of x.
         bounds: None, or (low, high), numbers or arrays like x.

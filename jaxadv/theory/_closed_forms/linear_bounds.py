@@ -138,7 +138,7 @@ def logistic_constants(radius_x: float, radius_theta: float, *, dim: int = 2) ->
 
 @in_float64_for_p
 def adversarial_radius(x: ArrayLike, *, p: float, eps: float | Array) -> Array:
-    r"""Largest Euclidean norm in the ball round each example: the R' of the constants.
+    r"""Largest Euclidean norm in the ball around each example: the R' of the constants.
 
     :math:`\|x\| + \epsilon` for p = 2, :math:`\|\,|x| + \epsilon 1\|` for p = inf,
     :math:`\max_i \|x + \mathrm{sign}(x_i)\epsilon e_i\|` for p = 1; all attained. For other p the

@@ -132,7 +132,7 @@ def gibbs_measure(
         lower_bound: a number that the loss never goes below; the box of integration rests on it.
         radius: half-width of the box, instead of the one that follows from ``lower_bound``.
         breaks: coordinates where panels end, on both axes: the places of kinks.
-        num_nodes: nodes a panel.
+        num_nodes: nodes per panel.
         panel: width of a panel, by default one standard deviation of the Gaussian.
 
     Returns:
@@ -286,7 +286,7 @@ def local_entropy_grid(
         rule: "gauss" (panels that end at ``breaks``; exact for kinks there) or "uniform"
             (multiples of ``spacing``; error of order spacing^2 at kinks).
         breaks: coordinates where panels end, on both axes.
-        num_nodes: nodes a panel, for "gauss".
+        num_nodes: nodes per panel, for "gauss".
         panel: width of a panel, by default one standard deviation of the Gaussian.
         spacing: for "uniform".
 

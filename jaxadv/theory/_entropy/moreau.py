@@ -14,7 +14,7 @@ from .measure import _check_positive, _vector
 from .quadrature import evaluate
 
 Objective = Callable[[np.ndarray], np.ndarray]  # places (N, m) -> values (N,)
-_GRID = 63  # nodes an axis: 63^2 points fit into one compiled call
+_GRID = 63  # nodes per axis: 63^2 points fit into one compiled call
 
 
 class MoreauEnvelope(NamedTuple):
@@ -47,7 +47,7 @@ def moreau_envelope(
 
     The minimizer lies within :math:`\sqrt{2(L(\theta) - \inf L)/\gamma}` of theta. For a w-weakly
     convex loss with w < gamma the objective is convex and the result exact; otherwise the first
-    grid, 63 nodes an axis, has to see the right valley.
+    grid, 63 nodes per axis, has to see the right valley.
 
     Args:
         loss: from one vector of shape (m,) to a scalar, with JAX operations.

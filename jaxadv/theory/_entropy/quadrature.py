@@ -13,7 +13,7 @@ from ..._program import trace
 from ...checks import check_count
 from ...types import Array
 
-_SMALL, _LARGE = 4096, 16384  # points a compiled call, so that two programs serve every grid
+_SMALL, _LARGE = 4096, 16384  # points per compiled call, so that two programs serve every grid
 
 
 class Nodes(NamedTuple):
@@ -38,7 +38,7 @@ def gauss_panels(
         high: right end.
         breaks: places inside the interval where panels have to end; others are ignored.
         panel: largest width of a panel.
-        num_nodes: nodes a panel.
+        num_nodes: nodes per panel.
 
     Returns:
         The rule.

@@ -188,7 +188,7 @@ def adversarial_evaluation(
         eps: radius.
         step_size: step of PGD.
         num_steps: steps of PGD; 0 evaluates at the clean images.
-        batch_size: images a call, by default all; divides N.
+        batch_size: images per call, by default all; divides N.
         loss: per example, both attacked and reported.
 
     Returns:

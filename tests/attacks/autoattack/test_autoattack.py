@@ -176,7 +176,7 @@ def test_a_store_resumes_and_refuses(result, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="eps was"):
         autoattack(KEY, LOGITS, X, Y, **SHORT | dict(eps=0.02), store=store)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds other files"):
+    with pytest.raises(ValueError, match="contains other files"):
         autoattack(KEY, LOGITS, X, Y, **SHORT, store=tmp_path)
 
 
@@ -345,7 +345,7 @@ def test_plans_are_those_of_the_published_code():
     ("change", "message"),
     [
         (dict(version="standart"), "did you mean 'standard'"),
-        (dict(attacks=["square"]), "is for version='custom'"),
+        (dict(attacks=["square"]), "requires version='custom'"),
         (dict(version="custom"), "needs attacks"),
         (dict(version="custom", attacks=["apgd"]), "attacks='apgd'"),
         (dict(apgd_rule="papers"), "did you mean 'paper'"),

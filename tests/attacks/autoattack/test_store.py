@@ -44,7 +44,7 @@ def records(store):
 
 def check_recomputed(store, wanted, number):
     """The evaluation says that records were set aside, and comes to the same result."""
-    with pytest.warns(UserWarning, match=f"{number} records are damaged or not of this eval"):
+    with pytest.warns(UserWarning, match=f"{number} records are damaged or not from this eval"):
         found = evaluate(store)
     np.testing.assert_array_equal(found.images, wanted.images)
     np.testing.assert_array_equal(found.robust, wanted.robust)
@@ -58,7 +58,7 @@ def check_recomputed(store, wanted, number):
 def test_a_folder_of_other_files_is_refused_and_untouched(tmp_path, name):
     file = tmp_path / name
     file.write_text("mine")
-    with pytest.raises(ValueError, match="holds other files; pass a new or empty folder"):
+    with pytest.raises(ValueError, match="contains other files; pass a new or empty folder"):
         evaluate(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name] and file.read_text() == "mine"
 
@@ -222,8 +222,8 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"[]"])
 def test_a_damaged_result_is_one_line_that_names_it(tmp_path, content):
     (tmp_path / "result.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"result\.npz is not a result of AutoAttack or is dam"):
+    with pytest.raises(ValueError, match=r"result\.npz is not an AutoAttack result or is dam"):
         AutoAttackResult.load(tmp_path / "result.npz")
     np.savez(tmp_path / "other.npz", x=np.arange(3))
-    with pytest.raises(ValueError, match=r"other\.npz is not a result"):
+    with pytest.raises(ValueError, match=r"other\.npz is not an AutoAttack result"):
         AutoAttackResult.load(tmp_path / "other.npz")
