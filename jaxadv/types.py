@@ -12,7 +12,7 @@ Key: TypeAlias = jax.Array  # a typed PRNG key, made by jax.random.key
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any
 Norm: TypeAlias = Literal["linf", "l2", "l1"]
-Radius: TypeAlias = float | str | Array  # a number, a fraction such as "8/255", or one an image
+Radius: TypeAlias = float | str | Array  # a number, a fraction such as "8/255", or one per image
 
 LogitsFn: TypeAlias = Callable[[Array], Array]  # images (B, H, W, C) -> logits (B, K)
 LossFn: TypeAlias = Callable[[Array, Array], Array]  # logits (B, K), labels (B,) -> losses (B,)

@@ -85,7 +85,9 @@ def make_plan(
         "square": Square(num_steps=num_queries, shared=square_shared, full_range=square_full_range),
     }
     if version == "custom" and not attacks:
-        raise ValueError("version='custom' needs attacks=(...), names out of " + ", ".join(kernels))
+        raise ValueError(
+            "version='custom' needs attacks=(...), with names among " + ", ".join(kernels)
+        )
     names = {
         "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
         "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
