@@ -1,6 +1,6 @@
-"""Networks as linen modules, and their weights from PyTorch files.
+"""Networks as linen modules, with weights loaded from PyTorch files.
 
-Every module maps images (B, H, W, C) in [0, 1] to logits (B, K) and normalizes inside:
+Every module maps images (B, H, W, C) in [0, 1] to logits (B, K) and includes normalization:
 
 >>> import jax, jax.numpy as jnp
 >>> module = preact_resnet18(10, width=4)
@@ -10,8 +10,8 @@ Every module maps images (B, H, W, C) in [0, 1] to logits (B, K) and normalizes 
 (2, 10)
 
 With ``train=True`` BatchNorm uses the statistics of the batch, and
-``module.apply(variables, images, train=True, mutable=["batch_stats"])`` also returns the moved
-running ones.
+``module.apply(variables, images, train=True, mutable=["batch_stats"])`` also returns the updated
+running statistics.
 """
 
 from ._conv import Conv as Conv

@@ -1,19 +1,19 @@
 """A 2-D convolution whose derivatives of every order are fast on CPU, also inside loops.
 
 XLA's CPU backend has one fast convolution: NHWC images, HWIO kernel, NHWC result. JAX's own
-derivatives of a convolution are convolutions with permuted dimension numbers. Outside a loop
-XLA rewrites them into the fast form; inside ``scan``, ``fori_loop`` and ``while_loop`` it does
-not, and they are 2 to 200 times slower (``benchmarks/conv.py``). Here the permutation is done to
-the *operands*, so that a derivative is again a convolution in the fast form. With the general
-convolution ``C(x, w)`` (stride, padding, dilation of the image a, dilation of the kernel b)
+derivatives of a convolution are convolutions with permuted dimension numbers. Outside loops XLA
+rewrites them into the fast form; inside ``scan``, ``fori_loop`` and ``while_loop`` it does not, and
+they are 2 to 200 times slower (``benchmarks/conv.py``). Here the *operands* are permuted instead,
+so that a derivative is again a convolution in the fast form. With the general convolution
+``C(x, w)`` (stride, padding, dilation of the image a, dilation of the kernel b)
 
 * the adjoint in x is ``C(g, w')`` with w' flipped in space and its two channel axes swapped,
 * the adjoint in w is ``C(x', g')'`` with batch and channel axes swapped (' swaps them),
 
-so the family is closed: one bilinear primitive whose transposes are itself, which gives forward,
-reverse, forward-over-reverse and all higher derivatives from the same fast convolution. A
-primitive is needed because ``jax.custom_vjp`` forbids forward mode, and what a
-``jax.custom_jvp`` rule writes is still transposed by JAX's rules, which permute the numbers again.
+so the family is closed: a single bilinear primitive, its own transpose, gives forward, reverse,
+forward-over-reverse and all higher derivatives from the same fast convolution. It must be a
+primitive because ``jax.custom_vjp`` forbids forward mode, and JAX would still transpose a
+``jax.custom_jvp`` rule with its own rules, which permute the dimension numbers again.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -51,18 +51,18 @@ def conv2d(
     Args:
       images: x, of shape (B, H, W, C).
       kernel: k, of shape (kh, kw, C, O) and of the dtype of ``images``.
-      strides: s, one for both axes or one each.
+      strides: s, one number or one per axis.
       padding: p, zeros on every side; or ``"SAME"``, ``"VALID"``, ((top, bottom), (left, right)).
-      gradients: ``"native"`` leaves differentiation to JAX, ``"explicit"`` writes every
-        derivative as a convolution in the layout that is fast inside loops on CPU; values and
-        derivatives agree to rounding. ``"auto"`` is explicit where the default backend is the
-        CPU and native elsewhere (on GPU the native derivatives are the fast ones).
+      gradients: ``"native"`` uses JAX's own derivatives, ``"explicit"`` expresses every derivative
+        as a convolution in the layout that is fast inside loops on CPU; values and derivatives
+        agree to rounding. ``"auto"`` is explicit on a CPU default backend and native otherwise (on
+        GPU the native derivatives are faster).
 
     Returns:
       y, of shape (B, H', W', O), with H' = floor((H + 2p - kh) / s) + 1.
 
     Raises:
-      ValueError: for an unknown ``gradients``, and for shapes or dtypes that do not fit.
+      ValueError: for an unknown ``gradients``, or incompatible shapes or dtypes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,14 +88,14 @@ def conv2d(
     if gradients == "native" or (gradients == "auto" and jax.default_backend() != "cpu"):
         return _convolve(images, kernel, **params)
     if size == (1, 1) and pads == ((0, 0), (0, 0)):
-        # A 1x1 convolution is a matrix product, and JAX's derivatives of those are fast.
+        # A 1x1 convolution is a matrix product, whose JAX derivatives are fast.
         picked = images[:, :: steps[0], :: steps[1]] if steps != (1, 1) else images
         return lax.dot_general(picked, kernel[0, 0], (((3,), (0,)), ((), ())))
     return _conv_p.bind(images, kernel, **params)
 
 
 class Conv(nn.Module):
-    """The linen module of `conv2d`, without bias unless asked for.
+    """The linen module of `conv2d`, by default without bias.
 
     Attributes:
       features: number of output channels O.
@@ -199,7 +199,7 @@ def _adjoint_in_kernel(
     kernel_dilation: Pair,
 ) -> Array:
     w_shape = w.aval.shape
-    if 0 in g.shape:  # a convolution with an empty kernel is not defined
+    if 0 in g.shape:  # a convolution with an empty kernel is undefined
         return jnp.zeros(w_shape, g.dtype)
     pads = []
     for axis, (low, _) in enumerate(padding):

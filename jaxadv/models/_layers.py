@@ -1,4 +1,4 @@
-"""What the networks share: normalization of inputs, BatchNorm, initializers, activations, head."""
+"""Shared layers: input normalization, BatchNorm, initializers, activations, head."""
 
 import difflib
 import math
@@ -43,14 +43,14 @@ def torch_uniform_bias(fan_in: int) -> Callable[..., Array]:
 
 
 def unknown_name(kind: str, name: str, known: Any) -> ValueError:
-    """A ValueError that names the nearest known name."""
+    """A ValueError that suggests the closest known name."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return ValueError(f"{kind} is {name!r}, which is unknown. {hint}Known: {', '.join(known)}.")
 
 
 def activation_fn(activation: Activation) -> Callable[[Array], Array]:
-    """The function that an activation's name stands for; a function stands for itself."""
+    """The activation function of a name; a function is returned unchanged."""
     if callable(activation):
         return activation
     if activation not in ACTIVATIONS:
@@ -61,7 +61,7 @@ def activation_fn(activation: Activation) -> Callable[[Array], Array]:
 def normalize(
     images: Array, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> Array:
-    """(images - mean) / std per channel; None for both leaves the images as they are."""
+    """(images - mean) / std per channel; None for both leaves the images unchanged."""
     if images.ndim != 4:
         raise ValueError(f"images has shape {images.shape}; it must be (B, H, W, C).")
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -72,7 +72,7 @@ def normalize(
     if mean is None or std is None or len(mean) != channels or len(std) != channels:
         raise ValueError(
             f"mean is {mean} and std is {std}, but images have {channels} channels; give one "
-            "number per channel for both, or None for both to switch normalization off."
+            "number per channel for both, or None for both to disable normalization."
         )
     shape = (1, 1, 1, channels)
     mean_, std_ = (jnp.asarray(v, images.dtype).reshape(shape) for v in (mean, std))
@@ -80,15 +80,15 @@ def normalize(
 
 
 class BatchNorm(nn.Module):
-    r"""Batch normalization with the conventions of PyTorch.
+    r"""Batch normalization with PyTorch's conventions.
 
     .. math:: y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta
 
-    With ``train`` the mean and the (biased) variance of the batch are used and, where
-    "batch_stats" is mutable, the running ones move towards them:
-    ``running = momentum * running + (1 - momentum) * batch``. PyTorch keeps the unbiased variance,
-    n/(n-1) times the biased one, which is what the reference results were made with; Flax's own
-    BatchNorm keeps the biased one. Statistics are at least float32 whatever the input is.
+    With ``train`` the mean and the (biased) variance of the batch are used and, if "batch_stats" is
+    mutable, the running ones move toward them:
+    ``running = momentum * running + (1 - momentum) * batch``. PyTorch, and thus the reference
+    results, keep the unbiased variance, n/(n-1) times the biased one; Flax's own BatchNorm keeps
+    the biased one. Statistics are at least float32 for any input.
 
     Attributes:
       momentum: weight of the old running statistics (1 minus PyTorch's momentum).
@@ -140,7 +140,7 @@ class Head(nn.Module):
 
     Attributes:
       num_classes: K.
-      zero_bias: start the bias at 0 (WideResNet) and not at PyTorch's default (PreActResNet).
+      zero_bias: initialize the bias to 0 (WideResNet) instead of PyTorch's default (PreActResNet).
       param_dtype: dtype of the parameters.
     """
 
@@ -162,12 +162,12 @@ class Head(nn.Module):
 
 
 def check_positive(**sizes: int) -> None:
-    """Raise ValueError for a size that is not a positive integer, naming it."""
+    """Raises a ValueError that names the size unless it is a positive integer."""
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} is {size!r}; it must be a positive integer.")
 
 
 def as_tuple(values: Any) -> tuple[Any, ...] | None:
-    """A sequence as a tuple, which linen needs for attributes to be hashable; None stays None."""
+    """A sequence as a tuple, since linen attributes must be hashable; None stays None."""
     return None if values is None else tuple(values)

@@ -1,4 +1,4 @@
-"""Arrays of an ``.npz`` file, whose headers are read first and whose numbers when asked for."""
+"""Arrays of an ``.npz`` file: headers are read first, data on demand."""
 
 import math
 import re
@@ -19,7 +19,7 @@ def read_npz(archive: Archive) -> dict[str, Tensor]:
     """The arrays of ``np.savez`` or ``np.savez_compressed`` by name.
 
     Raises:
-      ValueError: if a member is torn, or no array of plain numbers.
+      ValueError: if a member is truncated, or is not an array of plain numbers.
     """
     return {name.removesuffix(".npy"): _array(archive, name) for name in archive.names}
 
@@ -37,7 +37,7 @@ def _array(archive: Archive, name: str) -> Tensor:
     shape = tuple(int(n) for n in found[3].decode().split(",") if n.strip())
     count = math.prod(shape)
     if begin + length + count * dtype.itemsize != size:
-        raise ValueError(f"{name} has {size} bytes, which is not what its shape {shape} needs")
+        raise ValueError(f"{name} has {size} bytes, which does not match its shape {shape}")
     storage = Storage(name, dtype.newbyteorder("="), count)
     skipped = begin + length
 

@@ -28,8 +28,8 @@ class PreActBlock(nn.Module):
 
     Attributes:
       features: number of output channels.
-      strides: of the first convolution and of the shortcut.
-      shortcut_input: what a 1x1 shortcut sees, see `PreActResNet`.
+      strides: strides of the first convolution and the shortcut.
+      shortcut_input: input of a 1x1 shortcut, see `PreActResNet`.
       conv_init: initializer of the kernels.
       activation, dtype, param_dtype, gradients, unbiased: see `PreActResNet`.
     """
@@ -80,14 +80,14 @@ class PreActResNet(nn.Module):
 
     Attributes:
       num_classes: K.
-      width: channels of the stem and of the first stage; every further stage doubles them.
+      width: channels of the stem and the first stage; each later stage doubles them.
       blocks: number of blocks of each stage; all stages but the first halve the image.
-      mean: per-channel mean that is subtracted from the images, or None (with ``std=None``).
+      mean: per-channel mean to subtract from the images, or None (with ``std=None``).
       std: per-channel divisor, or None.
       activation: a name ("relu", "swish", "softplus", ...) or a function.
-      shortcut_input: a 1x1 shortcut sees the block's input after BN and activation
+      shortcut_input: whether a 1x1 shortcut takes the block's input after BN and activation
         ("activated", the AWP code) or before ("raw", some RobustBench models).
-      unbiased: running variance as PyTorch keeps it, see `BatchNorm`.
+      unbiased: running variance as in PyTorch, see `BatchNorm`.
       dtype: dtype of the computation (``jnp.bfloat16`` for mixed precision); None is the common
         dtype of images and parameters. Statistics and logits are at least float32.
       param_dtype: dtype of parameters and running statistics.
@@ -163,21 +163,21 @@ def preact_resnet18(
       width: channels of the first stage; 16 makes a network for small machines.
       blocks: blocks per stage; three stages make a network for small images.
       mean: see `PreActResNet`; the default is CIFAR-10's.
-      std: likewise.
-      activation: likewise.
-      shortcut_input: likewise.
-      unbiased: likewise.
-      dtype: likewise.
-      param_dtype: likewise.
-      gradients: likewise.
+      std: see `PreActResNet`.
+      activation: see `PreActResNet`.
+      shortcut_input: see `PreActResNet`.
+      unbiased: see `PreActResNet`.
+      dtype: see `PreActResNet`.
+      param_dtype: see `PreActResNet`.
+      gradients: see `PreActResNet`.
 
     Returns:
       A linen module: ``module.apply(variables, images, train=False)`` gives logits (B, K). With
-      ``train=True`` it normalizes with the statistics of the batch, and with
-      ``mutable=["batch_stats"]`` it also returns the moved running statistics.
+        ``train=True`` it uses batch statistics, and with ``mutable=["batch_stats"]`` it also
+        returns the updated running statistics.
 
     Raises:
-      ValueError: for sizes that are not positive, an unknown activation or ``shortcut_input``.
+      ValueError: for non-positive sizes, or an unknown activation or ``shortcut_input``.
 
     References:
       He et al., 2016, "Identity Mappings in Deep Residual Networks"; architecture and
@@ -212,5 +212,5 @@ def preact_resnet18(
 
 def _stages(blocks: Sequence[int]) -> dict[str, int]:
     if not blocks:
-        raise ValueError(f"blocks is {blocks!r}; it must name the number of blocks of each stage.")
+        raise ValueError(f"blocks is {blocks!r}; it must give the number of blocks of each stage.")
     return {f"blocks[{i}]": n for i, n in enumerate(blocks)}

@@ -19,17 +19,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """Make the model called ``name``, with the options of its own function.
+    """Make a model by name, with its function's options.
 
     Args:
       name: a key of `MODELS`.
-      **options: what the function of that name takes.
+      **options: options of the function.
 
     Returns:
       A linen module.
 
     Raises:
-      ValueError: for an unknown name (the nearest one is named) or option.
+      ValueError: for an unknown name or option; suggests the closest one.
 
     Example:
       >>> build("small_convnet", num_classes=3).num_classes

@@ -1,6 +1,6 @@
-"""Safetensors files: a length, a table in JSON, and the numbers.
+"""Safetensors files: a length, a JSON table, and the data.
 
-The format is that of https://huggingface.co/docs/safetensors; nothing in it can be run.
+See https://huggingface.co/docs/safetensors for the format; it contains nothing executable.
 """
 
 import json
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def is_safetensors(source: FileBytes) -> bool:
-    """Whether a file begins as one of safetensors does."""
+    """Whether a file starts like a safetensors file."""
     head = source.read(0, min(source.size, 9))
     return len(head) == 9 and head[8:] == b"{" and head[5:8] == bytes(3)
 
@@ -41,11 +41,11 @@ def read_safetensors(source: FileBytes) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name.
 
     Raises:
-      ValueError: if the table is torn, or does not account for every byte exactly once.
+      ValueError: if the table is truncated, or does not account for every byte exactly once.
     """
     length = int.from_bytes(source.read(0, 8), "little")
     if length > _MAX_TABLE:
-        raise ValueError(f"a safetensors table of {length} bytes; at most {_MAX_TABLE} are read")
+        raise ValueError(f"a safetensors table of {length} bytes exceeds the limit of {_MAX_TABLE}")
     if 8 + length > source.size:
         raise ValueError("a safetensors file that ends too early; download it again")
     begin = 8 + length
@@ -100,5 +100,5 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("duplicate name")
     return found

@@ -23,7 +23,7 @@ class SmallConvNet(nn.Module):
       features: channels of the convolutions; each halves the image.
       hidden: units of the hidden layer.
       activation: a name ("relu", "swish", "softplus", ...) or a function.
-      mean: per-channel mean that is subtracted from the images, or None (with ``std=None``).
+      mean: per-channel mean to subtract from the images, or None (with ``std=None``).
       std: per-channel divisor, or None.
       dtype: dtype of the computation; None is the common dtype of images and parameters. Logits
         are at least float32.
@@ -43,7 +43,7 @@ class SmallConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
-        """Map images (B, H, W, C) in [0, 1] to logits (B, K); ``train`` changes nothing."""
+        """Map images (B, H, W, C) in [0, 1] to logits (B, K); ``train`` has no effect."""
         del train
         smallest = 2 ** len(self.features)
         if min(images.shape[1:3]) < smallest:
@@ -73,13 +73,13 @@ class SmallConvNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """Fully connected network on flattened images; smooth where its activation is.
+    """Fully connected network on flattened images; as smooth as its activation.
 
     Attributes:
       num_classes: K.
       hidden: units of each hidden layer; () is a linear model.
       activation: "swish", "tanh", "softplus", "relu", ... or a function.
-      mean: per-channel mean that is subtracted from the images, or None (with ``std=None``).
+      mean: per-channel mean to subtract from the images, or None (with ``std=None``).
       std: per-channel divisor, or None.
       dtype: dtype of the computation; None is the common dtype of images and parameters. Logits
         are at least float32.
@@ -96,7 +96,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
-        """Map images (B, H, W, C) in [0, 1] to logits (B, K); ``train`` changes nothing."""
+        """Map images (B, H, W, C) in [0, 1] to logits (B, K); ``train`` has no effect."""
         del train
         act = activation_fn(self.activation)
         x = normalize(images, self.mean, self.std)
@@ -126,24 +126,24 @@ def small_convnet(
     param_dtype: Any = jnp.float32,
     gradients: Gradients = "auto",
 ) -> SmallConvNet:
-    """A convolutional network that trains in seconds on 8x8 or 28x28 images of any channels.
+    """A convolutional network that trains in seconds on 8x8 or 28x28 images with any channels.
 
     Args:
       num_classes: K.
       features: see `SmallConvNet`.
-      hidden: likewise.
-      activation: likewise.
-      mean: likewise.
-      std: likewise.
-      dtype: likewise.
-      param_dtype: likewise.
-      gradients: likewise.
+      hidden: see `SmallConvNet`.
+      activation: see `SmallConvNet`.
+      mean: see `SmallConvNet`.
+      std: see `SmallConvNet`.
+      dtype: see `SmallConvNet`.
+      param_dtype: see `SmallConvNet`.
+      gradients: see `SmallConvNet`.
 
     Returns:
       A linen module: ``module.apply(variables, images, train=False)`` gives logits (B, K).
 
     Raises:
-      ValueError: for sizes that are not positive or an unknown activation.
+      ValueError: for non-positive sizes or an unknown activation.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -182,17 +182,17 @@ def mlp(
     Args:
       num_classes: K.
       hidden: see `MLP`.
-      activation: likewise.
-      mean: likewise.
-      std: likewise.
-      dtype: likewise.
-      param_dtype: likewise.
+      activation: see `MLP`.
+      mean: see `MLP`.
+      std: see `MLP`.
+      dtype: see `MLP`.
+      param_dtype: see `MLP`.
 
     Returns:
       A linen module: ``module.apply(variables, images, train=False)`` gives logits (B, K).
 
     Raises:
-      ValueError: for sizes that are not positive or an unknown activation.
+      ValueError: for non-positive sizes or an unknown activation.
 
     Example:
       >>> import jax, jax.numpy as jnp

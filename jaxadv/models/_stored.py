@@ -1,6 +1,6 @@
-"""Tensors that lie in files: their shapes are known at once, their numbers are read when asked for.
+"""Tensors in files: shapes are known immediately, data are read on demand.
 
-So a file can be compared with the module first, and what does not fit is never read.
+A file can thus be compared with the module first, and mismatched tensors are never read.
 """
 
 import functools
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 _CHUNK = 1 << 20
-_SPREAD = 1 << 24  # bytes that a view may skip, beyond three times its own
-_EXPANDED = 1 << 20  # bytes that an expanded tensor may have
+_SPREAD = 1 << 24  # bytes a view may skip, beyond three times its own size
+_EXPANDED = 1 << 20  # maximum bytes of an expanded tensor
 
 
 @functools.cache
 def dtypes() -> dict[str, np.dtype]:
-    """The number types by their names in PyTorch."""
+    """NumPy dtypes by PyTorch name."""
     plain = "float64 float32 float16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool"
     found = {name: np.dtype(name) for name in (*plain.split(), "complex64", "complex128")}
     floats = "bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"
@@ -30,13 +30,13 @@ def dtypes() -> dict[str, np.dtype]:
 
 
 class FileBytes:
-    """Parts of a file, read when asked for.
+    """Parts of a file, read on demand.
 
     Args:
-      path: of a regular file.
+      path: path of a regular file.
 
     Attributes:
-      size: in bytes.
+      size: size in bytes.
 
     Raises:
       OSError: if it cannot be read.
@@ -48,14 +48,14 @@ class FileBytes:
         status = os.stat(self.path)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise ValueError("not a regular file")
-        with open(self.path, "rb") as file:  # says in its own words that a folder is none
+        with open(self.path, "rb") as file:  # raises its own error for a folder
             status = os.fstat(file.fileno())
         self._state, self.size = _state(status), status.st_size
 
     def read(self, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``."""
         if start < 0 or length < 0 or start + length > self.size:
-            raise ValueError("the file ends too early; it is torn, download it again")
+            raise ValueError("the file is truncated; download it again")
         with open(self.path, "rb") as file:
             if _state(os.fstat(file.fileno())) != self._state:
                 raise ValueError("the file changed while it was read")
@@ -66,7 +66,7 @@ class FileBytes:
         return raw
 
     def crc32(self, start: int, length: int) -> int:
-        """Checksum of a part, in little memory."""
+        """Checksum of a part, computed in little memory."""
         crc = 0
         for at in range(start, start + length, _CHUNK):
             crc = zlib.crc32(self.read(at, min(_CHUNK, start + length - at)), crc)
@@ -78,15 +78,15 @@ def _state(status: os.stat_result) -> tuple:
 
 
 class Storage:
-    """A flat buffer of a file, or a part of one.
+    """A flat buffer in a file, or part of one.
 
     Args:
-      name: what to call it in errors.
-      dtype: of its numbers, or None if NumPy has no such type.
-      size: how many.
+      name: name for error messages.
+      dtype: dtype, or None if NumPy lacks it.
+      size: number of elements.
 
     Attributes:
-      read: ``read(start, length)`` gives bytes of it; set when it is found in the file.
+      read: ``read(start, length)`` returns bytes; set once the buffer is found in the file.
     """
 
     __slots__ = ("_base", "_begin", "dtype", "name", "read", "size")
@@ -98,7 +98,7 @@ class Storage:
         self._begin = 0
 
     def part(self, dtype: np.dtype | None, begin: int, size: int) -> "Storage":
-        """``size`` numbers of another type, from byte ``begin``."""
+        """A view of ``size`` elements of another dtype, from byte ``begin``."""
         part = Storage(self.name, dtype, size)
         part._base, part._begin = self, begin
         if begin < 0 or size < 0 or begin + part.nbytes > self.nbytes:
@@ -116,19 +116,19 @@ class Storage:
             return self._base.bytes(self._begin + start, length)
         if self.read is None:
             raise ValueError(
-                f"storage {self.name} is not in the file; it is torn, download it again"
+                f"storage {self.name} is missing; the file is truncated, download it again"
             )
         return self.read(start, length)
 
 
 class Tensor:
-    """A tensor of a file, not read yet.
+    """A tensor in a file, not read yet.
 
     Attributes:
-      storage: where its numbers are, of the tensor's own type.
-      offset: of its first number in the storage.
+      storage: its storage, of the tensor's own dtype.
+      offset: index of its first element in the storage.
       shape: its shape.
-      strides: in numbers, one per axis.
+      strides: in elements, one per axis.
       big_endian: byte order of the file.
     """
 
@@ -147,12 +147,12 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype | None:
-        """Of its numbers, or None if NumPy has no such type."""
+        """Its dtype, or None if NumPy lacks it."""
         return self.storage.dtype
 
     @property
     def problem(self) -> str | None:
-        """Why it can't be read, as far as its description shows."""
+        """Why it can't be read, judging by its metadata."""
         if self.storage.dtype is None:
             return "its numbers are of a type that is not supported; save it as float32"
         if self.storage.dtype.kind == "c":
@@ -169,7 +169,7 @@ class Tensor:
         return None
 
     def numpy(self) -> np.ndarray:
-        """Reads it; compare ``shape`` first, since what is read is as large as that."""
+        """Reads the data; check ``shape`` first, since that determines the size."""
         if self.problem:
             raise ValueError(f"a tensor of shape {self.shape}: {self.problem}")
         dtype: Any = self.storage.dtype
@@ -183,16 +183,16 @@ class Tensor:
         return np.array(words, words.dtype.newbyteorder("="), order="C").view(dtype)
 
     def _end(self) -> int:
-        """One behind its last number."""
+        """One past its last element."""
         steps = zip(self.shape, self.strides, strict=True)
         return 1 + self.offset + sum((n - 1) * stride for n, stride in steps)
 
 
 class Unreadable:
-    """A tensor of a kind that can't be read; an error only where it is needed.
+    """A tensor of an unsupported kind; an error only if it is needed.
 
     Attributes:
-      problem: why.
+      problem: the reason.
       shape: None, for unknown.
     """
 
@@ -203,22 +203,22 @@ class Unreadable:
         self.problem = problem
 
     def numpy(self) -> np.ndarray:
-        """Raises the ValueError that says why."""
+        """Raises a ValueError with the reason."""
         raise ValueError(self.problem)
 
     def build(self, state: Any) -> None:
-        """Takes what `__setstate__` would."""
+        """Receives the argument of `__setstate__`."""
 
 
 def tensor_of(
     storage: Any, offset: Any, shape: Any, strides: Any, big_endian: bool = False
 ) -> Tensor:
-    """A `Tensor`, after checks of what the file says about it."""
+    """Creates a `Tensor` after checking its metadata."""
     numbers: list[Any] = [None]
     if type(shape) is type(strides) is tuple:
         numbers = [offset, *shape, *strides]
     if type(storage) is not Storage or any(type(n) is not int for n in numbers):
-        raise ValueError("a tensor of the file is none; the file is damaged, download it again")
+        raise ValueError("a tensor in the file is invalid; the file is damaged, download it again")
     if len(shape) != len(strides) or len(shape) > 64 or min(numbers) < 0 or max(numbers) >> 62:
-        raise ValueError("a tensor of the file has an impossible shape; the file is damaged")
+        raise ValueError("a tensor in the file has an impossible shape; the file is damaged")
     return Tensor(storage, offset, shape, strides, big_endian)

@@ -1,7 +1,7 @@
 """Weights of PreActResNet and WideResNet from PyTorch state dicts, and back.
 
-The names are those of the AWP code and of RobustBench; kernels are (O, C, kh, kw) there and
-(kh, kw, C, O) here, the weight of the linear layer (K, F) there and (F, K) here.
+The names are those of the AWP code and of RobustBench; kernels are (O, C, kh, kw) in PyTorch and
+(kh, kw, C, O) here, the weight of the linear layer (K, F) in PyTorch and (F, K) here.
 """
 
 import difflib
@@ -25,9 +25,9 @@ from ._torch_file import read_torch_file, write_torch_file
 from ._wide_resnet import WideResNet
 
 _MAX_PROBLEMS, _MAX_UNUSED = 20, 100  # shown
-_MAX_SCALES = 16  # tensors called mean or std that are compared with the module's
+_MAX_SCALES = 16  # tensors named mean or std to compare with the module's
 _MAX_CHANNELS = 64
-_MAX_COMPARED = 20_000  # pairs of names, for hints
+_MAX_COMPARED = 20_000  # pairs of names to compare for hints
 _MEAN, _STD = ("mean", "mu"), ("std", "sigma")
 
 
@@ -47,28 +47,28 @@ def load_torch(
     ignore: tuple[str, ...] = (),
     dtype: Any = np.float32,
 ) -> dict[str, Any]:
-    """Read the weights of a checkpoint; PyTorch is not needed and no code is run.
+    """Load the weights of a checkpoint without PyTorch and without running code.
 
-    All dictionaries of the file are searched, nested ones too, for one that has all tensors of
-    ``module``: "state_dict", "model", "state_dict_ema", "params", or whatever it is called. If
-    several have, the trained weights are taken before averaged ones ("ema" and the like), with a
-    warning that names the others; where their names say nothing, ``entry`` must. Wrapper prefixes
+    All dictionaries in the file, including nested ones, are searched for one with all tensors of
+    ``module``: "state_dict", "model", "state_dict_ema", "params", or any other name. If several
+    match, trained weights take precedence over averaged ones ("ema" and the like), with a warning
+    that names the others; if the names are inconclusive, ``entry`` is required. Wrapper prefixes
     ("module.", "model.", "0.", ...) are stripped, and both spellings of shortcuts ("shortcut.0",
-    "convShortcut") and of the last layers are known. What lies beside the weights is not used and
-    may be anything that ``torch.load(weights_only=True)`` reads.
+    "convShortcut") and of the last layers are recognized. Other content is ignored and may be
+    anything that ``torch.load(weights_only=True)`` reads.
 
-    A file does not say how images were normalized: ``module.mean`` and ``module.std`` are taken as
-    they are, which are CIFAR-10's unless you chose others. For a network that takes images in
-    [0, 1] as they are, as most published ones do, make the module with ``mean=None, std=None``.
-    A wrong choice gives wrong accuracies, not an error.
+    A file does not record image normalization: ``module.mean`` and ``module.std`` are used as is,
+    by default CIFAR-10's. For a network that takes raw images in [0, 1], like most published ones,
+    create the module with ``mean=None, std=None``. A wrong choice gives wrong accuracies, not an
+    error.
 
     Args:
-      path: a file written by ``torch.save`` (any version) or ``np.savez``, or of safetensors; the
-        content tells which.
-      module: what the weights are for: a `PreActResNet` or a `WideResNet`.
-      entry: the dictionary to take or to search in, by its name or dotted path ("model_ema",
+      path: a file written by ``torch.save`` (any version) or ``np.savez``, or a safetensors file;
+        detected from its content.
+      module: the network: a `PreActResNet` or a `WideResNet`.
+      entry: the dictionary to use or search, by name or dotted path ("model_ema",
         "checkpoint.ema").
-      ignore: names in the file, or their beginnings, that are not wanted.
+      ignore: names or name prefixes in the file to skip.
       dtype: dtype of the variables; float64 needs ``jax.enable_x64``.
 
     Returns:
@@ -77,8 +77,8 @@ def load_torch(
     Raises:
       ValueError: if the file is truncated, contains anything but data, expands beyond what weights
         need, or does not match ``module``; the first missing, unexpected and misshapen names are
-        listed. Also if several entries fit and none is the usual one, or the file's own
-        normalization is not that of ``module``. The file is named.
+        listed. Also if several entries match and none has a usual name, or the file's own
+        normalization differs from ``module``'s. The message names the file.
       OSError: if it cannot be read.
 
     Example:
@@ -111,19 +111,19 @@ def from_torch_state_dict(
     ignore: tuple[str, ...] = (),
     dtype: Any = np.float32,
 ) -> dict[str, Any]:
-    """Flax variables from a state dict that is in memory.
+    """Convert an in-memory state dict to Flax variables.
 
     Args:
-      state_dict: arrays (or tensors that NumPy can read) by their PyTorch names.
-      module: as for `load_torch`.
-      ignore: as for `load_torch`.
-      dtype: as for `load_torch`.
+      state_dict: arrays (or tensors that NumPy can read) by PyTorch name.
+      module: see `load_torch`.
+      ignore: see `load_torch`.
+      dtype: see `load_torch`.
 
     Returns:
       ``{"params": ..., "batch_stats": ...}`` for ``module.apply``.
 
     Raises:
-      ValueError: as `load_torch`.
+      ValueError: see `load_torch`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -164,11 +164,11 @@ def _convert(
         shown = problems[:_MAX_PROBLEMS]
         more = [] if len(problems) == len(shown) else [f"and {len(problems) - len(shown)} more"]
         raise ValueError(
-            f"the weights do not fit {type(module).__name__}"
+            f"the weights do not match {type(module).__name__}"
             f" ({_describe(module)}); {len(problems)} problems:\n  " + "\n  ".join(shown + more)
         )
     if unused:
-        # RobustBench's WRN-34-10 files carry a copy of the first stage that forward never calls.
+        # RobustBench's WRN-34-10 files contain a copy of the first stage that forward never calls.
         warnings.warn(
             f"ignored {len(unused)} tensors of the unused stage sub_block1: "
             + ", ".join([name for name in extra if name in unused][:_MAX_UNUSED]),
@@ -189,7 +189,7 @@ def _misfits(
     wanted: Mapping[str, tuple[int, ...]],
     extra: list[str],
 ) -> list[str]:
-    """What is missing, unexpected or of another shape; nothing is read for it."""
+    """Missing, unexpected and misshapen tensors, without reading data."""
     missing = [name for name in wanted if name not in given]
     near = extra if len(missing) * len(extra) <= _MAX_COMPARED else []
     problems = [f"missing: {name}{_nearest(name, near)}" for name in missing]
@@ -198,25 +198,25 @@ def _misfits(
         value = state_dict[raw]
         problem = getattr(value, "problem", None)
         if not isinstance(value, Unreadable) and _shape(value) != wanted[name]:
-            problems.append(f"shape: {_shown(raw)} has {_shape(value)}; {wanted[name]} wanted")
+            problems.append(f"shape: {_shown(raw)} has {_shape(value)}; expected {wanted[name]}")
         elif problem or "complex" in str(getattr(value, "dtype", "")):
             problems.append(f"{_shown(raw)}: {problem or 'its numbers are complex'}")
     return problems
 
 
 def to_torch_state_dict(module: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state dict that the PyTorch definition of ``module`` loads, strictly.
+    """The state dict for the PyTorch definition of ``module``, loadable with ``strict=True``.
 
     Args:
       module: a `PreActResNet` or a `WideResNet`.
       variables: its variables, with "params" and "batch_stats".
 
     Returns:
-      Arrays by name, in PyTorch's order and layout and with the dtype of the variables;
-      BatchNorm's counter ``num_batches_tracked``, which Flax does not keep, is 0.
+      Arrays by name, in PyTorch's order and layout with the dtype of the variables; BatchNorm's
+      counter ``num_batches_tracked``, which Flax lacks, is 0.
 
     Raises:
-      ValueError: if ``variables`` are not those of ``module``.
+      ValueError: if ``variables`` do not match ``module``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -239,7 +239,7 @@ def to_torch_state_dict(module: nn.Module, variables: Mapping[str, Any]) -> dict
     )
     if wrong:
         raise ValueError(
-            f"variables are not those of {type(module).__name__} ({_describe(module)}); missing, "
+            f"variables do not match {type(module).__name__} ({_describe(module)}); missing, "
             f"unexpected or of another shape: {', '.join(wrong)}."
         )
     out: dict[str, np.ndarray] = {}
@@ -254,15 +254,15 @@ def to_torch_state_dict(module: nn.Module, variables: Mapping[str, Any]) -> dict
 def save_torch(
     path: str | os.PathLike[str], module: nn.Module, variables: Mapping[str, Any]
 ) -> None:
-    """Write a state dict that ``torch.load(path, weights_only=True)`` reads; `load_torch` too.
+    """Write a state dict readable by ``torch.load(path, weights_only=True)`` and `load_torch`.
 
     Args:
-      path: where to write; the file appears only when it is complete.
+      path: output path; the file appears only once complete.
       module: a `PreActResNet` or a `WideResNet`.
       variables: its variables.
 
     Raises:
-      ValueError: if ``variables`` are not those of ``module``.
+      ValueError: if ``variables`` do not match ``module``.
 
     Example:
       See `load_torch`, which reads such a file back:
@@ -293,7 +293,7 @@ def _check_module(module: nn.Module) -> None:
 
 
 class _Target(NamedTuple):
-    """Where a tensor of PyTorch goes: its path, the axes to permute, and its shape there."""
+    """The destination of a PyTorch tensor: its path, the axes to permute, and its shape."""
 
     path: tuple[str, ...]
     axes: tuple[int, ...] | None
@@ -301,7 +301,7 @@ class _Target(NamedTuple):
 
 
 def _torch_layout(module: nn.Module) -> dict[str, _Target]:
-    """All tensors by their names in PyTorch."""
+    """All tensors by PyTorch name."""
     flat, layout = _shapes(module), {}
     for name, path, axes in _layout(module, flat):
         shape = tuple(flat[path].shape)
@@ -360,7 +360,7 @@ def _layout(module: nn.Module, flat: Mapping[tuple[str, ...], Any]) -> Iterator[
 
 
 def _is_normalization(name: str, value: Any, module: Any) -> bool:
-    """Whether a tensor is a wrapper's mean or std; it must then be that of the module."""
+    """Whether a tensor is a wrapper's mean or std, which must then match the module's."""
     if isinstance(value, Unreadable) or math.prod(_shape(value)) > _MAX_CHANNELS:
         return False
     is_mean = name.split(".")[-1] in _MEAN
@@ -371,7 +371,7 @@ def _is_normalization(name: str, value: Any, module: Any) -> bool:
     if values.shape != theirs.shape or not np.allclose(values, theirs, atol=1e-6, rtol=1e-5):
         raise ValueError(
             f"{_shown(name)} in the file is {tuple(theirs.tolist())}, but module.{option} is {ours}"
-            f"; make the module with {option}={tuple(theirs.round(6).tolist())}, or pass "
+            f"; create the module with {option}={tuple(theirs.round(6).tolist())}, or pass "
             f"ignore=({_shown(name)!r},)."
         )
     return True

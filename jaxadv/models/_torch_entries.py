@@ -1,4 +1,4 @@
-"""Which tensors of a file are the weights of a network: their container, prefix and spelling."""
+"""Finds a network's weights among the tensors of a file: container, prefix and spelling."""
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ _MAX_CONTAINERS = 20_000
 _MAX_DEPTH = 5
 _MAX_PREFIX = 8  # dots
 _MAX_NAME = 500
-# What the top level and its entries are usually called, and in which order they are taken.
+# Usual names of the top level and its entries, in order of precedence.
 _TRAINED = (
     "", "state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights",
     "params", "parameters", "net_state_dict", "model_weights", "backbone", "classifier", "module",
@@ -27,11 +27,11 @@ _LAST = (("linear.", "fc."), ("bn.", "bn1."))
 
 
 class Match(NamedTuple):
-    """The names of a network in a container.
+    """A network's names in a container.
 
     Attributes:
-      prefix: what stands before them.
-      given: the container's name for each of the network's.
+      prefix: common prefix of the names.
+      given: the container's name for each of the network's names.
     """
 
     prefix: str
@@ -42,7 +42,7 @@ class _Candidate(NamedTuple):
     path: str
     tensors: Mapping[str, Any]
     match: Match
-    fitting: int  # tensors that also have the wanted shape
+    fitting: int  # tensors that also have the expected shape
 
 
 def find_weights(
@@ -51,24 +51,24 @@ def find_weights(
     entry: str | None,
     ignore: tuple[str, ...] = (),
 ) -> Mapping[str, Any]:
-    """The container of a file that has the wanted tensors.
+    """Finds the container with the expected tensors.
 
-    All containers are searched, whatever they are called. The one that has every wanted name and
-    shape is taken. Where several have, the usual names decide, trained weights before averaged
-    ones, and a warning names the others; where those say nothing, none is guessed.
+    Searches all containers, whatever their names, for every expected name and shape. If several
+    match, the usual names decide, trained weights before averaged ones, and a warning names the
+    others; if the names are inconclusive, it does not guess.
 
     Args:
-      content: of the file.
-      wanted: shapes of the network's tensors by name.
-      entry: name or dotted path of the container to take, or to search in.
-      ignore: names, or their beginnings, that are not wanted.
+      content: content of the file.
+      wanted: expected shapes of the network's tensors by name.
+      entry: name or dotted path of the container to use or search.
+      ignore: names or name prefixes to skip.
 
     Returns:
       Its tensors by name.
 
     Raises:
-      ValueError: if nothing has tensors, there is no such entry, or several containers fit and
-        their names don't tell which is meant.
+      ValueError: if there are no tensors or no such entry, or several containers match and their
+        names are inconclusive.
     """
     spelled = spellings(wanted)
     candidates, paths = [], []
@@ -85,7 +85,7 @@ def find_weights(
     if not candidates:
         known = ", ".join(map(_quoted, paths[:10]))
         problem = (
-            f"no entry {entry!r} with tensors; they are in {known}" if paths else "no tensors in it"
+            f"no entry {entry!r} with tensors; available: {known}" if paths else "no tensors in it"
         )
         raise ValueError(f"the file has {problem}")
     fitting = [found for found in candidates if found.fitting == len(wanted)]
@@ -96,25 +96,25 @@ def find_weights(
 
 
 def _choose(rivals: list[_Candidate]) -> _Candidate:
-    """The first of several sets of weights by their usual names, aloud; else none."""
+    """Chooses among several sets of weights by their usual names, with a warning; else None."""
     names = ", ".join(_quoted(found.path) for found in rivals[:10])
     first, second = rivals[:2]
     remedy = f"entry={second.path!r} (--entry={second.path})"
     if _usual(first) == _usual(second):
         raise ValueError(
-            f"the file has {len(rivals)} sets of weights that fit, {names}; choose one, say with "
-            + remedy
+            f"the file has {len(rivals)} matching sets of weights, {names}; choose one, for "
+            f"example with {remedy}"
         )
     warnings.warn(
-        f"the file has {len(rivals)} sets of weights that fit, {names}; {_quoted(first.path)} is "
-        f"read, {remedy} reads the next",
+        f"the file has {len(rivals)} matching sets of weights, {names}; using "
+        f"{_quoted(first.path)}, pass {remedy} for the next",
         stacklevel=4,
     )
     return first
 
 
 def _usual(found: _Candidate) -> tuple[int, int]:
-    """Trained weights before averaged ones, each by their usual names, before all others."""
+    """Trained weights before averaged ones, by their usual names, before all others."""
     parts = found.path.split(".")
     averaged = [_AVERAGED.index(part) for part in parts if part in _AVERAGED]
     if averaged:
@@ -142,7 +142,7 @@ def _same(tensor: Any) -> Any:
 
 
 def _containers(content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All dictionaries with tensors, with their paths; each once."""
+    """All dictionaries with tensors and their paths, without duplicates."""
     queue: list[tuple[tuple[str, ...], Any]] = [((), content)]
     seen: set[int] = set()
     for path, value in queue:
@@ -172,7 +172,7 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 
 
 def spellings(wanted: Iterable[str]) -> dict[str, str]:
-    """The wanted name for every spelling of it that occurs in public files."""
+    """The expected name for every spelling found in public files."""
     wanted = list(wanted)
     others = {spelling: name for name in wanted for spelling in _spellings(name)}
     return others | {name: name for name in wanted}
@@ -190,10 +190,10 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def match(names: Collection[str], spelled: Mapping[str, str]) -> Match:
-    """The wrapper prefix under which most wanted names are.
+    """The wrapper prefix of most expected names.
 
     Raises:
-      ValueError: if all are there under several, or there are far too many names.
+      ValueError: if several prefixes have all names, or there are far too many names.
     """
     if len(names) > _MAX_TENSORS:
         raise ValueError(
@@ -213,7 +213,7 @@ def match(names: Collection[str], spelled: Mapping[str, str]) -> Match:
     winners = sorted((p for p, given in found.items() if len(given) == most), key=len)
     if most == len(set(spelled.values())) and len(winners) > 1:
         raise ValueError(
-            f"the file holds several networks that fit, under {', '.join(map(repr, winners[:10]))}"
-            "; exclude all but one with ignore=(...)."
+            "the file contains several matching networks, under "
+            f"{', '.join(map(repr, winners[:10]))}; exclude all but one with ignore=(...)."
         )
     return Match(winners[0], found[winners[0]])

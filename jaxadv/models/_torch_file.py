@@ -1,9 +1,9 @@
-"""Read and write what ``torch.save`` writes, without PyTorch and without running a pickle.
+"""Read and write ``torch.save`` files without PyTorch and without executing pickles.
 
 A PyTorch file is a pickle of containers whose tensors are references into separate raw storages:
 a zip archive (``data.pkl`` and ``data/0``, ``data/1``, ...) since PyTorch 1.6, before that five
-pickles followed by the storages. The pickle is interpreted as data; what it refers to is read when
-it was compared with the module.
+pickles followed by the storages. The pickle is interpreted as data; storages are read only after
+comparison with the module.
 """
 
 import math
@@ -27,24 +27,24 @@ from ._zip_file import Archive
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MAX_PICKLE = 1 << 24  # bytes; that of a checkpoint with its optimizer has some 100,000
+_MAX_PICKLE = 1 << 24  # bytes; a checkpoint with its optimizer has about 100,000
 
 _UNKNOWN = "an unknown reference; save the file again with a newer PyTorch."
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> Any:
-    """The containers of a file of weights, with a `Tensor` for every tensor.
+    """Reads the containers of a weights file, with a `Tensor` for every tensor.
 
     Args:
       path: a file written by ``torch.save``, in the zip or the older format, by ``np.savez``, or a
-        safetensors file; the content tells which.
+        safetensors file; detected from its content.
 
     Returns:
-      What was saved: usually a dictionary.
+      The saved object, usually a dictionary.
 
     Raises:
-      ValueError: if the file is truncated, is none of these, needs code to be run or makes more of
-        itself than weights do. The file is named.
+      ValueError: if the file is truncated, is none of these, needs to run code or expands beyond
+        what weights need. The message names the file.
       OSError: if it cannot be read.
     """
     path = pathlib.Path(path).expanduser()
@@ -64,18 +64,18 @@ def _read(source: FileBytes) -> Any:
     if is_safetensors(source):
         return read_safetensors(source)
     if source.path.suffix == ".safetensors":
-        raise ValueError("not a safetensors file, or torn; download it again")
+        raise ValueError("not a safetensors file, or truncated; download it again")
     return _read_legacy(source)
 
 
 class _References:
-    """The storages that a pickle refers to."""
+    """The storages referenced by a pickle."""
 
     def __init__(self) -> None:
         self.found: dict[str, Storage] = {}
 
     def load(self, reference: Any) -> Storage:
-        """A storage, or a part of one, from its persistent identifier."""
+        """Resolves a persistent identifier to a storage, or part of one."""
         if type(reference) is not tuple or len(reference) not in (5, 6):
             raise ValueError(_UNKNOWN)
         kind, dtype, key, _location, size, *view = reference
@@ -107,7 +107,9 @@ def _read_zip(archive: Archive) -> Any:
     if root + "constants.pkl" in archive.names:
         raise ValueError("a TorchScript program; save model.state_dict() instead.")
     if any(archive.is_compressed(name) for name in archive.names):
-        raise ValueError("its members are compressed, which torch.save never does; save it again.")
+        raise ValueError(
+            "its members are compressed, but torch.save never compresses; save it again."
+        )
     order = b"little"
     if root + "byteorder" in archive.names:
         order = archive.read(root + "byteorder", 16)
@@ -146,14 +148,16 @@ def _read_legacy(source: FileBytes) -> Any:
         magic, protocol, system = pickles.load(), pickles.load(), pickles.load()
     except ValueError as error:
         refused = "the file refers to" in str(error)
-        hint = str(error) if refused else f"not a file written by torch.save, or torn ({error})."
+        hint = (
+            str(error) if refused else f"not a file written by torch.save, or truncated ({error})."
+        )
         raise ValueError(hint) from error
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or type(system) is not dict:
         raise ValueError("not a file written by torch.save.")
     names.big_endian = not system.get("little_endian", True)
     content, keys = pickles.load(), pickles.load()
     if type(keys) is not list or len(keys) != len(references.found):
-        raise ValueError("its storages are not those of its tensors; the file is damaged.")
+        raise ValueError("its storages do not match its tensors; the file is damaged.")
     at, order = pickles.position, "big" if names.big_endian else "little"
     for key in keys:
         storage = references.found.get(str(key)) if type(key) in (str, int) else None
@@ -170,23 +174,23 @@ def _read_legacy(source: FileBytes) -> Any:
 
 
 def write_torch_file(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a state dict that ``torch.load(path, weights_only=True)`` reads.
+    """Write a state dict readable by ``torch.load(path, weights_only=True)``.
 
-    The file appears under its name only when it is complete and on the disk.
+    The file appears under its name only once it is complete and on disk.
 
     Args:
-      path: where to write.
+      path: output path.
       arrays: the tensors by name; float16, bfloat16, float32, float64, integers or bool.
 
     Raises:
       ValueError: for an array of another dtype.
-      OSError: if the disk is full or read-only; a file that was there before is kept.
+      OSError: if the disk is full or read-only; an existing file is kept.
     """
     names = {dtypes()[dtype]: name for name, dtype in reversed(STORAGES.items())}
     for name, array in arrays.items():
         dtype = np.asarray(array).dtype
         if dtype not in names or dtype.kind == "c":
-            raise ValueError(f"{name} is {dtype}, which PyTorch has no type for.")
+            raise ValueError(f"{name} is {dtype}, which PyTorch does not support.")
     flat = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     body = b"".join(
         _text(name) + _tensor_opcodes(str(i), names[array.dtype], array.shape)
@@ -210,7 +214,7 @@ _EMPTY = b"ccollections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
 
 
 def _member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    # A fixed date, so that equal weights give equal files.
+    # A fixed date, so that equal weights produce equal files.
     archive.writestr(zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0)), data)
 
 

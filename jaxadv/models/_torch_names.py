@@ -1,8 +1,8 @@
-"""What the names in PyTorch's pickles stand for.
+"""Resolves the names in PyTorch's pickles.
 
-They are those that ``torch.load(weights_only=True)`` knows, ``argparse.Namespace``, NumPy's
-scalars and arrays, and a few containers. Tensors become `Tensor`, or `Unreadable` where they have
-no plain numbers; all else is inert.
+Supported are the names that ``torch.load(weights_only=True)`` accepts, ``argparse.Namespace``,
+NumPy scalars and arrays, and a few containers. Tensors become `Tensor`, or `Unreadable` if they
+have no plain numbers; everything else is inert.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 from ..inert_pickle import Inert, Name, ordered_dict
 from ._stored import Storage, Tensor, Unreadable, dtypes, tensor_of
 
-# The storages of torch.save, and the type of their numbers.
+# The storages of torch.save and their dtypes.
 STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -65,7 +65,7 @@ _PYTHON2 = {"__builtin__": "builtins"}
 
 
 class TypeName(Name):
-    """The name of a number type or of a storage."""
+    """The name of a dtype or storage."""
 
     __slots__ = ("dtype",)
 
@@ -75,7 +75,7 @@ class TypeName(Name):
 
 
 class Names:
-    """Finds what names stand for.
+    """Resolves names.
 
     Args:
       big_endian: byte order of the file.
@@ -104,10 +104,10 @@ class Names:
         self._known: dict[str, Name] = {}
 
     def find(self, module: str, name: str) -> Name:
-        """The `Name` for what a pickle refers to.
+        """The `Name` for a name in a pickle.
 
         Raises:
-          ValueError: if weights have no need of it.
+          ValueError: if weights do not need it.
         """
         full = f"{_PYTHON2.get(module, module)}.{name}"
         if full not in self._known:
@@ -128,13 +128,13 @@ class Names:
             return Name(full, lambda *_: Inert(full))
         shown = full if len(full) <= 100 else full[:100] + "..."
         raise ValueError(
-            f"the file refers to {shown if shown.isprintable() else ascii(shown)}, which a file of "
-            "weights does not need; refused. If you trust it, open it with PyTorch and save "
+            f"the file refers to {shown if shown.isprintable() else ascii(shown)}, which a weights "
+            "file does not need; rejected. If you trust it, open it with PyTorch and save "
             "model.state_dict() alone."
         )
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
-        # After requires_grad and hooks: what the numbers in the storage are still to be turned to.
+        # After requires_grad and hooks: operations pending on the stored numbers.
         if len(rest) > 2 and rest[2]:
             return _unreadable("a conjugated or negated")
         return tensor_of(storage, offset, shape, strides, self.big_endian)
@@ -142,7 +142,7 @@ class Names:
     def _typed_tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
         grad, hooks, dtype, *more = rest
         if type(dtype) is not TypeName or type(storage) is not Storage:
-            raise ValueError("a tensor of the file has no type; the file is damaged")
+            raise ValueError("a tensor in the file has no dtype; the file is damaged")
         item = 1 if dtype.dtype is None else dtype.dtype.itemsize
         storage = storage.part(dtype.dtype, 0, storage.nbytes // item)
         return self._tensor(storage, offset, shape, strides, grad, hooks, *more)
@@ -150,7 +150,7 @@ class Names:
 
 def _size(items: Any = ()) -> tuple:
     if type(items) not in (list, tuple):
-        raise ValueError("a shape of the file is none; the file is damaged")
+        raise ValueError("a shape in the file is invalid; the file is damaged")
     return tuple(items)
 
 
@@ -159,7 +159,7 @@ def _unreadable(kind: str) -> Unreadable:
 
 
 def _of_a_subclass(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """A tensor with attributes of its own, which are dropped."""
+    """A tensor with extra attributes, which are dropped."""
     del kind, state
     known = type(rebuild) is Name and rebuild.name.startswith("torch._utils.")
     if not known or type(arguments) is not tuple:

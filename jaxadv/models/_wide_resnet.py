@@ -30,10 +30,10 @@ class WideResNet(nn.Module):
       num_classes: K.
       depth: number of layers, 6 n + 4 for n blocks per stage.
       widen_factor: the stages have 16, 32 and 64 times as many channels.
-      mean: per-channel mean that is subtracted from the images, or None (with ``std=None``).
+      mean: per-channel mean to subtract from the images, or None (with ``std=None``).
       std: per-channel divisor, or None.
       activation: a name ("relu", "swish", "softplus", ...) or a function.
-      unbiased: running variance as PyTorch keeps it, see `BatchNorm`.
+      unbiased: running variance as in PyTorch, see `BatchNorm`.
       dtype: dtype of the computation (``jnp.bfloat16`` for mixed precision); None is the common
         dtype of images and parameters. Statistics and logits are at least float32.
       param_dtype: dtype of parameters and running statistics.
@@ -99,7 +99,7 @@ def wide_resnet34_10(
 ) -> WideResNet:
     """WideResNet-34-10: 46,160,474 parameters at 10 classes; no dropout.
 
-    Initialized as the TRADES and AWP code does: kernels N(0, 2/(kh kw c_out)), BatchNorm 1 and
+    Initialized as in the TRADES and AWP code: kernels N(0, 2/(kh kw c_out)), BatchNorm 1 and
     0, linear weight U(-1/sqrt(fan_in), 1/sqrt(fan_in)), linear bias 0.
 
     Args:
@@ -107,19 +107,18 @@ def wide_resnet34_10(
       depth: 6 n + 4; 10 makes the smallest network.
       widen_factor: 1 makes a network for small machines.
       mean: see `WideResNet`; the default is CIFAR-10's.
-      std: likewise.
-      activation: likewise.
-      unbiased: likewise.
-      dtype: likewise.
-      param_dtype: likewise.
-      gradients: likewise.
+      std: see `WideResNet`.
+      activation: see `WideResNet`.
+      unbiased: see `WideResNet`.
+      dtype: see `WideResNet`.
+      param_dtype: see `WideResNet`.
+      gradients: see `WideResNet`.
 
     Returns:
-      A linen module, called as that of `preact_resnet18`.
+      A linen module, called like that of `preact_resnet18`.
 
     Raises:
-      ValueError: for sizes that are not positive, a depth that is not 6 n + 4, or an unknown
-        activation.
+      ValueError: for non-positive sizes, a depth that is not 6 n + 4, or an unknown activation.
 
     References:
       Zagoruyko and Komodakis, 2016, "Wide Residual Networks"; architecture and initialization as

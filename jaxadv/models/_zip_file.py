@@ -1,4 +1,4 @@
-"""Zip archives whose members are read in parts, and which can't make more of themselves."""
+"""Zip archives with members read in parts, safe from decompression bombs."""
 
 import io
 import zipfile
@@ -14,7 +14,7 @@ _CHUNK = 1 << 20
 
 
 class _Frugal(io.RawIOBase):
-    """The file, for `zipfile` to find the table of contents in; refuses an enormous one."""
+    """The file as `zipfile` reads its table of contents; rejects an enormous one."""
 
     def __init__(self, source: FileBytes) -> None:
         self._source, self._at, self._left = source, 0, _MAX_DIRECTORY
@@ -52,10 +52,10 @@ class Archive:
       source: the file.
 
     Attributes:
-      names: of the members, in the order of the archive.
+      names: names of the members, in archive order.
 
     Raises:
-      ValueError: if the archive is torn, has far too many members, or two of one name.
+      ValueError: if the archive is truncated, has far too many members, or duplicate names.
     """
 
     def __init__(self, source: FileBytes) -> None:
@@ -63,7 +63,7 @@ class Archive:
         try:
             members = zipfile.ZipFile(_Frugal(source)).infolist()  # pyright: ignore
         except (zipfile.BadZipFile, NotImplementedError, OSError, OverflowError) as error:
-            raise ValueError(f"torn, download it again ({error})") from error
+            raise ValueError(f"truncated, download it again ({error})") from error
         self._members = {member.filename: member for member in members}
         self.names = list(self._members)
         if len(members) > _MAX_MEMBERS or len(self._members) < len(members):
@@ -77,7 +77,7 @@ class Archive:
         self._checked: set[str] = set()
 
     def size(self, name: str) -> int:
-        """Bytes of a member, as the table of contents has it."""
+        """Size of a member in bytes, from the table of contents."""
         return self._members[name].file_size
 
     def is_compressed(self, name: str) -> bool:
@@ -88,7 +88,7 @@ class Archive:
         """A whole member of at most ``limit`` bytes; a compressed one is inflated."""
         size = self.size(name)
         if size > limit:
-            raise ValueError(f"{name} has {size} bytes; at most {limit} are read")
+            raise ValueError(f"{name} has {size} bytes, more than the limit of {limit}")
         if not self.is_compressed(name):
             return self.read_part(name, 0, size)
         raw = self.peek(name, size + 1)
@@ -97,7 +97,7 @@ class Archive:
         return raw
 
     def peek(self, name: str, length: int) -> bytes:
-        """The first bytes of a member, unverified; a compressed one is inflated so far."""
+        """The first bytes of a member, unverified; a compressed one is inflated that far."""
         member, begin = self._members[name], self._begin(name)
         if not self.is_compressed(name):
             return self._source.read(begin, min(length, member.file_size))
@@ -111,14 +111,14 @@ class Archive:
                 if len(raw) >= length or inflate.eof:
                     break
         except zlib.error as error:
-            raise ValueError(f"{name} is torn, download the file again ({error})") from error
+            raise ValueError(f"{name} is truncated, download the file again ({error})") from error
         return bytes(raw)
 
     def read_part(self, name: str, start: int, length: int) -> bytes:
-        """A part of a member that is not compressed; the checksum is that of all of it."""
+        """Part of an uncompressed member; the checksum covers the whole member."""
         member, begin = self._members[name], self._begin(name)
         if self.is_compressed(name) or member.compress_size != member.file_size:
-            raise ValueError(f"{name} is compressed, which torch.save never does")
+            raise ValueError(f"{name} is compressed, but torch.save never compresses")
         if start < 0 or length < 0 or start + length > member.file_size:
             raise ValueError(f"{name} ends too early")
         if name not in self._checked:
@@ -128,7 +128,7 @@ class Archive:
         return self._source.read(begin + start, length)
 
     def _begin(self, name: str) -> int:
-        """Where the bytes of a member begin."""
+        """Offset of a member's data."""
         member: Any = self._members[name]
         header = self._source.read(member.header_offset, _LOCAL_HEADER)
         if header[:4] != b"PK\x03\x04" or member.flag_bits & 1:

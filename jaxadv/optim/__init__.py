@@ -1,4 +1,4 @@
-"""Optimizers: EntropySGD of both orders, the Langevin chain that it is made of, and AWP."""
+"""Optimizers: first- and second-order EntropySGD, its Langevin chain, and AWP."""
 
 from ._awp import awp_perturbation as awp_perturbation
 from ._awp import awp_value_and_grad as awp_value_and_grad

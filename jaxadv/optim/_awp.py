@@ -4,9 +4,9 @@ r"""Adversarial weight perturbation (AWP): the gradient at the worst weights nea
     v_l = \gamma_A \|\theta_l\|\, \frac{g_l}{\|g_l\|}, \quad g = \nabla_\theta L(\theta), \qquad
     \text{gradient used} = \nabla_\theta L(\theta + v)
 
-for every kernel :math:`\theta_l` (Frobenius norms of whole tensors); biases and the scales and
-shifts of BatchNorm are left alone. It is a transformation of ``value_and_grad`` and no optimizer,
-so that any optax optimizer follows it, and the inner loop of EntropySGD too.
+for every kernel :math:`\theta_l` (Frobenius norms of whole tensors); biases and BatchNorm's scales
+and shifts are unchanged. It transforms ``value_and_grad`` rather than the optimizer, so it works
+with any optax optimizer and in the inner loop of EntropySGD.
 """
 
 import numbers
@@ -45,15 +45,15 @@ def awp_perturbation(
         params: :math:`\theta`, any pytree.
         grads: :math:`g`, shaped like ``params``.
         gamma: :math:`\gamma_A`.
-        mask: which leaves are perturbed: a pytree of Booleans shaped like ``params``, in which one
-            Boolean may stand for a whole layer (``{"body": False, "head": True}``, or ``True`` for
+        mask: which leaves are perturbed: a pytree of Booleans shaped like ``params``, where one
+            Boolean may cover a whole layer (``{"body": False, "head": True}``, or ``True`` for
             everything), or a function of ``params`` that returns one.
 
     Returns:
-        v, shaped like ``params`` and of its dtypes, zeros where the mask is False.
+        v, with the shapes and dtypes of ``params``, zero where the mask is False.
 
     Raises:
-        ValueError: an entry of the mask is not a Boolean or names nothing, or a leaf has none.
+        ValueError: a mask entry is not a Boolean or matches nothing, or a leaf has none.
 
     Example:
         >>> v = awp_perturbation(jnp.full((1, 4), 2.0), jnp.array([[0.0, 3.0, 0.0, 4.0]]), 0.5)
@@ -87,21 +87,21 @@ def awp_value_and_grad(
         v_l = \gamma_A \|\theta_l\|\, \nabla_l L(\theta) / \|\nabla_l L(\theta)\|
 
     A single ascent step, with the same arguments (the same adversarial images) in both passes.
-    Value and auxiliary output come from the second pass: running statistics of BatchNorm are those
-    that the forward pass at :math:`\theta + v` returns, and what the first one returned is thrown
-    away, as in the reference code. It takes the ascent step on a copy of the model with a learning
-    rate of its own, which the normalization cancels: none is needed here.
+    Value and auxiliary output come from the second pass: BatchNorm's running statistics are those
+    of the forward pass at :math:`\theta + v`, and the first pass's are discarded, as in the
+    reference code. The reference takes the ascent step on a copy of the model with its own learning
+    rate, which the normalization cancels, so none is needed here.
 
-    Weight decay. The reference adds v to the weights before the optimizer's step and subtracts it
-    afterwards, so that the decay acts on :math:`\theta + v`. With ``weight_decay`` equal to the
+    Weight decay. The reference adds v to the weights before the optimizer step and subtracts it
+    afterward, so weight decay acts on :math:`\theta + v`. With ``weight_decay`` equal to the
     :math:`\lambda` of the optimizer that follows, :math:`\lambda v` is added to the gradient and
     the two agree. The default leaves the decay at :math:`\theta`.
 
     Args:
         loss_fn: ``(params, *args, **kwargs) -> loss``, or ``(loss, aux)`` with ``has_aux``.
         gamma: :math:`\gamma_A >= 0`, the size of the perturbation relative to each kernel; may be
-            traced. With 0 this is ``jax.value_and_grad``: the first pass is left out if gamma is a
-            Python number, and skipped at run time if it is traced (warm-up).
+        traced. With 0 this is ``jax.value_and_grad``: the first pass is omitted if gamma is a
+        Python number, and skipped at run time if it is traced (warm-up).
         has_aux: as in ``jax.value_and_grad``.
         mask: which leaves are perturbed, by default those of more than one dimension; see
             `awp_perturbation`.
@@ -109,12 +109,12 @@ def awp_value_and_grad(
             :math:`\theta + v`.
 
     Returns:
-        A function of the arguments of ``loss_fn`` with the results of ``jax.value_and_grad``. A
-        kernel whose gradient is zero is not perturbed.
+        A function with the arguments of ``loss_fn`` and the results of ``jax.value_and_grad``. A
+        kernel with zero gradient is not perturbed.
 
     Raises:
-        ValueError: gamma or weight_decay is negative or not finite; the mask does not fit the
-            parameters, or one of them is not floating-point.
+        ValueError: gamma or weight_decay is negative or not finite; the mask does not match the
+        parameters, or a parameter is not floating-point.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -128,10 +128,10 @@ def awp_value_and_grad(
 
     References:
         Wu et al., "Adversarial weight perturbation helps robust generalization", 2020, and its
-        code; Kanai et al. (arXiv 2103.01400), Algorithm 1 line 9 (which writes the perturbation's
-        constraint as an equality, as the code has it).
+        code; Kanai et al. (arXiv 2103.01400), Algorithm 1 line 9 (which states the perturbation's
+        constraint as an equality, like the code).
     """
-    _check("gamma", gamma, "0 turns the perturbation off")
+    _check("gamma", gamma, "0 disables the perturbation")
     _check("weight_decay", weight_decay, "0 leaves the decay to the optimizer")
     plain = jax.value_and_grad(loss_fn, has_aux=has_aux)
     if isinstance(gamma, numbers.Real) and gamma == 0:
@@ -164,7 +164,7 @@ def awp_value_and_grad(
 def _perturbation(param: Array, grad: Array, gamma: ArrayLike) -> Array:
     dtype = accumulator_dtype(param)
     direction = jnp.asarray(grad).astype(dtype)
-    # Scaled before it is squared: the squares of a gradient of 1e-23 would be 0 in float32.
+    # Scale before squaring: the square of a gradient of 1e-23 would be 0 in float32.
     largest = jnp.max(jnp.abs(direction), initial=0.0)
     direction = direction / jnp.where(largest > 0, largest, 1)
     size = jnp.sqrt(jnp.sum(direction**2))

@@ -12,9 +12,9 @@ and one unadjusted Langevin step with a minibatch gradient :math:`g` is
     \theta' \leftarrow \theta' - \eta'\big(g - \gamma(\theta - \theta')\big)
     + \sigma\,\mathcal N(0, I), \qquad \sigma = \sqrt{2\eta'/\beta}.
 
-Nothing here knows a loss or a data set: :func:`langevin_step` is the integrator,
+Nothing here depends on a loss or data set: :func:`langevin_step` is the integrator,
 :func:`langevin_chain` scans over stacked minibatches. `LangevinStep` is one step of that chain,
-which `entropy_sgd` also takes one minibatch at a time.
+which `entropy_sgd` can also take one minibatch per call.
 
 Sums (momentum buffers, averages) are kept in float32 for 16-bit parameters and in the parameters'
 dtype otherwise; the iterate always has the parameters' dtype.
@@ -43,11 +43,11 @@ Chain = tuple[Averages, PyTree]
 
 
 class LangevinAverages(NamedTuple):
-    """What a chain leaves behind.
+    """The averages of a chain.
 
     Attributes:
         offset: mean of theta' - theta, in the accumulation dtype.
-        variance: element-wise variance of theta' (>= 0), or None when it was not asked for.
+        variance: element-wise variance of theta' (>= 0), or None if not requested.
         position: the last theta', in the parameters' dtype.
     """
 
@@ -68,10 +68,10 @@ def noise_std(noise: ArrayLike, *, step_size: ArrayLike, convention: str) -> Arr
     ============= ============================ =====================================
 
     Args:
-        noise: :math:`\epsilon` of the reference code or of the paper, or the temperature T; a
-            scalar.
+        noise: :math:`\epsilon` as in the reference code or the paper, or the temperature T; a
+        scalar.
         step_size: :math:`\eta'`.
-        convention: which of the three.
+        convention: one of the three above.
 
     Returns:
         The standard deviation; the Python number 0.0 when ``noise`` is the Python number 0.
@@ -92,7 +92,7 @@ def noise_std(noise: ArrayLike, *, step_size: ArrayLike, convention: str) -> Arr
 
 
 def temperature(noise: ArrayLike, *, convention: str) -> ArrayLike:
-    """Temperature 1/beta of the measure that ``noise`` makes the chain sample; see `noise_std`."""
+    """Temperature 1/beta of the measure that the chain samples with ``noise``; see `noise_std`."""
     check_choice("noise_convention", convention, NOISE_CONVENTIONS)
     return {"ucla": noise * noise, "paper": noise * noise / 2, "temperature": noise}[convention]
 
@@ -103,10 +103,10 @@ def start_chain(inner: Any, anchor: Params, *, variance: bool) -> Chain:
 
 
 class LangevinStep(NamedTuple):
-    """One step of a chain around an anchor, and its place in the averages.
+    """One step of a chain around an anchor, and its contribution to the averages.
 
     Attributes:
-        inner: the optimizer that makes a step of the gradient.
+        inner: the optimizer for the gradient step.
         step_size: eta', of the pull and the noise, and of the gradient if MomentumSGD takes it.
         gamma: strength of the pull to the anchor.
         noise_std: standard deviation of the noise.
@@ -124,10 +124,10 @@ class LangevinStep(NamedTuple):
     def increment(
         self, key: Key | None, position: Params, grads: PyTree, anchor: Params, state: PyTree
     ) -> tuple[Params, PyTree]:
-        """What the step adds to ``position``, in its dtype, and the new state of ``inner``.
+        """The increment of ``position``, in its dtype, and the new state of ``inner``.
 
-        ``inner`` works in the accumulation dtype. Its momentum sees neither the pull nor the noise,
-        as in the reference code.
+        ``inner`` works in the accumulation dtype. Its momentum includes neither the pull nor the
+        noise, as in the reference code.
         """
         wide, grads = widen(position, position), widen(grads, position)
         pull = jax.tree.map(lambda a, p: self.gamma * (a - p), widen(anchor, position), wide)
@@ -151,7 +151,7 @@ class LangevinStep(NamedTuple):
     def advance(
         self, key: Key | None, position: Params, grads: PyTree, anchor: Params, chain: Chain
     ) -> tuple[Params, Chain]:
-        """The increment of ``position``, and what the chain becomes."""
+        """The increment of ``position``, and the updated chain."""
         averages, state = chain
         increment, state = self.increment(key, position, grads, anchor, state)
         position = jax.tree.map(jnp.add, position, increment)
@@ -186,14 +186,14 @@ class LangevinStep(NamedTuple):
 
 
 def fold(key: Key | None, number: ArrayLike) -> Key | None:
-    """The key of one step of many, if there is noise."""
+    """The key of one step, if there is noise."""
     return None if key is None else jax.random.fold_in(key, number)
 
 
 def _tree_normal(key: Key, like: Params) -> PyTree:
     leaves, treedef = jax.tree.flatten(like)
-    # One key per leaf: a draw depends on the leaf's place and shape only, and no concatenated
-    # copy of the parameters is ever made.
+    # One key per leaf: a draw depends only on the leaf's index and shape, and the parameters are
+    # never concatenated.
     draws = [
         jax.random.normal(jax.random.fold_in(key, i), jnp.shape(x), accumulator_dtype(x))
         for i, x in enumerate(leaves)
@@ -268,7 +268,7 @@ def check_batches(batches: PyTree, num_steps: int, name: str) -> None:
 def call_grad_fn(
     grad_fn: GradFn, position: Params, batch: PyTree, carry: Any
 ) -> tuple[PyTree, Any]:
-    """Calls ``grad_fn`` and checks that it keeps its contract."""
+    """Calls ``grad_fn`` and checks its outputs."""
     result, expected = grad_fn(position, batch, carry), jax.tree.structure(position)
     if not isinstance(result, tuple) or len(result) != 2:
         found = f"a {type(result).__name__}"
@@ -315,24 +315,24 @@ def langevin_chain(
         grad_fn: ``(theta', minibatch, carry) -> (gradient, carry)``.
         batches: pytree of arrays with a leading axis of length ``num_steps``; ``()`` if
             ``grad_fn`` needs no data.
-        carry: any pytree that ``grad_fn`` hands on (BatchNorm statistics, metrics).
+        carry: any pytree passed through ``grad_fn`` (BatchNorm statistics, metrics).
         num_steps: length of the chain; by default that of ``batches``.
         step_size: :math:`\eta'`.
         gamma: :math:`\gamma`.
         noise_std: :math:`\sigma`.
         momentum: m, with a buffer that starts at zero.
-        nesterov: Nesterov's form of momentum, or the classical one.
+        nesterov: Nesterov or classical momentum.
         weight_decay: added to the gradient times :math:`\theta'`.
-        decay_after_momentum: weight decay does not enter the momentum buffer.
+        decay_after_momentum: exclude weight decay from the momentum buffer.
         new_weight: :math:`\alpha`, weight of the newest iterate in the averages.
-        variance: whether to track the variance too (one more copy of the parameters).
+        variance: whether to also track the variance (one more copy of the parameters).
         ascend: flips the sign of the gradient, as Algorithm 1 of the paper prints it.
 
     Returns:
         The averages and the final carry.
 
     Raises:
-        ValueError: a leaf of ``batches`` has another length, the length is unknown, or
+        ValueError: a leaf of ``batches`` has a different length, the length is unknown, or
             ``grad_fn`` does not return (gradient, carry).
 
     Example:

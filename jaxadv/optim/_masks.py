@@ -1,4 +1,4 @@
-"""Frozen parameters: what optax.masked hides, masks given as prefixes, and checks of structure."""
+"""Frozen parameters: leaves hidden by optax.masked, prefix masks, and structure checks."""
 
 from typing import Any
 
@@ -16,26 +16,26 @@ def _hidden(node: Any) -> bool:
 
 
 def hides_leaves(tree: PyTree) -> bool:
-    """Whether ``optax.masked`` or ``optax.multi_transform`` has taken leaves out of ``tree``."""
+    """Whether ``optax.masked`` or ``optax.multi_transform`` has removed leaves from ``tree``."""
     return any(_hidden(node) for node in jax.tree.leaves(tree, is_leaf=_hidden))
 
 
 def fill(tree: PyTree, whole: PyTree) -> PyTree:
-    """``tree`` with what is hidden in it taken from ``whole``."""
+    """``tree`` with its hidden leaves taken from ``whole``."""
     return jax.tree.map(
         lambda node, full: full if _hidden(node) else node, tree, whole, is_leaf=_hidden
     )
 
 
 def hide(tree: PyTree, like: PyTree) -> PyTree:
-    """``tree`` without what is hidden in ``like``."""
+    """``tree`` without the leaves hidden in ``like``."""
     return jax.tree.map(
         lambda node, full: node if _hidden(node) else full, like, tree, is_leaf=_hidden
     )
 
 
 def same_place(path: tuple) -> tuple[str, ...]:
-    """A path that does not tell a dictionary from a FrozenDict or a named tuple."""
+    """A path that does not distinguish a dictionary from a FrozenDict or a named tuple."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
@@ -43,7 +43,7 @@ def check_like(name: str, tree: PyTree, params: Params) -> None:
     """Raises a ``ValueError`` that names the first leaf in which ``tree`` differs from ``params``.
 
     Raises:
-        ValueError: ``tree`` has another structure or another shape somewhere.
+        ValueError: ``tree`` has a different structure or shape.
     """
     if jax.tree.structure(tree) != jax.tree.structure(params):
         found, wanted = (
@@ -86,8 +86,8 @@ def expand_mask(mask: Any, params: Params) -> PyTree:
     """A mask with one Boolean per leaf of ``params``.
 
     Args:
-        mask: a pytree of Booleans shaped like ``params`` or like a part from the root of it, where
-            one Boolean covers everything below; or a function of ``params`` that returns one.
+        mask: a pytree of Booleans shaped like ``params`` or a prefix of it, where one Boolean
+        covers everything below; or a function of ``params`` that returns one.
         params: the parameters.
 
     Returns:
@@ -129,7 +129,7 @@ def expand_mask(mask: Any, params: Params) -> PyTree:
         values.append(entries[covering[0]][1])
     for place, (name, _) in entries.items():
         if place not in used:
-            raise ValueError(f"mask{name} names nothing in params; remove it or correct its name")
+            raise ValueError(f"mask{name} matches nothing in params; remove it or fix its name")
     return jax.tree.unflatten(jax.tree.structure(params), values)
 
 

@@ -3,7 +3,7 @@ r"""Running moments of a chain around its anchor, and the dtype in which sums ar
 .. math::
     \mu \leftarrow (1 - \alpha)\mu + \alpha\theta', \qquad \mu_0 = \theta
 
-and the variance with the same weights. They sum to 1 with that of the start, the anchor.
+and the variance with the same weights, which sum to 1 including that of the anchor, the start.
 """
 
 from typing import NamedTuple
@@ -38,7 +38,7 @@ def widen(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def init_averages(params: Params, *, variance: bool) -> Averages:
-    """Moments of a chain that has not moved: all zero."""
+    """Moments at the start of a chain: all zero."""
     zeros = lambda: jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), accumulator_dtype(p)), params)
     return Averages(zeros(), zeros() if variance else None)
 
@@ -49,8 +49,8 @@ def update_averages(
     """Gives the newest iterate the weight ``new_weight`` in the moments of e = theta' - theta.
 
     The moments are centered at the anchor, because E[theta'^2] - mu^2 cancels in float32 (a true
-    variance of 1e-14 comes out as 1e-10), and the variance is updated in place of E[e^2]:
-    with d = e - a1, ``var <- (1 - w)(var + w d^2)`` equals E[e^2] - a1^2 and is never negative.
+    variance of 1e-14 becomes 1e-10), and the variance is updated instead of E[e^2]: with d = e -
+    a1, ``var <- (1 - w)(var + w d^2)`` equals E[e^2] - a1^2 and is never negative.
     """
     keep = 1 - new_weight
     e = jax.tree.map(jnp.subtract, widen(position, position), widen(anchor, position))

@@ -1,4 +1,4 @@
-"""Weight decay and momentum: pure steps, and the optax transformation made of them."""
+"""Weight decay and momentum as pure steps and as an optax transformation."""
 
 import numbers
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from ..types import Params, PyTree
 
 
 def is_zero(value: Any) -> bool:
-    """Whether ``value`` is the Python number 0, so that a whole term can be left out."""
+    """Whether ``value`` is the Python number 0, so that a term can be omitted."""
     return isinstance(value, numbers.Real) and value == 0
 
 
@@ -46,7 +46,7 @@ def nesterov_momentum(
         buffer: the momentum buffer b, shaped like ``direction``; None if ``momentum`` is 0.
         direction: the gradient-like direction d.
         momentum: the factor m in [0, 1).
-        nesterov: Nesterov's look-ahead form, or the classical one.
+        nesterov: Nesterov or classical momentum.
 
     Returns:
         The new direction and the new buffer.
@@ -69,8 +69,8 @@ class MomentumSGD(NamedTuple):
     """SGD with a learning rate of 1, as an optax transformation.
 
     Its state is the bare momentum buffer, None without momentum. EntropySGD multiplies its update
-    by the learning rate in force, because one schedule of outer steps serves chain and slow
-    weights; an optimizer of the caller's has a rate of its own.
+    by the current learning rate, because one schedule of outer steps serves chain and slow weights;
+    a user's optimizer has its own rate.
     """
 
     momentum: ArrayLike = 0.0

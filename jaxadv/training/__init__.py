@@ -1,14 +1,15 @@
-"""Compiled training and evaluation: minibatches go in as counters, parameters come out.
+"""Compiled training and evaluation: minibatch counters in, parameters out.
 
-The training set lies on the device as uint8 (floats in [0, 1] are used as is). Shuffling,
-augmentation, the attack and the update all happen inside one compiled program; a call runs many
-minibatches and nothing returns to the host but a handful of sums. Minibatch ``t`` (counted over the
-whole run) is a pure function of ``(key, t)``: its images, augmentation and attack start derive from
+The training set is stored on the device as uint8 (floats in [0, 1] are used as is). Shuffling,
+augmentation, the attack and the update all run inside one compiled program; a call runs many
+minibatches and returns only a handful of sums to the host. Minibatch ``t`` (counted over the whole
+run) is a pure function of ``(key, t)``: its images, augmentation and attack start derive from
 ``fold_in(key, t)``, and the permutation of its epoch from ``fold_in(key, t // batches)``. A run
-that was cut into other calls, or killed and resumed, therefore computes the same numbers.
+split into different calls, or killed and resumed, therefore computes the same numbers.
 
-The last minibatch of an epoch is filled up from the start of the epoch's permutation, so that all
-minibatches have one shape (CIFAR-10 at batch 128: 48 of 50,000 images are seen twice per epoch).
+The last minibatch of an epoch is padded from the start of the epoch's permutation, so that all
+minibatches have the same shape (CIFAR-10 at batch 128: 48 of 50,000 images are seen twice per
+epoch).
 
 Example: one epoch of adversarial training of a linear model.
     >>> import jax, jax.numpy as jnp, optax

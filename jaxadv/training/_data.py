@@ -1,4 +1,4 @@
-"""Images of 8 bits or floats in [0, 1], and labels that a model has: scaled once, or refused."""
+"""Converts and checks training images (8-bit or floats in [0, 1]) and labels."""
 
 import weakref
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _REMEDY = "pass uint8, or floats in [0, 1]"
 
 @on_host
 def to_float(images: Array) -> Array:
-    """8-bit images as floats in [0, 1]; floats are taken to be there already.
+    """8-bit images as floats in [0, 1]; floats are assumed to be in [0, 1].
 
     Args:
         images: integers of 0 to 255, or floats in [0, 1].
@@ -27,7 +27,7 @@ def to_float(images: Array) -> Array:
         float32 of the same shape.
 
     Raises:
-        ValueError: on other dtypes.
+        ValueError: for other dtypes.
 
     Example:
         >>> to_float(jnp.array([0, 255], jnp.uint8)).tolist()
@@ -67,11 +67,11 @@ def check_range(labels: Array, num_classes: int) -> None:
 
 
 class CheckedStep:
-    """A compiled update that looks at its data before the first call with them.
+    """A compiled update that checks its data before their first use.
 
     Args:
-        step: ``jax.jit`` of ``(state, data, ...) -> (state, metrics)``; its other attributes, such
-            as ``lower``, are those of this object.
+        step: ``jax.jit`` of ``(state, data, ...) -> (state, metrics)``; this object forwards other
+        attributes, such as ``lower``.
         apply_fn: the model, for its number of classes.
     """
 
@@ -97,7 +97,7 @@ class CheckedStep:
         model = lambda params, stats, points: self._apply_fn(params, stats, points, False)[0]
         logits = jax.eval_shape(model, state.params, state.batch_stats, one)
         check_range(labels, logits.shape[-1])
-        # Arrays of JAX never change; those of NumPy are looked at again in every call.
+        # JAX arrays never change; NumPy arrays are rechecked in every call.
         if all(isinstance(array, jax.Array) and is_concrete(array) for array in data):
             self._seen = weakref.ref(images), weakref.ref(labels)
 
@@ -112,7 +112,7 @@ def _check_dtype(images: Array) -> None:
 
 
 def _extremes(values: Array) -> tuple[Any, Any]:
-    """The smallest and the largest value; NaN where there is one."""
+    """The smallest and largest value; NaN if there is one."""
     if isinstance(values, np.ndarray):
         return values.min(), values.max()
     return jax.device_get((jnp.min(values), jnp.max(values)))

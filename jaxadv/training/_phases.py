@@ -1,4 +1,4 @@
-"""The parts of a run, each with an optimizer of its own."""
+"""The phases of a run, each with its own optimizer."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,17 +7,17 @@ import optax
 
 
 class Phase(NamedTuple):
-    """A part of a run with an optimizer of its own, which starts fresh when the phase does.
+    """A part of a run with its own optimizer, initialized when the phase starts.
 
     Attributes:
         end: the minibatch after its last one, counted over the run. An outer step of EntropySGD
-            that reaches over it is finished first, unless the run ends.
+        that crosses it is finished first, unless the run ends.
         optimizer: ``(first, n_in) -> optax optimizer``, from the number of the phase's first
             minibatch and its inner iterations.
-        n_in: inner iterations of EntropySGD; 0 is any other optimizer.
+        n_in: inner iterations of EntropySGD; 0 for any other optimizer.
         extra_minibatch: of EntropySGD, see :meth:`Program.entropy_step`.
         perturbed_decay: of the others, see :meth:`Program.sgd_steps`.
-        first: its first minibatch. A program fills it in, and moves ``end`` to whole updates.
+        first: its first minibatch. The program sets it, and rounds ``end`` to whole updates.
     """
 
     end: int
@@ -29,12 +29,12 @@ class Phase(NamedTuple):
 
     @property
     def group(self) -> int:
-        """Minibatches of one update, which is not divided: 1, or those of an outer step."""
+        """Minibatches in one indivisible update: 1, or those of an outer step."""
         return self.n_in + self.extra_minibatch if self.n_in else 1
 
 
 def placed(phases: Sequence[Phase]) -> tuple[Phase, ...]:
-    """The phases that have a minibatch, from the first to the end of the run."""
+    """The nonempty phases, from the first to the end of the run."""
     placed, first = [], 0
     for phase in phases:
         length = -(-(phase.end - first) // phase.group) * phase.group

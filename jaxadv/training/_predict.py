@@ -1,4 +1,4 @@
-"""Compiled prediction of clean and attacked images."""
+"""Compiled prediction on clean and adversarial images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from ._state import Predictions
 def make_predict(
     apply_fn: ApplyFn, **attack: Any
 ) -> Callable[[Params, PyTree, Key, Array, Array, Array], Predictions]:
-    """A compiled function that predicts clean and PGD adversarial images of one batch.
+    """A compiled function that predicts one batch of clean and PGD adversarial images.
 
     Args:
         apply_fn: the model, run in eval mode.
@@ -27,8 +27,8 @@ def make_predict(
     Returns:
         ``(params, batch_stats, key, images, labels, indices) -> Predictions`` for images of shape
         (B, H, W, C), uint8 or floats in [0, 1]; ``indices`` are indices of the images in their
-        data set, so that a prediction does not depend on how the set is cut into batches. It
-        raises a ``ValueError`` on images of another scale and labels that the model has not.
+        data set, so that predictions do not depend on how the set is split into batches. It raises
+        a ``ValueError`` for images on another scale and labels out of range.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The compiled programs of training: consecutive minibatches in one call, phase after phase."""
+"""The compiled training programs: consecutive minibatches in one call, phase by phase."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,32 +17,31 @@ from ._data import CheckedStep, to_float
 from ._phases import Phase, placed
 from ._state import NEVER, DeviceData, Metrics, TrainState
 
-_SHUFFLE, _AUGMENT, _ATTACK, _REFRESH = range(4)  # the streams that one key is split into
+_SHUFFLE, _AUGMENT, _ATTACK, _REFRESH = range(4)  # random streams derived from one key
 
 
 class Program:
     """The compiled programs of one model, objective and minibatch size.
 
     Attributes:
-        phases: those that have a minibatch, in their places.
+        phases: the nonempty phases, with their positions.
 
     Args:
         apply_fn: ``(params, batch_stats, images, train) -> (logits, batch_stats)``.
-        objective: how minibatches are attacked and what is minimized.
+        objective: the attack and the loss.
         batch_size: images per minibatch.
-        augment: applied to the float images of a minibatch; default none.
-        clean_pass: SGD only: after each update run one train-mode pass over the clean images, as
-            the AWP code does for its clean training accuracy; it moves the running statistics.
+        augment: augmentation of the float images of a minibatch; default none.
+        clean_pass: SGD only: after each update, run one train-mode pass over the clean images, as
+        the AWP code does for its clean training accuracy; this updates the running statistics.
         weight_perturbation: gamma_A of adversarial weight perturbation, a number or an optax
-            schedule of the minibatch counter; 0 is none.
-        sharding: how minibatches are laid out over devices, for example
+            schedule of the minibatch counter; 0 disables it.
+        sharding: sharding of minibatches over devices, for example
             ``NamedSharding(mesh, PartitionSpec("batch"))``; default one device.
-        phases: the parts of a run, in order, for :meth:`advance`. Those without a minibatch of
-            their own are left out. The program takes the place of an optimizer in
-            :meth:`TrainState.create`.
+        phases: the parts of a run, in order, for :meth:`advance`. Empty phases are dropped. Pass
+        the program in place of an optimizer to :meth:`TrainState.create`.
 
     Example:
-        Three minibatches of SGD, then EntropySGD; two inner iterations make an outer step.
+        Three minibatches of SGD, then EntropySGD with two inner iterations per outer step.
 
         >>> from jaxadv import objectives, optim, training
         >>> def apply_fn(params, batch_stats, images, train):
@@ -102,12 +101,12 @@ class Program:
         return -(-num_images // self.batch_size)
 
     def init(self, params: Params) -> Any:
-        """The state of the only phase's optimizer, or a tuple of one per phase."""
+        """The optimizer state of the only phase, or a tuple with one per phase."""
         states = tuple(tx.init(params) for tx in self._optimizers)
         return states[0] if len(states) == 1 else states
 
     def phase_at(self, step: int) -> Phase:
-        """The phase that takes the minibatch of that number; after the last one, the last."""
+        """The phase of a minibatch number; after the end, the last phase."""
         return self.phases[self._number_at(step)]
 
     def call_length(self, step: int, *, left: int, at_most: int | None = None) -> int:
@@ -115,12 +114,13 @@ class Program:
 
         Args:
             step: minibatches taken so far.
-            left: minibatches that must not be exceeded, for example to the end of the epoch.
-            at_most: likewise, but an outer step of EntropySGD may exceed it; default none.
+            left: maximum number of minibatches, for example to the end of the epoch.
+            at_most: a soft maximum, which an outer step of EntropySGD may exceed; default none.
 
         Returns:
-            One outer step of EntropySGD, which the end of the run makes shorter, or as many steps
-            of SGD as its phase has; 0 if the next update has more minibatches than are left.
+            The minibatches of one outer step of EntropySGD (fewer at the end of the run), or all
+            remaining SGD steps of the phase; 0 if the next update has more minibatches than are
+            left.
         """
         phase = self.phase_at(step)
         update = min(phase.group, phase.end - step)
@@ -137,25 +137,25 @@ class Program:
         """Takes the next ``num_steps`` minibatches in one compiled call.
 
         Args:
-            state: made by :meth:`TrainState.create` with this program; donated.
+            state: from :meth:`TrainState.create` with this program; donated.
             data: training images on the device.
             key: typed key of the run's minibatches and attacks.
-            num_steps: number of minibatches, as :meth:`call_length` gives it.
+            num_steps: number of minibatches, from :meth:`call_length`.
 
         Returns:
-            The state and the metrics of the call. Neither is waited for.
+            The state and the metrics of the call, without waiting for either.
 
         Raises:
             ValueError: if the minibatches are not whole updates of one phase.
         """
         latest, step = self._latest
-        if state.step is not latest:  # else the number is known without waiting for the device
+        if state.step is not latest:  # otherwise the number is known without waiting for the device
             step = int(state.step)
         number = self._number_at(step)
         if num_steps < 1 or num_steps != self.call_length(step, left=num_steps):
             raise ValueError(
                 f"num_steps={num_steps} at minibatch {step} are not whole updates of one phase; "
-                "take the number that call_length returns"
+                "use the number that call_length returns"
             )
         states = [state.opt_state] if len(self.phases) == 1 else list(state.opt_state)
         state = state.replace(opt_state=states[number])
@@ -173,8 +173,8 @@ class Program:
 
         Args:
             tx: any optax optimizer.
-            perturbed_decay: weight decay of ``tx`` if it is to act on adversarially perturbed
-                weights; see :func:`jaxadv.optim.awp_value_and_grad`.
+            perturbed_decay: weight decay of ``tx`` if it should act on adversarially perturbed
+            weights; see :func:`jaxadv.optim.awp_value_and_grad`.
 
         Returns:
             ``(state, data, key, num_steps) -> (state, Metrics)``. ``state`` is donated.
@@ -220,8 +220,8 @@ class Program:
         Args:
             tx: made by :func:`jaxadv.optim.entropy_sgd` with the same ``n_in``.
             n_in: inner iterations.
-            extra_minibatch: first take the gradient at the slow weights on a minibatch of its own,
-                as the presets "ucla_exact" and "lua" want; a step then uses ``n_in + 1``.
+            extra_minibatch: first take the gradient at the slow weights on a separate minibatch, as
+            in the presets "ucla_exact" and "lua"; a step then uses ``n_in + 1``.
 
         Returns:
             ``(state, data, key) -> (state, Metrics)``. ``state`` is donated.
@@ -265,12 +265,12 @@ class Program:
     ) -> Callable[[TrainState, DeviceData, Key], PyTree]:
         """A compiled function that recomputes running statistics at the current parameters.
 
-        EntropySGD never forwards its slow weights, so their statistics have to be gathered before
-        they are evaluated: train-mode passes over augmented training minibatches, alternately
+        EntropySGD never runs the model at its slow weights, so their statistics must be collected
+        before evaluation: train-mode passes over augmented training minibatches, alternately
         adversarial and clean.
 
         Args:
-            num_batches: passes; the statistics of before keep a weight of 0.9^num_batches.
+            num_batches: passes; the old statistics keep a weight of 0.9^num_batches.
             perturb: :attr:`Objective.perturb` of an objective that attacks in eval mode.
 
         Returns:
@@ -323,9 +323,9 @@ class Program:
     def _minibatches(
         self, data: DeviceData, key: Key, first_step: Array, num_steps: int
     ) -> Callable[[Array], tuple[Array, Array, Key]]:
-        """A function from the next ``num_steps`` minibatch counters to images, labels, attack key.
+        """Maps the next ``num_steps`` minibatch counters to images, labels and attack key.
 
-        The permutations of the epochs that they can touch are made here, outside any loop.
+        The permutations of the epochs involved are computed here, outside any loop.
         """
         num_images = data.images.shape[0]
         num_batches = self.batches_per_epoch(num_images)
@@ -376,7 +376,7 @@ class Program:
         return grads, aux.batch_stats, _measured(step, loss, aux, labels, grads)
 
     def _no_metrics(self, state: TrainState, data: DeviceData) -> Metrics:
-        """What the metrics of no minibatch are: their shapes alone are computed."""
+        """Metrics of zero minibatches; only their shapes are computed."""
         size = self.batch_size
         images = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), jnp.float32)
         labels = jax.ShapeDtypeStruct((size,), data.labels.dtype)
@@ -391,7 +391,7 @@ class Program:
 def _measured(step: Array, loss: Array, aux: LossAux, labels: Array, grads: Params) -> Metrics:
     """The metrics of one minibatch: integers count images, floats are sums over images.
 
-    One more number that a run logs is one more line here; a norm of ``grads``, for example.
+    To log another number, add a line here; for example, a norm of ``grads``.
     """
     correct = aux.logits.argmax(axis=1) == labels
     return {

@@ -1,4 +1,4 @@
-"""SGD as the reference codes run it, and their learning rate."""
+"""SGD and learning rate schedules as in the reference codes."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from ..types import Array
 def sgd(
     learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> optax.GradientTransformation:
-    r"""SGD as PyTorch does it: :math:`b \leftarrow \mu b + (g + \lambda w)`, :math:`w -= \eta b`.
+    r"""SGD as in PyTorch: :math:`b \leftarrow \mu b + (g + \lambda w)`, :math:`w -= \eta b`.
 
     Heavy ball, weight decay on all parameters (BatchNorm and biases too), and the learning rate
-    outside the buffer, so that a drop acts at once on everything accumulated.
+    outside the buffer, so that a drop immediately affects everything accumulated.
 
     Args:
         learning_rate: a scalar or an optax schedule of the minibatch counter.
@@ -49,20 +49,20 @@ def step_decay(
     unit: str = "minibatch",
     first_epoch: int = 0,
 ) -> optax.Schedule:
-    """Learning rate of a minibatch counter, multiplied by ``factor`` at fractions of the run.
+    """A learning rate schedule over minibatches, multiplied by ``factor`` at fractions of the run.
 
-    In the AWP code for adversarial training, minibatch i of epoch e asks for the rate at
+    In the AWP code for adversarial training, minibatch i of epoch e uses the rate at
     ``t = e + (i + 1) / batches``, so the *last* minibatch of the epoch before a drop already uses
-    the lower rate. Its TRADES code asks once per epoch, and counts epochs from 1: the drop "at
-    epoch 100" of 200 comes after 99 epochs (``unit="epoch", first_epoch=1``).
+    the lower rate. Its TRADES code updates the rate once per epoch, and counts epochs from 1: the
+    drop "at epoch 100" of 200 comes after 99 epochs (``unit="epoch", first_epoch=1``).
 
     Args:
         learning_rate: initial rate.
         num_epochs: length of the run.
         batches_per_epoch: minibatches per epoch.
         drops: fractions of the run.
-        factor: what each drop multiplies the rate by.
-        unit: how often the rate is asked for, "minibatch" or "epoch".
+        factor: multiplier of each drop.
+        unit: how often the rate is updated, "minibatch" or "epoch".
         first_epoch: number of the first epoch, 0 or 1; for ``unit="epoch"``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What training carries: data and state on the device, and the sums that a call returns."""
+"""Training data and state on the device, and the metrics of a call."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,8 +11,8 @@ from ..types import Array, Params, PyTree
 
 NEVER = jnp.iinfo(jnp.int32).max
 
-# What a call says of its minibatches, by name. Integers count images and floats are sums over them,
-# to be divided by "count" on the host:
+# The metrics of a call, by name. Integers count images, and floats are sums over images, to be
+# divided by "count" on the host:
 #     loss: the training loss;
 #     robust: adversarial training images classified correctly;
 #     clean: clean ones, where the clean pass is on;
@@ -34,7 +34,7 @@ class DeviceData(NamedTuple):
 
 
 class TrainState(struct.PyTreeNode):
-    """What training changes, and all that a checkpoint has to hold.
+    """The state of training, and everything a checkpoint must contain.
 
     Attributes:
         step: minibatch gradients taken so far, shape (), int32.

@@ -179,7 +179,7 @@ def test_the_weights_are_found_whatever_they_are_called(path):
         content = [content] if part == "0" else {part: content, "lr": 0.1}
     content = content | {"epoch": 3, "optimizer": {"state": {"step": np.ones(2)}}}
     _assert_equal(_load(content, PREACT), _variables(PREACT))
-    with pytest.raises(ValueError, match="no entry 'theirs' with tensors; they are in "):
+    with pytest.raises(ValueError, match="no entry 'theirs' with tensors; available: "):
         _load(content, PREACT, "theirs")
 
 
@@ -189,7 +189,7 @@ def test_only_what_fits_is_taken():
     _assert_equal(_load(content, PREACT), _variables(PREACT))
     _assert_equal(_load(content, WIDE), _variables(WIDE))
     _assert_equal(_load(content, WIDE, "net.ema_state_dict"), _variables(WIDE))
-    with pytest.raises(ValueError, match="do not fit WideResNet"):
+    with pytest.raises(ValueError, match="do not match WideResNet"):
         _load(content, WIDE, "model_state_dict")
     with pytest.raises(ValueError, match="no tensors"):
         _load({"epoch": 3}, PREACT)
@@ -199,11 +199,11 @@ def test_of_several_that_fit_the_usual_one_is_taken_aloud_and_others_by_name():
     first = _state_dict(PREACT)
     second = {name: value + 1 for name, value in first.items()}
     both = {"state_dict_ema": second, "epoch": 1, "state_dict": first, "best": dict(first)}
-    with pytest.warns(UserWarning, match=r"2 sets.*'state_dict' is read, entry='state_dict_ema'"):
+    with pytest.warns(UserWarning, match=r"2 sets.*'state_dict', pass entry='state_dict_ema'"):
         _assert_equal(_load(both, PREACT), _variables(PREACT))
     averaged = models.from_torch_state_dict(second, PREACT)
     _assert_equal(_load(both, PREACT, "state_dict_ema"), averaged)
-    with pytest.raises(ValueError, match=r"2 sets of weights that fit, 'a', 'b'; choose one"):
+    with pytest.raises(ValueError, match=r"2 matching sets of weights, 'a', 'b'; choose one"):
         _load({"a": first, "b": second}, PREACT)
     # One state dict under two names is one.
     _assert_equal(_load({"a": first, "b": dict(first)}, PREACT), _variables(PREACT))
@@ -244,7 +244,7 @@ def test_all_problems_are_listed():
     assert "missing: conv1.weight (nearest in the file: conv1.wieght)" in text
     assert "missing: bn.running_var" in text
     assert "unexpected: conv1.wieght" in text
-    assert "linear.weight has (4, 4); (3, 4) wanted" in text
+    assert "linear.weight has (4, 4); expected (3, 4)" in text
     assert "4 problems" in text
 
 
@@ -259,7 +259,7 @@ def test_all_problems_are_listed():
     ],
 )
 def test_another_architecture_is_refused(ours, theirs):
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         models.from_torch_state_dict(_state_dict(theirs), ours)
 
 
@@ -275,7 +275,7 @@ def test_two_networks_that_both_fit_are_ambiguous():
 def test_only_the_two_architectures_have_names():
     with pytest.raises(ValueError, match="MLP"):
         models.from_torch_state_dict({}, models.mlp(3))
-    with pytest.raises(ValueError, match="are not those of"):
+    with pytest.raises(ValueError, match="do not match"):
         models.to_torch_state_dict(PREACT, _variables(WIDE))
 
 

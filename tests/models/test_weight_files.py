@@ -94,7 +94,7 @@ def test_the_weights_are_found_under_their_usual_names(plain, variables, tmp_pat
     other = pickle.PROTO + b"\x02}" + text("mine") + weights + b"s."
     path = with_pickle(tmp_path / "y.pt", plain, other)
     equal(models.load_torch(path, MODULE, entry="mine"), variables)
-    with pytest.raises(ValueError, match=r"y\.pt: .*no entry 'yours' .*they are in 'mine'"):
+    with pytest.raises(ValueError, match=r"y\.pt: .*no entry 'yours' .*available: 'mine'"):
         models.load_torch(path, MODULE, entry="yours")
 
 
@@ -195,7 +195,7 @@ def test_a_type_without_numbers_is_an_error_only_where_it_is_needed(variables, t
 
 def test_the_suffix_says_what_a_file_was_meant_to_be(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"PNG")
-    with pytest.raises(ValueError, match=r"x\.safetensors: not a safetensors file, or torn"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: not a safetensors file, or truncated"):
         models.load_torch(tmp_path / "x.safetensors", MODULE)
 
 

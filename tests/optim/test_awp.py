@@ -274,7 +274,7 @@ def test_a_mask_may_name_whole_layers(mask, moves):
     [
         ({"body": True}, r"^mask has no entry for params\['head'\]\[0\]; pass True or False"),
         ({"bdy": True, "head": True}, r"^mask has no entry for params\['body'\]\['bias'\]"),
-        ({"body": True, "head": True, "tail": True}, r"^mask\['tail'\] names nothing in params"),
+        ({"body": True, "head": True, "tail": True}, r"^mask\['tail'\] matches nothing in params"),
         ({"body": 1, "head": True}, r"^mask\['body'\]=1 is not True or False"),
         ({"body": None, "head": True}, r"^mask\['body'\]=None is not True or False"),
         ("head", r"^mask='head' is not True or False"),

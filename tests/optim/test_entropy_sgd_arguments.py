@@ -39,7 +39,7 @@ from tests.helpers.entropy_quadratic import W0, grad_fn, split
         (dict(learning_rate="tied"), "learning_rate='tied'"),
         (dict(momentum_init="raw"), "momentum_init='raw'"),
         (dict(min_curvature=0.0), "min_curvature=0.0"),
-        (dict(beta_aware=True), "beta_aware=True needs second_order=True"),
+        (dict(beta_aware=True), "beta_aware=True requires second_order=True"),
         (dict(beta_aware=True, second_order=True, noise=0), "beta_aware=True with noise=0"),
         (dict(key=None), r"key=None, but noise=0.0001.*jax.random.key\(seed\)"),
         (dict(key="0"), r"key='0' is not a PRNG key; pass key=jax.random.key\(0\)"),

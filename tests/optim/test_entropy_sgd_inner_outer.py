@@ -168,7 +168,10 @@ def test_a_preset_with_an_optimizer_of_ones_own(x64):
         (dict(outer=optax.adam(0.1), momentum_init="gradient"), "momentum_init='gradient' is rep"),
         (dict(outer=0.1), "outer=0.1 is not an optax transformation"),
         (dict(learning_rate=0.1, inner=optax.adam), "inner=.*is not an optax transformation"),
-        (dict(learning_rate=0.1, stepwise=True, init_carry=0), "init_carry with stepwise=True"),
+        (
+            dict(learning_rate=0.1, stepwise=True, init_carry=0),
+            "init_carry cannot be used with stepwise=True",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(options, message):

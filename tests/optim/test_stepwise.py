@@ -185,7 +185,7 @@ def test_slow_params_are_found_inside_wrappers():
         assert_equal(optim.slow_params(state, fast), params)
     scanned = optim.entropy_sgd(**arguments).init(params)
     assert_equal(optim.slow_params((scanned,), fast), fast)
-    with pytest.raises(ValueError, match="without a state of EntropySGD"):
+    with pytest.raises(ValueError, match="without an EntropySGD state"):
         optim.slow_params(optax.sgd(0.1).init(params), params)
 
 

@@ -1,4 +1,4 @@
-r"""EntropySGD as an optax gradient transformation, a whole outer step or one minibatch at a time.
+r"""EntropySGD as an optax gradient transformation: a whole outer step or one minibatch per call.
 
 An outer step runs a Langevin chain of ``n_in`` minibatch gradients from the slow weights
 :math:`\theta`, averages its iterates into :math:`\mu`, and moves :math:`\theta` towards the
@@ -19,7 +19,7 @@ from .options import EntropySGDOptions, resolve
 
 
 def _listing_options(function: Callable) -> Callable:
-    """Shows the options one by one, where help and ``optax.inject_hyperparams`` look for them."""
+    """Lists the options individually for ``help`` and ``optax.inject_hyperparams``."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     known = {parameter.name for parameter in own}
@@ -55,26 +55,27 @@ def entropy_sgd(
 
     Second order divides :math:`\theta - \mu` by :math:`\max(1 - \gamma\,\mathrm{var}, c)`, the
     diagonal Newton step (in which :math:`\gamma` cancels), with the variance of the iterates.
-    It is Lookahead with a weak proximal pull: slow weights :math:`\theta`, the ones to evaluate
-    and to checkpoint, and fast weights :math:`\theta'` that live inside one call.
+    It is Lookahead with a weak proximal pull: slow weights :math:`\theta`, which are evaluated and
+    checkpointed, and fast weights :math:`\theta'`, which exist only within one call.
 
     Call it as ``update(grads, state, params, grad_fn=..., batches=..., carry=...)``:
 
     * ``grad_fn(params, minibatch, carry) -> (gradient, carry)``;
     * ``batches``: pytree with a leading axis of length ``n_in`` (``()`` if no data are needed);
-    * ``carry`` (optional): what the chain's first ``grad_fn`` gets, by default ``state.carry``,
-      which ``init`` fills with ``init_carry``; the last one is returned as ``new_state.carry``.
-      BatchNorm statistics, metrics and keys travel this way. Give ``init_carry`` if the state's
-      structure has to be the same before and after the first step (``lax.scan``, ``lax.cond``);
-    * ``all_params``: needed inside ``optax.masked`` and ``optax.multi_transform``, which show this
-      transformation a part of the parameters: all of them, for ``grad_fn``, which then sees the
-      hidden ones unchanged. Those wrappers also want ``grads`` shaped like the parameters (zeros
-      will do, and leave leaves without an optimizer where they are);
+    * ``carry`` (optional): the carry passed to the chain's first ``grad_fn``, by default
+      ``state.carry``, which ``init`` sets to ``init_carry``; the last one is returned as
+      ``new_state.carry``. Use it for BatchNorm statistics, metrics and keys. Pass ``init_carry`` if
+      the state's structure must be the same before and after the first step (``lax.scan``,
+      ``lax.cond``);
+    * ``all_params``: all parameters, required inside ``optax.masked`` and
+      ``optax.multi_transform``, which pass only some of them: ``grad_fn`` sees the hidden ones
+      unchanged. Those wrappers also need ``grads`` shaped like the parameters (zeros suffice, and
+      leave parameters without an optimizer unchanged);
     * ``grads``: gradient at ``params``. Used if ``n_in=0`` (plain Nesterov SGD) and, with
       ``momentum_init="gradient"``, in the first step; otherwise ignored and may be None.
 
-    Every option defaults to the first column; ``preset`` selects another, and an explicit argument
-    overrides the preset.
+    Options default to the first column; ``preset`` selects another, and explicit arguments override
+    the preset.
 
     ====================  ======== ============ ======= =============== ============= ===========
     argument              default  "ucla_exact" "lua"   "paper_literal" "paper_fixed" "theory"
@@ -98,36 +99,35 @@ def entropy_sgd(
     extra minibatch       no       yes          yes     no              no            no
     ====================  ======== ============ ======= =============== ============= ===========
 
-    "paper_literal" is Algorithm 1 as printed: its sign of the loss gradient makes it climb, and
-    :math:`\eta\gamma = 0.003` would keep it from training anyway. The extra minibatch of the
-    reference code is spent at :math:`\theta` and its gradient thrown away, except that the first
-    one starts the momentum buffer: to do exactly the same, draw ``n_in + 1`` minibatches an outer
+    "paper_literal" is Algorithm 1 as printed: with its sign of the loss gradient it ascends, and
+    :math:`\eta\gamma = 0.003` would keep it from training anyway. The reference code evaluates an
+    extra minibatch at :math:`\theta` and discards its gradient, except that the first one
+    initializes the momentum buffer: to reproduce this, draw ``n_in + 1`` minibatches per outer
     step, pass the gradient on the first as ``grads`` and the others as ``batches``. The reference
     code ran CIFAR-10 with weight decay 1e-3.
 
     Args:
         learning_rate: :math:`\eta` of the slow weights; a number or an optax schedule of the
-            number of outer steps. Leave it out if ``outer`` is given.
+            number of outer steps. Omit it if ``outer`` is given.
         preset: one of the columns of the table, or None for the first.
         stepwise: one minibatch per call; see `entropy_sgd_stepwise`.
-        init_carry: first value of ``state.carry``; of the scanned form only.
-        **options: the options below, each by its name.
+        init_carry: initial value of ``state.carry``; scanned form only.
+        **options: the options below, by keyword.
 
     Options:
         * ``key``: PRNG key or seed; may be None only if ``noise`` is 0. It is copied into the
           state, and step i of outer step t draws from ``fold_in(fold_in(key, t), i)``, then per
           leaf.
-        * ``inner``: an optax optimizer that steps along the minibatch gradient in the chain, in
-          place of momentum SGD. It brings its own learning rate, momentum, weight decay, clipping,
-          and restarts in every outer step, so a schedule in it counts the steps of one chain.
-          The pull and the noise are added to its updates, with the step size
-          ``inner_learning_rate``.
-        * ``outer``: an optax optimizer that steps along :math:`\theta - \mu` at the slow weights,
-          in place of momentum SGD with ``learning_rate``. Its schedules count outer steps.
+        * ``inner``: an optax optimizer for the minibatch gradients in the chain, instead of
+          momentum SGD. It has its own learning rate, momentum, weight decay and clipping, and
+          restarts in every outer step, so its schedules count the steps of one chain. The pull and
+          the noise are added to its updates, with the step size ``inner_learning_rate``.
+        * ``outer``: an optax optimizer for the direction :math:`\theta - \mu` at the slow weights,
+          instead of momentum SGD with ``learning_rate``. Its schedules count outer steps.
         * ``n_in``: number of inner steps; 0 is Nesterov SGD on ``grads``.
         * ``inner_learning_rate``: :math:`\eta'`; a number, a schedule of the number of outer steps,
           or "tied" for the value of ``learning_rate``.
-        * ``gamma``: :math:`\gamma`, the pull towards the slow weights. With Nesterov momentum m its
+        * ``gamma``: :math:`\gamma`, the pull toward the slow weights. With Nesterov momentum m its
           effective strength is :math:`(1 - m)\gamma`.
         * ``scoping``: s of the pull :math:`\gamma(1 + s)^t` in outer step t = 1, 2, ...
         * ``noise``: :math:`\epsilon`, or the temperature :math:`1/\beta`; see
@@ -137,22 +137,22 @@ def entropy_sgd(
           deviation per inner step.
         * ``new_weight``: :math:`\alpha` in (0, 1], weight of the newest iterate in the averages; or
           "ucla" 0.25, "paper_literal" 0.75, "trades_slow_a" 0.3, "trades_slow_b" 0.7 (the paper's
-          0.75 and 0.3 can be read as the weight of the new or of the old).
+          0.75 and 0.3 may be the weight of either the new iterate or the old average).
         * ``momentum``: m of the slow weights, in [0, 1).
         * ``inner_momentum``: m of the chain, in [0, 1); its buffer starts at 0 in every outer step.
-        * ``nesterov``: Nesterov's form of both momenta, or the classical one.
+        * ``nesterov``: Nesterov or classical form of both momenta.
         * ``weight_decay``: :math:`\lambda` of the outer step.
         * ``inner_weight_decay``: :math:`\lambda` of the inner steps; by default that of the outer
           step.
         * ``decay_after_momentum``: whether inner weight decay bypasses the momentum buffer.
         * ``momentum_init``: start of the outer buffer, "zeros" or "gradient" (the raw first
           ``grads``).
-        * ``scale_by_gamma``: outer direction :math:`\gamma(\theta - \mu)`; without effect on the
-          second order, in which :math:`\gamma` cancels.
+        * ``scale_by_gamma``: outer direction :math:`\gamma(\theta - \mu)`; no effect with second
+          order, where :math:`\gamma` cancels.
         * ``ascend``: flips the sign of the loss gradient in the chain.
         * ``second_order``: diagonal Newton step from the centered variance of the chain.
-        * ``beta_aware``: the Newton matrix :math:`\gamma - \beta\gamma^2\Sigma` of the measure that
-          is sampled, instead of :math:`\gamma - \gamma^2\Sigma`.
+        * ``beta_aware``: the Newton matrix :math:`\gamma - \beta\gamma^2\Sigma` of the measure
+          actually sampled, instead of :math:`\gamma - \gamma^2\Sigma`.
         * ``min_curvature``: c, the lower clamp of :math:`1 - \gamma\,\mathrm{var}`.
 
     Returns:
@@ -161,9 +161,9 @@ def entropy_sgd(
         ``static_args=("key", "n_in", "init_carry")``.
 
     Raises:
-        ValueError: an option is out of range, an unknown choice (the message names the nearest) or
-            replaced by ``inner`` or ``outer``; ``key`` is missing; at ``update``, ``grad_fn``,
-            ``batches`` or ``params`` is missing or ``batches`` has another length than ``n_in``; a
+        ValueError: an option is out of range, an unknown choice (the message suggests the closest)
+            or replaced by ``inner`` or ``outer``; ``key`` is missing; at ``update``, ``grad_fn``,
+            ``batches`` or ``params`` is missing or the length of ``batches`` is not ``n_in``; a
             parameter is not floating-point; or parameters are hidden and ``all_params`` is missing.
 
     Example:
@@ -195,7 +195,9 @@ def entropy_sgd(
     if not stepwise:
         return scanned(resolved, init_carry)
     if init_carry is not None:
-        raise ValueError("init_carry with stepwise=True; your loop carries such values itself")
+        raise ValueError(
+            "init_carry cannot be used with stepwise=True; your loop carries such values itself"
+        )
     return one_by_one(resolved)
 
 
@@ -206,28 +208,27 @@ def entropy_sgd_stepwise(
     preset: str | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """EntropySGD one minibatch at a time: `entropy_sgd` with ``stepwise=True``.
+    """EntropySGD, one minibatch per call: `entropy_sgd` with ``stepwise=True``.
 
-    The parameters that the loop holds are the fast weights theta', where it evaluates the
-    gradient; `slow_params` gives the slow weights theta. Every ``n_in``-th call ends with the
-    outer step, after which fast and slow weights agree. An outer step starts from the parameters
-    as they are, so other transformations may change the updates at that call but should leave
-    those in between alone.
+    The loop's parameters are the fast weights theta', where it evaluates the gradient;
+    `slow_params` returns the slow weights theta. Every ``n_in``-th call ends with the outer step,
+    after which fast and slow weights agree. An outer step starts from the current parameters, so
+    other transformations may change the updates at that call but should not touch those in between.
 
-    It draws the noise of `entropy_sgd` and follows it bit for bit, with two exceptions. The step
-    back to the slow weights is handed over as the difference ``theta - theta'``, which is exact
-    where they are within a factor of 2 of each other and off by one rounding elsewhere. And a
-    compiler may fuse a multiplication with an addition in one program and not in the other.
+    It uses the same noise as `entropy_sgd` and matches it bit for bit, with two exceptions. The
+    step back to the slow weights is returned as the difference ``theta - theta'``, which is exact
+    if they are within a factor of 2 of each other and otherwise off by one rounding. And the
+    compiler may fuse a multiplication with an addition in only one of the programs.
 
-    Differences of use: with ``momentum_init="gradient"`` the momentum buffer starts with the
-    gradient of the very first call, which also makes the first inner step; there is no extra
-    minibatch. Your loop carries BatchNorm statistics and metrics itself. With ``n_in=0`` every call
-    is a step of Nesterov SGD.
+    Differences in use: with ``momentum_init="gradient"`` the momentum buffer starts with the
+    gradient of the first call, which also takes the first inner step; there is no extra minibatch.
+    Your loop carries BatchNorm statistics and metrics itself. With ``n_in=0`` every call is a step
+    of Nesterov SGD.
 
-    Inside ``optax.masked`` or ``optax.multi_transform`` it trains the leaves that it is given; like
-    any optax transformation it says nothing about the others, so chain
-    ``optax.masked(optax.set_to_zero(), ...)`` behind a mask to freeze them. Give each group a key
-    of its own. A later ``optax.set_to_zero`` alone freezes leaves too.
+    Inside ``optax.masked`` or ``optax.multi_transform`` it trains the leaves it is given; like any
+    optax transformation it does not affect the others, so chain
+    ``optax.masked(optax.set_to_zero(), ...)`` after a mask to freeze them. Give each group its own
+    key. A later ``optax.set_to_zero`` alone also freezes leaves.
 
     Args:
         learning_rate: see `entropy_sgd`.
@@ -235,10 +236,10 @@ def entropy_sgd_stepwise(
         **options: see `entropy_sgd`.
 
     Returns:
-        An optax transformation; its state holds up to five copies of the parameters.
+        An optax transformation whose state contains up to five copies of the parameters.
 
     Raises:
-        ValueError: as `entropy_sgd`; at ``update``, if the gradient or ``params`` is missing.
+        ValueError: see `entropy_sgd`; at ``update``, if the gradient or ``params`` is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax

@@ -1,7 +1,7 @@
 """The two forms of EntropySGD: a whole chain in one ``update``, or one minibatch per call.
 
-Everything but the loop is shared. Both hold the state of the outer transformation in ``momentum``,
-the name that checkpoints know: with the built-in one it is the bare momentum buffer.
+Everything but the loop is shared. Both store the outer transformation's state in ``momentum``, the
+name used in checkpoints: for the built-in one it is the bare momentum buffer.
 """
 
 from typing import Any, NamedTuple
@@ -19,15 +19,15 @@ from .options import EntropySGDOptions, value_at
 
 
 class EntropySGDState(NamedTuple):
-    """State of `entropy_sgd`. The chain itself is temporary and leaves only its carry.
+    """State of `entropy_sgd`. The chain itself is temporary; only its carry is kept.
 
     Attributes:
-        count: number of outer steps done, shape (), int32.
-        momentum: state of ``outer``. Of the built-in one: the momentum buffer M, shaped like the
-            parameters, or None if momentum is 0.
+        count: number of outer steps taken, shape (), int32.
+        momentum: state of ``outer``. For the built-in one: the momentum buffer M, shaped like the
+        parameters, or None if momentum is 0.
         key_data: words of the factory's key, never changed: noise comes from
             fold_in(fold_in(key, count), step).
-        carry: final value that the last chain's gradient function handed on.
+        carry: final carry of the last chain.
     """
 
     count: ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]  # as in all of optax
@@ -40,13 +40,13 @@ class EntropySGDStepwiseState(NamedTuple):
     """State of `entropy_sgd` with ``stepwise=True``.
 
     Attributes:
-        count: number of outer steps done, shape (), int32.
+        count: number of outer steps taken, shape (), int32.
         momentum: as in `EntropySGDState`.
         key_data: words of the factory's key, never changed.
-        inner_step: number of inner steps done in this outer step, shape (), int32.
+        inner_step: number of inner steps taken in this outer step, shape (), int32.
         slow: the slow weights theta; None if n_in is 0.
         averages: moments of theta' - theta in this outer step; None if n_in is 0.
-        inner_momentum: state of ``inner``. Of the built-in one: the momentum buffer of the chain,
+        inner_momentum: state of ``inner``. For the built-in one: the momentum buffer of the chain,
             None if inner_momentum is 0. None if n_in is 0.
     """
 
@@ -101,10 +101,10 @@ def scanned(
 
 
 def stepwise(options: EntropySGDOptions) -> optax.GradientTransformationExtraArgs:
-    """One ``update`` is one inner step; the last one of a chain makes the outer step too."""
+    """One ``update`` is one inner step; the last one of a chain also takes the outer step."""
 
     def start(params: Params) -> dict[str, PyTree]:
-        """A chain at the slow weights ``params``, as fields of the state."""
+        """A new chain at the slow weights ``params``, as fields of the state."""
         if options.n_in == 0:
             return dict(slow=None, averages=None, inner_momentum=None)
         averages, inner = start_chain(options.inner, params, variance=options.second_order)
@@ -127,7 +127,7 @@ def stepwise(options: EntropySGDOptions) -> optax.GradientTransformationExtraArg
             increment, momentum = _outer_step(options, None, updates, params, momentum, count)
             return increment, state._replace(count=optax.safe_increment(count), momentum=momentum)
 
-        # The parameters in hand are the slow weights at the start of an outer step, also if
+        # At the start of an outer step the current parameters are the slow weights, even if
         # rounding, a later transformation or a checkpoint made them differ from state.slow.
         slow = jax.tree.map(lambda p, s: jnp.where(first, p, s), params, state.slow)
         key = fold(options.chain_key(state.key_data, count), index)
@@ -140,7 +140,7 @@ def stepwise(options: EntropySGDOptions) -> optax.GradientTransformationExtraArg
             return increment, state._replace(momentum=momentum, inner_step=index + 1, **moved)
 
         def finish() -> tuple[PyTree, Any]:
-            # The update that replaces the increment leads from the fast to the new slow weights.
+            # This update replaces the increment and leads from the fast to the new slow weights.
             step, buffer = _outer_step(options, averages, updates, slow, momentum, count)
             change = jax.tree.map(lambda s, i, p: (s + i) - p, slow, step, params)
             return change, state._replace(
@@ -162,7 +162,7 @@ def _copied(tree: PyTree) -> PyTree:
 
 
 def _begin(options: EntropySGDOptions, params: Params) -> dict[str, Any]:
-    """The fields that both states have, before the first call."""
+    """The fields shared by both states, before the first call."""
     remedy = "keep it outside params, or hide it with optax.masked"
     check_floating(params, "EntropySGD moves", remedy)
     momentum = options.outer.init(widen(params, params))
@@ -174,7 +174,7 @@ def _checked(
 ) -> tuple[Params, PyTree]:
     """``params`` as arrays, and ``state.momentum``, to which the first gradient may be added."""
     if params is None:
-        raise ValueError("params=None; pass the parameters that the training loop holds")
+        raise ValueError("params=None; pass the training loop's parameters")
     seeded = options.momentum_init == "gradient" and state.momentum is not None
     needed = seeded or options.n_in == 0 or isinstance(state, EntropySGDStepwiseState)
     if needed and grads is None:
@@ -212,7 +212,7 @@ def _outer_step(
 def entropy_direction(
     options: EntropySGDOptions, offset: PyTree, variance: PyTree, count: Array
 ) -> PyTree:
-    """The outer direction theta - mu, times gamma or divided by the Newton matrix if asked."""
+    """The outer direction theta - mu, optionally times gamma or divided by the Newton matrix."""
     gamma = options.gamma_at(count)
     if not options.second_order:
         scale = -gamma if options.scale_by_gamma else -1
@@ -231,7 +231,7 @@ def entropy_direction(
 def _checked_grad_fn(
     grad_fn: GradFn, batches: PyTree, n_in: int, params: Params, all_params: PyTree
 ) -> GradFn:
-    """``grad_fn`` of the parameters that ``optax.masked`` shows; hidden ones stay as they are."""
+    """``grad_fn`` of the parameters visible through ``optax.masked``; hidden ones are unchanged."""
     if not callable(grad_fn):
         raise ValueError(
             f"grad_fn={grad_fn!r} is not a function; call update(grads, state, params, "
@@ -247,7 +247,7 @@ def _checked_grad_fn(
         return grad_fn
     if all_params is None:
         raise ValueError(
-            "params lacks the leaves that optax.masked or multi_transform hides, but grad_fn needs "
+            "params lacks leaves hidden by optax.masked or multi_transform, but grad_fn needs "
             "all; call update(..., all_params=params)"
         )
 

@@ -1,7 +1,7 @@
-"""The options of EntropySGD with defaults and checks, and the presets, which are functions of them.
+"""The options of EntropySGD with defaults and checks, and its presets.
 
-The gradient steps of the chain and of the slow weights are two optax transformations, ``inner`` and
-``outer``. Options such as momentum and weight decay only say how the built-in ones are made.
+The gradient steps of the chain and the slow weights are two optax transformations, ``inner`` and
+``outer``. Options such as momentum and weight decay configure only the built-in ones.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from ...types import Array, Key
 from .._langevin import NOISE_CONVENTIONS, LangevinStep, fold, noise_std
 from .._momentum import MomentumSGD, is_zero
 
-# docs/formulas.md D.6 and E28: weight of the newest iterate; alpha = 0.3 of one TRADES run can be
-# read either way.
+# docs/formulas.md D.6 and E28: weight of the newest iterate; alpha = 0.3 of one TRADES run is
+# ambiguous.
 NEW_WEIGHTS = {"ucla": 0.25, "paper_literal": 0.75, "trades_slow_a": 0.3, "trades_slow_b": 0.7}
 
 _SIZE = "a finite number >= 0"
-_MOMENTUM = "in [0, 1); 0 turns it off, 0.9 is usual"
+_MOMENTUM = "in [0, 1); 0 disables it, 0.9 is typical"
 _FRACTION = "in (0, 1]"
 _RULES = {
     _SIZE: lambda x: 0 <= x < math.inf,
@@ -36,7 +36,7 @@ _RULES = {
 
 
 def _option(default: Any, check: Callable, *arguments: Any) -> Any:
-    """A field whose value is checked with ``check(name, value, *arguments)``."""
+    """A field checked with ``check(name, value, *arguments)``."""
     return dataclasses.field(default=default, metadata={"check": (check, arguments)})
 
 
@@ -54,7 +54,7 @@ def _check_number(name: str, value: Any, rule: str, also: str = "") -> None:
 def _check_optimizer(name: str, value: Any) -> None:
     if value is not None and not (hasattr(value, "init") and hasattr(value, "update")):
         raise ValueError(
-            f"{name}={value!r} is not an optax transformation; pass for example optax.sgd(0.1)"
+            f"{name}={value!r} is not an optax transformation; pass, for example, optax.sgd(0.1)"
         )
 
 
@@ -69,10 +69,10 @@ def _check_n_in(name: str, value: Any) -> None:
 
 @dataclasses.dataclass(kw_only=True)
 class EntropySGDOptions:
-    """Every option of `entropy_sgd`, whose docstring says what each means, with its default.
+    """The options of `entropy_sgd` with their defaults; see its docstring for their meaning.
 
-    An option is a line here and the line that reads it. Nothing here touches a device, so that
-    configurations can look values up.
+    Adding an option takes one line here and one where it is read. Nothing here touches a device, so
+    that configurations can look up values.
 
     Raises:
         ValueError: an unknown choice, or a number outside its range.
@@ -119,7 +119,9 @@ class EntropySGDOptions:
                 check, arguments = field.metadata["check"]
                 check(field.name, getattr(self, field.name), *arguments)
         if self.beta_aware and not self.second_order:
-            raise ValueError("beta_aware=True needs second_order=True; it corrects its matrix")
+            raise ValueError(
+                "beta_aware=True requires second_order=True; it corrects the Newton matrix"
+            )
         if self.beta_aware and is_zero(self.noise):
             raise ValueError("beta_aware=True with noise=0: the temperature is 0; pass noise > 0")
         if self.key is None and not is_zero(self.noise):
@@ -149,10 +151,10 @@ class EntropySGDOptions:
         return LangevinStep(self.inner, rate, gamma, noise, self.new_weight, self.ascend)
 
     def init_key_data(self) -> Array | None:
-        """The key as the state holds it: plain words, in a buffer that the state owns.
+        """The key as stored in the state: plain words, in a buffer owned by the state.
 
-        Words, because wrappers select, cast and serialize states, which typed keys do not allow
-        everywhere. In the state at all, so that one compiled program serves every seed.
+        Words, because wrappers select, cast and serialize states, which typed keys do not always
+        support. In the state, so that one compiled program serves every seed.
         """
         return None if self.key is None else jnp.array(jax.random.key_data(self.key), copy=True)
 
@@ -181,7 +183,7 @@ ENTROPY_SGD_PRESETS: dict[str, Callable[..., EntropySGDOptions]] = {
     "theory": partial(EntropySGDOptions, **_THEORY, scale_by_gamma=True),
 }
 
-# Options of the built-in steps: they mean nothing beside an optimizer of the caller's.
+# Options of the built-in steps, which do not apply to a user's optimizer.
 _BUILT_IN = {
     "inner": ("inner_momentum", "inner_weight_decay", "decay_after_momentum"),
     "outer": ("learning_rate", "momentum", "weight_decay", "momentum_init"),
@@ -189,13 +191,13 @@ _BUILT_IN = {
 
 
 def resolve(preset: str | None, given: dict[str, Any]) -> EntropySGDOptions:
-    """The options of a preset, except for those that are given and not None.
+    """The options of a preset, overridden by those that are given and not None.
 
     Raises:
         ValueError: an unknown preset, or an option that ``inner`` or ``outer`` replaces.
     """
     if preset is not None and preset not in ENTROPY_SGD_PRESETS:
-        # Nearest without a cut-off: "paper" or "UCLA" should find their preset too.
+        # No cutoff for the closest match, so that "paper" or "UCLA" find their preset.
         names = list(ENTROPY_SGD_PRESETS)
         [near] = difflib.get_close_matches(str(preset).lower(), names, n=1, cutoff=0.0)
         raise ValueError(
@@ -206,7 +208,7 @@ def resolve(preset: str | None, given: dict[str, Any]) -> EntropySGDOptions:
     for side, names in _BUILT_IN.items():
         for name in names:
             if side in given and name in given:
-                raise ValueError(f"{name}={given[name]!r} is replaced by {side}; put it in there")
+                raise ValueError(f"{name}={given[name]!r} is replaced by {side}; set it there")
     if "key" in given:
         given["key"] = typed_key(given["key"])
     return (EntropySGDOptions if preset is None else ENTROPY_SGD_PRESETS[preset])(**given)

@@ -1,4 +1,4 @@
-"""The slow weights of EntropySGD, wherever optax has put its state."""
+"""Finds the slow weights of EntropySGD inside nested optax states."""
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,21 @@ _KINDS = (EntropySGDState, EntropySGDStepwiseState)
 
 
 def slow_params(state: PyTree, params: Params) -> Params:
-    """The slow weights theta: the ones to evaluate and to checkpoint.
+    """The slow weights theta, which are to be evaluated and checkpointed.
 
     Args:
         state: state of `entropy_sgd_stepwise` or of `entropy_sgd`, possibly inside the states of
             ``optax.chain``, ``optax.masked``, ``optax.multi_transform``, ``optax.MultiSteps``,
             ``optax.inject_hyperparams`` or ``optax.apply_if_finite``; there may be several.
-        params: the parameters that the training loop holds, all of them. They are the fast weights
-            of `entropy_sgd_stepwise` and already the slow weights of `entropy_sgd`.
+        params: all of the training loop's parameters. They are the fast weights of
+        `entropy_sgd_stepwise`, and already the slow weights of `entropy_sgd`.
 
     Returns:
-        The slow weights in the structure of ``params``. Leaves that are frozen or that another
-        optimizer trains are those of ``params``.
+        The slow weights in the structure of ``params``. Leaves that are frozen or trained by
+        another optimizer are taken from ``params``.
 
     Raises:
-        ValueError: ``state`` holds no state of EntropySGD, or one of other parameters.
+        ValueError: ``state`` contains no EntropySGD state, or one for other parameters.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -42,8 +42,8 @@ def slow_params(state: PyTree, params: Params) -> Params:
     states = [node for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)]
     if not states:
         raise ValueError(
-            f"state is a {type(state).__name__} without a state of EntropySGD inside; pass what "
-            "init or update of entropy_sgd_stepwise returned"
+            f"state is a {type(state).__name__} without an EntropySGD state inside; pass the "
+            "state returned by init or update of entropy_sgd_stepwise"
         )
     for node in states:
         if isinstance(node, EntropySGDStepwiseState) and node.slow is not None:
@@ -52,7 +52,7 @@ def slow_params(state: PyTree, params: Params) -> Params:
 
 
 def _with_slow(state: EntropySGDStepwiseState, params: Params) -> Params:
-    """``params`` with the leaves that ``state`` trains replaced by their slow weights."""
+    """``params`` with the leaves trained by ``state`` replaced by their slow weights."""
     # By path, not by structure: masks leave gaps in state.slow, and flax.nnx wraps its leaves.
     slow = {
         same_place(path): (jax.tree_util.keystr(path), leaf)
@@ -70,18 +70,18 @@ def _with_slow(state: EntropySGDStepwiseState, params: Params) -> Params:
         leaves.append(param if name is None else _current(count, inner_step, param, value))
     for name, _ in slow.values():
         raise ValueError(
-            f"params has no leaf {name}, but state holds slow weights for it; pass all parameters "
-            "that the training loop holds"
+            f"params has no leaf {name}, but state has slow weights for it; pass all of the "
+            "training loop's parameters"
         )
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 @jax.jit
 def _current(count: Array, inner_step: Array, fast: Array, slow: Array) -> Array:
-    """The slow weights; after an outer step the parameters in hand, which others may have changed.
+    """The slow weights; after an outer step the current parameters, which others may have changed.
 
-    A transformation behind EntropySGD may freeze leaves: the state does not know of it before the
-    next call.
+    A transformation after EntropySGD may freeze leaves; the state reflects this only at the next
+    call.
     """
     finished = (inner_step == 0) & (count > 0)
     finished = finished.reshape(finished.shape + (1,) * (slow.ndim - finished.ndim))
