@@ -114,7 +114,7 @@ class Chunks:
             points, self.problem.images[chosen], chosen, self.problem.norm, self.problem.eps
         )
         good = wrong & np.array([not problem for problem in problems], bool)
-        if not self.problem.randomized:  # there it is no error if most draws are correct
+        if not self.problem.randomized:  # there, mostly correct draws are not an error
             problems = [
                 problem or ("" if fooled else f"image {index} is not misclassified on its own")
                 for problem, fooled, index in zip(problems, wrong, chosen, strict=True)
@@ -267,7 +267,7 @@ class Chunks:
         return number, fitting[-1]
 
     def _spread(self, lanes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Deals consecutive blocks out to the devices in turn, so that all have live ones."""
+        """Deals blocks out to the devices in turn, so that all have live ones."""
         dealt = lanes.reshape(-1, self.num_devices, shape[1])
         return dealt.swapaxes(0, 1).reshape(-1)
 

@@ -179,7 +179,7 @@ def autoattack(
         "early_exit": early_exit,
         "individual": individual,
     }
-    with Store(store) as kept:  # refused before anything is compiled
+    with Store(store) as kept:  # rejected before anything is compiled
         chunks = Chunks(problem, batch_size, devices)
         few = np.arange(min(_CHECKED, len(pixels)))
         probe = chunks.logits(pixels[few], few, Stream.CLEAN, 0)
