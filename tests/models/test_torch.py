@@ -199,7 +199,9 @@ def test_of_several_that_fit_the_usual_one_is_taken_aloud_and_others_by_name():
     first = _state_dict(PREACT)
     second = {name: value + 1 for name, value in first.items()}
     both = {"state_dict_ema": second, "epoch": 1, "state_dict": first, "best": dict(first)}
-    with pytest.warns(UserWarning, match=r"2 sets.*'state_dict', pass entry='state_dict_ema'"):
+    with pytest.warns(
+        UserWarning, match=r"2 matching sets.*'state_dict', pass entry='state_dict_ema'"
+    ):
         _assert_equal(_load(both, PREACT), _variables(PREACT))
     averaged = models.from_torch_state_dict(second, PREACT)
     _assert_equal(_load(both, PREACT, "state_dict_ema"), averaged)
@@ -227,7 +229,7 @@ def test_normalisation_of_the_wrapper():
     same = {"normalize.mean": mean, "normalize.std": std, **state_dict}
     _assert_equal(models.from_torch_state_dict(same, PREACT), _variables(PREACT))
     other = {"mu": mean + 0.1, **state_dict}
-    with pytest.raises(ValueError, match=r"make the module with mean=\(0.5914, 0.5822, 0.5465\)"):
+    with pytest.raises(ValueError, match=r"create the module with mean=\(0.5914, 0.5822, 0.5465\)"):
         models.from_torch_state_dict(other, PREACT)
     ignored = models.from_torch_state_dict(other, PREACT, ignore=("mu",))
     _assert_equal(ignored, _variables(PREACT))

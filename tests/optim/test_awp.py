@@ -230,7 +230,7 @@ def test_contract_of_value_and_grad():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(gamma=-0.1), "gamma=-0.1 must be a finite number >= 0; 0 turns the perturbation off"),
+        (dict(gamma=-0.1), "gamma=-0.1 must be a finite number >= 0; 0 disables the perturbation"),
         (dict(gamma=float("nan")), "gamma=nan must be"),
         (dict(gamma=0.1, weight_decay=-1.0), "weight_decay=-1.0 must be"),
     ],
