@@ -44,7 +44,7 @@ def parameters(function):
 def documentation(function):
     """The docstring, with that of the function whose arguments it says it takes."""
     doc = inspect.getdoc(function)
-    other = re.search(r"arguments are those of `(\w+)`|\*\*options: (?:see|.* of) .*`(\w+)`", doc)
+    other = re.search(r"For arguments, see `(\w+)`|\*\*options: (?:see|.* of) .*`(\w+)`", doc)
     if other is None:
         return doc
     name = other[1] or other[2]

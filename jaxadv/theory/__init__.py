@@ -1,7 +1,7 @@
 """Theory of adversarial losses: attack Jacobians, true smoothness, EntropySGD, landscapes.
 
-Everything here computes in float64 by itself and leaves the precision of other code alone. To
-transform a function of the theory (``jax.jit``, ``jax.vmap``, ...), enable 64 bits around the call:
+Everything here computes in float64 without changing the precision of other code. To transform a
+theory function (``jax.jit``, ``jax.vmap``, ...), enable 64 bits around the call:
 ``with jax.enable_x64(True): ...``.
 """
 

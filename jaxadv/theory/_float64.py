@@ -1,11 +1,11 @@
-"""Where the theory's float64 is switched on: around a call, never for the user's other code.
+"""Enables float64 around theory calls, never for the user's other code.
 
-* Called with arrays, a function of the theory enables 64-bit types for its own duration, casts its
-  floating inputs to float64 and puts the caller's setting back. A caller who works in 32 bits gets
-  NumPy arrays, because JAX truncates (and warns about) its own 64-bit arrays outside the context;
-  one who works in 64 bits gets JAX arrays.
-* Inside ``jax.jit``, ``jax.vmap`` or ``jax.grad`` the types belong to the caller, who has to enable
-  64 bits around the outer call.
+* Called with arrays, a theory function enables 64-bit types while it runs, casts its floating
+  inputs to float64 and restores the caller's setting. A caller in 32-bit mode gets NumPy arrays,
+  because JAX truncates (and warns about) its own 64-bit arrays outside the context; one in 64-bit
+  mode gets JAX arrays.
+* Inside ``jax.jit``, ``jax.vmap`` or ``jax.grad`` the caller controls the types and must enable 64
+bits around the outer call.
 """
 
 import functools
@@ -23,7 +23,7 @@ _F = TypeVar("_F", bound=Callable)
 
 
 def to_float64(tree: Any) -> Any:
-    """Casts the floating arrays and numbers of a pytree to float64; the rest stays."""
+    """Casts the floating arrays and numbers of a pytree to float64; the rest is unchanged."""
 
     def convert(leaf: Any) -> Any:
         is_number = isinstance(leaf, np.ndarray | np.generic | jax.Array | float)
@@ -35,7 +35,7 @@ def to_float64(tree: Any) -> Any:
 
 
 def to_numpy(tree: Any) -> Any:
-    """Turns the JAX arrays of a pytree into NumPy arrays; typed keys stay."""
+    """Converts the JAX arrays of a pytree to NumPy arrays; typed keys are unchanged."""
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -50,7 +50,7 @@ def _all_concrete(tree: Any) -> bool:
 
 
 def in_float64(function: _F) -> _F:
-    """Decorates a function of arrays so that it computes in float64, see the module.
+    """Decorates a function of arrays so that it computes in float64; see the module docstring.
 
     Raises:
         ValueError: (the decorated function) called inside a transformation with 64 bits disabled.
@@ -73,7 +73,7 @@ def in_float64(function: _F) -> _F:
             with jax.enable_x64(True):
                 args, kwargs = to_float64((args, kwargs))
                 result = function(*args, **kwargs)
-            # A closed-over tracer makes the result one although the arguments are concrete.
+            # A closed-over tracer makes the result a tracer even with concrete arguments.
             if _all_concrete(result):
                 return to_numpy(result)
         raise ValueError(

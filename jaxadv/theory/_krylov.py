@@ -19,8 +19,8 @@ class CG(NamedTuple):
         solution: of S v = b.
         residual: norm of b - S v over norm of b.
         iterations: products with S.
-        negative: whether a direction of curvature <= 0 was met: S is not positive definite, and
-            the solution is the iterate before it (the right-hand side if it was the first).
+        negative: whether a direction of curvature <= 0 was found: S is not positive definite, and
+        the solution is the previous iterate (the right-hand side if it was the first).
     """
 
     solution: Array
@@ -52,7 +52,7 @@ def conjugate_gradients(
 
     start = (0 * unit, unit, unit, jnp.sum(unit**2), jnp.array(0), jnp.array(False))
     v, _, _, rho, count, negative = jax.lax.while_loop(going, step, start)
-    # Met at once, there is no iterate yet; the right-hand side itself is a direction of ascent.
+    # If found immediately, there is no iterate yet; the right-hand side is an ascent direction.
     v = jnp.where(negative & (count == 1), unit, v)
     return CG(size * v, jnp.sqrt(rho), count, negative)
 
@@ -64,7 +64,7 @@ class Estimate(NamedTuple):
         value: the estimate; never beyond the true extreme, up to rounding.
         error: an eigenvalue lies within this of the estimate (the Ritz residual).
         iterations: products with the operator.
-        converged: whether the error is below the tolerance asked for.
+        converged: whether the error is below the requested tolerance.
     """
 
     value: float
@@ -103,12 +103,12 @@ def lanczos(
 
     Args:
         apply: the operator.
-        start: a vector with a component along the eigenvectors that are sought; not 0.
+        start: a nonzero vector with a component along the desired eigenvectors.
         tol: relative error, of the larger extreme, at which to stop.
-        max_steps: largest number of products.
-        reorthogonalize: keep the basis and orthogonalize against it. Without it memory is three
-            vectors, and the extremes come out the same, perhaps a few steps later.
-        ends: "both", "low" or "high": which ones have to reach the tolerance.
+        max_steps: maximum number of products.
+        reorthogonalize: keep the basis and orthogonalize against it. Without it, memory is three
+        vectors, and the extremes are the same, perhaps a few steps later.
+        ends: "both", "low" or "high": which ones must reach the tolerance.
         project: onto the invariant subspace in which the eigenvalues are sought and ``start`` lies;
             without it rounding brings in the eigenvalue that the operator has outside.
 

@@ -1,8 +1,8 @@
-"""Pytrees as float64 vectors, and the precision in which a diagnostic calls the user's functions.
+"""Pytrees as float64 vectors, and the precision of calls to the user's functions.
 
-The diagnostics call the user's functions in the precision of the parameters that they are given:
-float32 checkpoints of a network stay float32, float64 parameters are computed with in float64
-whatever the caller's setting. Differences, norms and inner products are always taken in float64.
+The diagnostics call the user's functions in the precision of the given parameters: float32
+checkpoints stay float32, and float64 parameters use float64 whatever the caller's setting.
+Differences, norms and inner products are always taken in float64.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from ..types import PyTree
 
 
 def precision_of(*trees: PyTree) -> contextlib.AbstractContextManager:
-    """Context with 64-bit types enabled if a leaf is float64 or they are enabled already."""
+    """Context with 64-bit types enabled if a leaf is float64 or they are already enabled."""
     leaves = jax.tree.leaves(trees)
     is_double = any(getattr(leaf, "dtype", None) == np.float64 for leaf in leaves)
     enabled = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
@@ -24,7 +24,7 @@ def precision_of(*trees: PyTree) -> contextlib.AbstractContextManager:
 
 
 def as_arrays(tree: PyTree) -> PyTree:
-    """JAX arrays of the leaves, in the precision in force."""
+    """JAX arrays of the leaves, in the current precision."""
     return jax.tree.map(jnp.asarray, tree)
 
 

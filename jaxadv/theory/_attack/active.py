@@ -1,4 +1,4 @@
-"""The active set of a point of C(x): which constraints hold it, and how firmly."""
+"""The active set of a point in C(x): its active constraints and their multipliers."""
 
 from typing import NamedTuple
 
@@ -7,22 +7,22 @@ import jax.numpy as jnp
 from ...types import Array
 from .feasible import Feasible, l2_norm
 
-# A coordinate this close to its bound (a point this close to the sphere), over eps, is on it.
+# Relative to eps, a coordinate this close to its bound (a point this close to the sphere) is on it.
 TOUCHES = 1e-7
 
 
 class ActiveSet(NamedTuple):
-    """Which constraints hold a point, as data for the KKT system.
+    """The active constraints at a point, as data for the KKT system.
 
     Attributes:
-        fixed: coordinates held by the box, by the Linf ball or (L1) at a zero of x' - x; (d,) bool.
-        on_ball: whether norm(x' - x) <= eps is active besides (L2, L1; the Linf ball is a box).
+        fixed: coordinates fixed by the box, the Linf ball or (L1) at a zero of x' - x; (d,) bool.
+        on_ball: whether norm(x' - x) <= eps is also active (L2, L1; the Linf ball is a box).
         normal: unit normal of that constraint within the free coordinates; 0 if not active.
         pull: mu/eps for L2 on the sphere, the curvature that the constraint adds; otherwise 0.
-        multiplier: mu of norm(x' - x) <= eps: d loss / d eps as far as the ball is responsible.
-        margin: strict complementarity: the smallest multiplier of an active constraint (negative
-            if the wrong sign holds it), inf if none is active.
-        slack: the smallest distance to a constraint that is not active; inf if there is none.
+        multiplier: mu of norm(x' - x) <= eps: the ball's contribution to d loss / d eps.
+        margin: strict complementarity: the smallest multiplier of an active constraint (negative if
+        its sign is wrong), inf if none is active.
+        slack: the smallest distance to an inactive constraint; inf if there is none.
     """
 
     fixed: Array
@@ -34,7 +34,7 @@ class ActiveSet(NamedTuple):
     slack: Array
 
     def project(self, v: Array) -> Array:
-        """Onto the tangent space of the active constraints: P v."""
+        """Projects onto the tangent space of the active constraints: P v."""
         inside = jnp.where(self.fixed, 0.0, v)
         return inside - self.normal * (self.normal @ inside)
 
@@ -51,10 +51,10 @@ class ActiveSet(NamedTuple):
 
 
 def active_set(feasible: Feasible, z: Array, g: Array, touches: float = TOUCHES) -> ActiveSet:
-    """The constraints that hold z, given the gradient g there.
+    """The active constraints at z, given the gradient g there.
 
-    A constraint is active if z is on it (within ``touches * eps``) and its multiplier has the sign
-    of KKT; one that is touched with the wrong sign, or with none, shows up as slack 0.
+    A constraint is active if z is on it (within ``touches * eps``) and its multiplier has the KKT
+    sign; one touched with the wrong sign or a zero multiplier counts as slack 0.
     """
     eps, r = feasible.eps, z - feasible.x
     near = touches * eps

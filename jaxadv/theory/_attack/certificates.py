@@ -1,4 +1,4 @@
-"""What certifies an attack: gap, residual, multipliers, second-order condition, and its kind."""
+"""Certificates of an attack: gap, residual, multipliers, second-order condition, and kind."""
 
 from typing import Any, NamedTuple
 
@@ -12,23 +12,23 @@ from .feasible import Feasible, l2_norm
 from .problem import ScalarLoss
 
 KINDS = ("interior", "sphere", "vertex", "face", "degenerate", "unconverged")
-REGULAR = 1e-7  # margins, slacks and curvatures below this (without units) count as zero
+REGULAR = 1e-7  # dimensionless margins, slacks and curvatures below this count as zero
 _KINK_STEP, _KINK = 1e-5, 1e-6
 
 
 class Certificates(NamedTuple):
-    """What is known about one candidate x' for an attack (docs/formulas.md C.5).
+    """Certificates of a candidate attack x' (docs/formulas.md C.5).
 
     Attributes:
         gap: Frank-Wolfe gap max over C(x) of g^T(z - x'); 0 iff KKT, and a bound on
             l_eps - l(x') where the loss is concave in x.
         residual: norm of Pi(x' + g) - x'.
-        relative_residual: norm of Pi(x' + t g) - x' over eps, with t = eps/(|g| + eps |H|): without
-            units, and what `converged` is decided on.
-        multiplier: mu of norm(x' - x) <= eps; 0 where that constraint is not active.
+        relative_residual: norm of Pi(x' + t g) - x' over eps, with t = eps/(|g| + eps |H|):
+        dimensionless; `converged` is based on it.
+        multiplier: mu of norm(x' - x) <= eps; 0 if that constraint is inactive.
         margin: strict complementarity: the smallest multiplier of an active constraint (inf if
             there is none, negative if one has the wrong sign).
-        slack: distance to the nearest constraint that is not active (inf if there is none).
+        slack: distance to the nearest inactive constraint (inf if there is none).
         curvature: smallest eigenvalue of -W on the tangent space of the active constraints, c_T;
             positive iff the second-order condition holds; inf where that space is {0}.
         tangent_dim: its dimension.
@@ -48,7 +48,7 @@ class Certificates(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """A candidate with its derivatives: what the implicit function theorem is applied to."""
+    """A candidate with its derivatives, the input to the implicit function theorem."""
 
     value: Array
     gradient: Array
@@ -60,7 +60,7 @@ class Analysis(NamedTuple):
 
 
 def kind_name(code: Array) -> Any:
-    """The kind of a code, or an array of kinds for an array of codes."""
+    """The kind for a code, or an array of kinds for an array of codes."""
     names = np.asarray(KINDS)[np.asarray(code)]
     return str(names) if names.ndim == 0 else names
 
@@ -73,7 +73,7 @@ def gradient_scale(feasible: Feasible, g: Array, hessian: Array) -> Array:
 
 
 def relative_residual(feasible: Feasible, z: Array, g: Array, scale: Array) -> Array:
-    """Projected-gradient residual without units, see `Certificates`."""
+    """Dimensionless projected-gradient residual, see `Certificates`."""
     eps = feasible.eps
     moved = l2_norm(feasible.project(z + (eps / scale) * g) - z)
     return moved / jnp.where(eps > 0, eps, 1.0 + l2_norm(feasible.x))
@@ -96,8 +96,8 @@ def _kink(
 ) -> Array:
     """Largest first-order Taylor remainder of grad_x l along directions of x and of theta.
 
-    Of second order in the step where the loss is smooth; as large as the jump at a kink, whichever
-    of its one-sided derivatives (or their mean) the model's rule returns there.
+    Second-order in the step where the loss is smooth; as large as the jump at a kink, whichever
+    one-sided derivative (or their mean) the model's rule returns there.
     """
     rng = np.random.default_rng(0)
     v = rng.normal(size=z.shape)
@@ -169,5 +169,5 @@ def analyse(
 
 
 def is_regular(kind_code: Array) -> Array:
-    """Whether the attack may be differentiated."""
+    """Whether the attack is differentiable."""
     return kind_code < KINDS.index("degenerate")

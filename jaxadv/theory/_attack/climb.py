@@ -32,7 +32,7 @@ def _newton(
         active = active_set(feasible, z, g, touches)
         residual_fn = tangent_residual(jax.grad(loss), active.project, active.pull, z)
         target = active.project(g)
-        # Newton's step: where the attack would be if the gradient were 0 along the constraints.
+        # Newton's step, toward a zero of the gradient along the constraints.
         # Negative curvature stops the solver with an ascent direction, as in Steihaug's method.
         found = implicit_motion(residual_fn, z, target, conjugate_solve(1e-2, cg_steps))
         length = l2_norm(target)
@@ -90,12 +90,11 @@ def climb_attack(
     newton_steps: int = 20,
     cg_steps: int = 50,
 ) -> Array:
-    r"""Refines an attack (of PGD, say) towards a KKT point, for models of any size.
+    r"""Refines an attack (for example from PGD) toward a KKT point, for models of any size.
 
-    Projected-gradient ascent that never lets the loss fall, then Newton steps on the tangent space
-    of the active constraints by truncated conjugate gradients. In the dtype of the inputs. On
-    piecewise linear networks it ends where a kink stops it; `matrix_free_jacobian` says how near a
-    KKT point that is.
+    Runs monotone projected-gradient ascent, then Newton steps on the tangent space of the active
+    constraints by truncated conjugate gradients, in the dtype of the inputs. On piecewise linear
+    networks it stops at a kink; `matrix_free_jacobian` says how close that is to a KKT point.
 
     Args:
         loss: function of (x, theta) to a scalar, one example.
@@ -105,15 +104,15 @@ def climb_attack(
         norm: "linf", "l2" or "l1".
         eps: radius >= 0, in the units of x.
         bounds: None, or (low, high), numbers or arrays like x.
-        ascent_steps: largest number of ascent steps.
-        newton_steps: largest number of Newton steps.
-        cg_steps: largest number of products with the Hessian in each.
+        ascent_steps: maximum number of ascent steps.
+        newton_steps: maximum number of Newton steps.
+        cg_steps: maximum number of Hessian products in each.
 
     Returns:
-        The refined attack, whose loss is not below that of the projected x_adv.
+        The refined attack, whose loss is at least that of the projected x_adv.
 
     Raises:
-        ValueError: as `optimal_attack`.
+        ValueError: see `optimal_attack`.
 
     Example:
         >>> import jax.numpy as jnp

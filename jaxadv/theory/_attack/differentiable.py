@@ -48,7 +48,7 @@ class _Settings(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What is not differentiated: an argument all the same, because it may be traced."""
+    """Non-differentiated inputs; passed as an argument because they may be traced."""
 
     loss: Partial
     eps: Any
@@ -76,7 +76,7 @@ def _attack_rule(settings: _Settings, primals: tuple, tangents: tuple) -> tuple[
     given, theta, x = primals
     _refuse(tangents[0])
     theta_dot, x_dot = _zeros_for(tangents[1:], (theta, x))
-    x_adv = _attack(settings, given, theta, x)  # through the rule again, for higher derivatives
+    x_adv = _attack(settings, given, theta, x)  # apply the rule again, for higher derivatives
     z, frozen = x_adv.reshape(-1), jax.lax.stop_gradient
     loss = lambda z, theta: given.loss(z.reshape(x.shape), theta)
 
@@ -161,7 +161,7 @@ def differentiable_attack(
 
     The tangent is :math:`D\dot\theta + D_x\dot x`, from the KKT system of the active set
     (docs/formulas.md C.1, C.2, C.4), also under ``jax.vmap``, ``jax.jit`` and reverse mode. At
-    degenerate and unconverged points, which `attack_jacobian` labels, the tangent is NaN.
+    points that `attack_jacobian` labels degenerate or unconverged, the tangent is NaN.
 
     Args:
         loss: function of (x, theta) to a scalar, one example, twice differentiable near x'.
@@ -200,11 +200,11 @@ def adversarial_loss(
 ) -> Callable[[PyTree, Array], Array]:
     r"""The adversarial loss (theta, x) -> l_eps whose ``jax.hessian`` is :math:`A + B^T D`.
 
-    Its gradient is Danskin's, :math:`G(x', \theta)` (valid wherever the maximizer is unique, also
-    at degenerate ones), its Hessian that of the true adversarial loss, and NaN at points that
+    Its gradient is Danskin's, :math:`G(x', \theta)` (valid wherever the maximizer is unique, even
+    if degenerate); its Hessian is that of the true adversarial loss, and NaN at points that
     `attack_jacobian` labels degenerate or unconverged.
 
-    All arguments are those of `differentiable_attack`.
+    For arguments, see `differentiable_attack`.
 
     Returns:
         The function. Transform it within ``jax.enable_x64(True)``.

@@ -1,4 +1,4 @@
-r"""The implicit function theorem, for attacks and whatever else is the root of a system.
+r"""The implicit function theorem, for attacks and other roots of systems.
 
 A root u of F(u; p) = 0 stays one while p moves, so :math:`F_u\,u' = -F_p\,p'`. For an attack F is
 the KKT system with its active set frozen: whole (`kkt_residual`, solved as a matrix), or on the
@@ -28,7 +28,7 @@ def implicit_motion(
     push: Array,
     solve: Callable[[Linear, Array], _Solution],
 ) -> _Solution:
-    r"""How a root moves with what it depends on: the u' with :math:`F_u\,u' = -F_p\,p'`.
+    r"""The derivative u' of a root, with :math:`F_u\,u' = -F_p\,p'`.
 
     Args:
         residual: u -> F(u; p).
@@ -63,7 +63,7 @@ def conjugate_solve(tol: float, max_steps: int) -> Callable[[Linear, Array], CG]
 def tangent_residual(
     gradient_fn: Linear, project: Linear, pull: Array, z: Array
 ) -> Callable[[Array], Array]:
-    r"""The KKT system on the tangent space at z, up to what does not depend on the place.
+    r"""The KKT system on the tangent space at z, up to a constant.
 
     Its derivative there is -S, :math:`S = P(\mu/\epsilon - H)P`: negative definite at a strict
     maximum, although H need not be.

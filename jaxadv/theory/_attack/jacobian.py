@@ -1,4 +1,4 @@
-r"""The Jacobian of the optimal attack by the implicit function theorem, and what it rests on.
+r"""The Jacobian of the optimal attack by the implicit function theorem, with its certificates.
 
 At a regular KKT point the attack moves with the parameters, :math:`D = dx'/d\theta`, and the
 adversarial loss has the Hessian :math:`A + B^T D`. D comes from the derivatives of the KKT
@@ -28,7 +28,7 @@ from .problem import Problem, ScalarLoss, make_problem
 
 
 class AttackJacobian(NamedTuple):
-    """How the optimal attack moves with the parameters, with everything that it rests on.
+    """The Jacobian of the optimal attack, with its certificates.
 
     Attributes:
         x_adv: the attack x', shaped like x.
@@ -37,15 +37,15 @@ class AttackJacobian(NamedTuple):
             "unconverged"); `kind` is the name.
         jacobian: D, a pytree like theta, each leaf with the shape of x in front; NaN where the
             kind is "degenerate" or "unconverged".
-        multiplier_jacobian: d mu / d theta, a pytree like theta; likewise.
+        multiplier_jacobian: d mu / d theta, a pytree like theta; NaN in the same cases.
         norm: the spectral norm of D, measured.
         sharp_bound: norm(T^T B)/c_T (with H_FF instead of W_T on faces): never below ``norm``, and
             never above the paper's; 0 at a vertex.
         paper_bound: norm(B)/lambda_min(-H) of Lemma 4 (interior) or norm(B)/sigma_min(K) of Lemma 5
-            (L2 sphere); inf where the paper has no bound (Linf, L1, with the box active).
-        paper_applies: whether the hypotheses of that lemma hold as printed; Lemma 5 asks for
-            det K > 0, which no strict maximizer in an odd dimension has (erratum E1).
-        bordered_det_sign: sign of det K, the bordered Hessian; 0 where it is not defined.
+            (L2 sphere); inf if the paper has no bound (Linf, L1, or with the box active).
+        paper_applies: whether the hypotheses of that lemma hold as printed; Lemma 5 requires det K
+        > 0, which no strict maximizer in odd dimension satisfies (erratum E1).
+        bordered_det_sign: sign of det K, the bordered Hessian; 0 if undefined.
         bordered_sigma: its smallest singular value, the c of Lemma 5, never above 1 (E11).
         certificates: see `Certificates`.
         value_gap: see `OptimalAttack`; inf if x_adv was given.
@@ -72,12 +72,12 @@ class AttackJacobian(NamedTuple):
 
 
 class AdversarialHessian(NamedTuple):
-    """Hessian of the adversarial loss in the ravelled parameters; NaN where it does not exist.
+    """Hessian of the adversarial loss in the raveled parameters; NaN where it does not exist.
 
     Attributes:
         total: A + B^T D, (m, m).
         frozen: A, the Hessian with the attack frozen.
-        motion: B^T D, positive semidefinite: what the motion of the attack adds.
+        motion: B^T D, positive semidefinite: the contribution of attack motion.
         kind_code: see `AttackJacobian`.
     """
 
@@ -116,7 +116,7 @@ def _implicit_jacobian(
         return kkt_residual(loss, unknowns, unravel(flat), problem.feasible, active, scale)
 
     root = jnp.append(z, normalized_multiplier(active, scale))
-    # A row of this matrix costs a reverse pass, a column a forward one: d is the small side.
+    # A row of this matrix costs a reverse pass, a column a forward pass; d is the small dimension.
     push = jax.jacrev(system, argnums=1)(root, flat)
     solution = implicit_motion(lambda u: system(u, flat), root, push, dense_solve(done))
     mixed = jax.jacrev(lambda flat: jax.grad(loss)(z, unravel(flat)))(flat)
@@ -205,7 +205,7 @@ def _candidate(
     key: Key | None,
     num_restarts: int,
 ) -> tuple[Problem, Array, Array]:
-    """The problem, its attack (given or looked for) and the gap to the second best."""
+    """The problem, its attack (given or found) and the gap to the second best."""
     check_count("num_restarts", num_restarts, 0)
     problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
     if x_adv is None:
@@ -241,12 +241,12 @@ def attack_jacobian(
     * L2 sphere, :math:`g = \mu n`: :math:`D = -T(T^TWT)^{-1}T^TB`, :math:`W = H - (\mu/\epsilon)P`;
     * Linf, or the box: coordinates on a bound do not move, the others have
       :math:`D_F = -H_{FF}^{-1}B_F`; at a vertex D = 0;
-    * L2 and box: the sphere within the free coordinates; L1: the face of the ball likewise.
+    * L2 and box: the sphere within the free coordinates; L1: likewise the face of the ball.
 
     Where the second-order condition, strict complementarity or twice differentiability fails, the
     kind is "degenerate"; where x' is not a KKT point, it is "unconverged". In both cases the attack
     has no derivative, and D is NaN. Works under ``jax.jit`` and ``jax.vmap`` within
-    ``jax.enable_x64(True)``; compilations are shared as those of `optimal_attack`.
+    ``jax.enable_x64(True)``; compilations are shared as in `optimal_attack`.
 
     Args:
         loss: function of (x, theta) to a scalar, one example, twice differentiable near x'.
@@ -255,8 +255,8 @@ def attack_jacobian(
         norm: "linf", "l2" or "l1".
         eps: radius >= 0, in the units of x.
         bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
-        x_adv: the attack to be differentiated, used as is (`polish_attack` refines one); by
-            default `optimal_attack` looks for it.
+        x_adv: the attack to differentiate, used as is (`polish_attack` refines one); by default
+        found by `optimal_attack`.
         key: typed key of that search, by default ``jax.random.key(0)``.
         num_restarts: random starts of that search.
         tol: largest relative residual that counts as converged.
@@ -265,7 +265,8 @@ def attack_jacobian(
         An `AttackJacobian`.
 
     Raises:
-        ValueError: as `optimal_attack`, or x_adv has another shape than x or is not finite.
+        ValueError: see `optimal_attack`; also if x_adv has a different shape than x or is not
+        finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -297,16 +298,16 @@ def adversarial_hessian(
 ) -> AdversarialHessian:
     r"""Hessian :math:`A + B^T D` of the adversarial loss, dense, and its two parts.
 
-    The first part is what differentiating twice with the attack frozen gives; the second, positive
-    semidefinite, is the motion of the attack, which that misses.
+    Differentiating twice with the attack frozen gives only the first part; the second, positive
+    semidefinite, comes from the motion of the attack.
 
-    All arguments are those of `attack_jacobian`; the rows are those of ``ravel_pytree(theta)``.
+    For arguments, see `attack_jacobian`; rows follow ``ravel_pytree(theta)``.
 
     Returns:
         An `AdversarialHessian`.
 
     Raises:
-        ValueError: as `attack_jacobian`.
+        ValueError: see `attack_jacobian`.
 
     Example:
         >>> import jax.numpy as jnp

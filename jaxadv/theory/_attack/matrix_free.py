@@ -1,4 +1,4 @@
-r"""`attack_jacobian` for networks: everything through products, in the dtype of the inputs.
+r"""`attack_jacobian` for networks: matrix-free, in the dtype of the inputs.
 
 The quantities of `attack_jacobian` for a model of any size and any parameter pytree, from products
 with H, B, B^T, A and conjugate gradients; norms by Lanczos with error estimates. A PreActResNet-18
@@ -27,11 +27,11 @@ from .certificates import KINDS, REGULAR, relative_residual
 from .feasible import Bounds, l2_norm
 from .problem import ScalarLoss, make_problem
 
-_KINKED = 0.1  # a smooth loss stays far below, a ReLU network is of order 1
+_KINKED = 0.1  # smooth losses stay far below; ReLU networks are of order 1
 
 
 class MatrixFreeJacobian(NamedTuple):
-    """The attack Jacobian of one example as products, with what it rests on.
+    """The attack Jacobian of one example as products, with its certificates.
 
     Products and norms of D raise a ``ValueError`` where the kind is "degenerate" or "unconverged".
 
@@ -41,18 +41,18 @@ class MatrixFreeJacobian(NamedTuple):
         value: loss at x'.
         gap: Frank-Wolfe gap.
         residual: norm of Pi(x' + g) - x'.
-        relative_residual: without units, see `Certificates`; decides on "unconverged".
+        relative_residual: dimensionless, see `Certificates`; decides "unconverged".
         multiplier: mu of the ball, see `Certificates`.
-        margin: strict complementarity, likewise.
-        slack: likewise.
+        margin: strict complementarity, see `Certificates`.
+        slack: see `Certificates`.
         curvature: c_T, the smallest eigenvalue of -W on the tangent space; inf at a vertex.
         tangent_dim: dimension of that space.
         kink: norm of (H v - finite difference of grad_x l) over that of the difference, for one
             random v: 0 for a smooth loss up to rounding, of order 1 for a piecewise linear network.
-        caveat: empty, or what is wrong with differentiating here (erratum E21).
-        point: for the products.
+        caveat: empty, or why differentiating here is questionable (erratum E21).
+        point: data for the products.
         tol: relative tolerance of the norms.
-        max_steps: largest number of Lanczos steps.
+        max_steps: maximum number of Lanczos steps.
     """
 
     x_adv: Array
@@ -120,7 +120,7 @@ class MatrixFreeJacobian(NamedTuple):
 
     @on_host
     def motion_hessian(self, u: PyTree) -> PyTree:
-        """B^T D u, positive semidefinite: what the motion of the attack adds to the Hessian."""
+        """B^T D u, positive semidefinite: the contribution of attack motion to the Hessian."""
         return self.mixed_transpose(self.jacobian(u))
 
     def _solve(self, v: Array) -> Array:
@@ -168,7 +168,7 @@ class MatrixFreeJacobian(NamedTuple):
 
     @on_host
     def sharp_bound(self) -> float:
-        """norm(T^T B)/c_T, with both estimates moved by their errors to the safe side."""
+        """norm(T^T B)/c_T, with both estimates shifted conservatively by their errors."""
         self._need_regular()
         top = self.mixed_norm(tangential=True)
         safe = self.curvature.value - self.curvature.error
@@ -246,15 +246,15 @@ def matrix_free_jacobian(
         tol: largest relative residual that counts as converged; default 1e-9 in float64, 1e-3 in
             float32.
         cg_tol: relative residual of the linear solves; default 1e-12 in float64, 1e-4 in float32.
-        cg_steps: largest number of their steps.
+        cg_steps: maximum number of their steps.
         lanczos_tol: relative error of the norms; default 1e-10 in float64, 1e-2 in float32.
-        lanczos_steps: largest number of Lanczos steps.
+        lanczos_steps: maximum number of Lanczos steps.
 
     Returns:
         A `MatrixFreeJacobian`.
 
     Raises:
-        ValueError: as `attack_jacobian`; the products of D if the attack is not regular.
+        ValueError: see `attack_jacobian`; products with D also if the attack is not regular.
 
     Example:
         >>> import jax.numpy as jnp
@@ -279,7 +279,7 @@ def matrix_free_jacobian(
     tol = tol if tol is not None else (1e-9 if double else 1e-3)
     cg_tol = cg_tol if cg_tol is not None else (1e-12 if double else 1e-4)
     lanczos_tol = lanczos_tol if lanczos_tol is not None else (1e-10 if double else 1e-2)
-    # Rounding of x + eps moves a coordinate off its bound by this much of eps.
+    # Rounding of x + eps moves a coordinate off its bound by this fraction of eps.
     touches = max(TOUCHES, 1e-4 if not double else 0.0)
     value, g = _value_and_gradient(problem.loss, theta, x_adv)
     feasible, z, flat = problem.feasible, x_adv.reshape(-1), g.reshape(-1)
@@ -348,7 +348,7 @@ def _value_and_gradient(loss: Partial, theta: PyTree, x: Array) -> tuple[Array, 
 def _kink(
     loss: Partial, theta: PyTree, x: Array, v: Array, curved: Array, radius: float, double: bool
 ) -> float:
-    """How far H v is from a finite difference of the gradient over a step of the ball's size."""
+    """Compares H v with a finite difference of the gradient over a step the size of the ball."""
     step = (1e-4 if double else 1e-2) * (radius if radius > 0 else 1.0)
     ends = [_value_and_gradient(loss, theta, x + s * step * v)[1] for s in (1, -1)]
     difference = (ends[0] - ends[1]) / (2 * step)

@@ -25,7 +25,7 @@ from .implicit import conjugate_solve, implicit_motion, tangent_residual
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """An attack with its active set (on the flattened x): what every product needs."""
+    """An attack with its active set (on the flattened x), for all products."""
 
     loss: Partial
     theta: PyTree
@@ -81,7 +81,7 @@ def frozen_hessian_product(point: Point, u: PyTree) -> PyTree:
 
 @jax.jit
 def solve(point: Point, v: Array) -> CG:
-    """S^{-1} P v on the tangent space: how x' moves when v is added to the input gradient."""
+    """S^{-1} P v on the tangent space: how x' responds when v is added to the input gradient."""
     solver = conjugate_solve(point.cg_tol, point.cg_steps)
     return implicit_motion(point.tangent_residual(), point.x_adv, point.project(v), solver)
 

@@ -26,13 +26,13 @@ from .feasible import Bounds, Feasible, l2_norm
 from .problem import FlatLoss, Problem, ScalarLoss, make_problem
 
 _PGD_STEPS, _ASCENT_STEPS, _NEWTON_STEPS = 30, 100, 60
-_FINE = 1e-14  # relative residual at which there is nothing left to gain
+_FINE = 1e-14  # relative residual that cannot be improved
 _LENGTHS = (1.0, 0.5, 0.1, 0.01)
 _VALLEY_POINTS = 33
 
 
 class OptimalAttack(NamedTuple):
-    """An attack and what certifies it.
+    """An attack and its certificates.
 
     Attributes:
         x_adv: x', shaped like x.
@@ -40,8 +40,8 @@ class OptimalAttack(NamedTuple):
         kind_code: index into ("interior", "sphere", "vertex", "face", "degenerate",
             "unconverged"); `kind` is the name.
         certificates: see `Certificates`.
-        value_gap: how much the best of the other converged maxima is below; inf if no other one
-            was found. Where it is 0 the adversarial loss has a kink although each branch is smooth.
+        value_gap: gap to the best other converged maximum; inf if none was found. Where it is 0 the
+        adversarial loss has a kink although each branch is smooth.
     """
 
     x_adv: Array
@@ -57,19 +57,19 @@ class OptimalAttack(NamedTuple):
 
 
 class PolishedAttack(NamedTuple):
-    """An attack that was refined from a given one, and how far it went.
+    """An attack refined from a given one, and how far it moved.
 
     Attributes:
         x_adv: see `OptimalAttack`.
-        value: likewise.
-        kind_code: likewise.
-        certificates: likewise.
-        value_gap: inf, no other maximum was looked for.
-        gain: how much the loss grew from the projected start, >= 0 up to rounding.
+        value: see `OptimalAttack`.
+        kind_code: see `OptimalAttack`.
+        certificates: see `OptimalAttack`.
+        value_gap: inf, since no other maximum is searched for.
+        gain: loss increase from the projected start, >= 0 up to rounding.
         distance: Euclidean distance from there.
-        switched: whether the loss falls anywhere on the straight way there (the arc, between
-            points of the sphere): polishing crossed a valley, or left a maximum behind, so this may
-            be the maximum of another branch. False is no proof that it is not.
+        switched: whether the loss falls anywhere on the straight path there (the arc, between
+        points of the sphere): polishing crossed a valley, or left a maximum behind, so this may be
+        the maximum of another branch. False does not prove the opposite.
     """
 
     x_adv: Array
@@ -112,7 +112,7 @@ def _ascend(loss: FlatLoss, feasible: Feasible, z: Array) -> Array:
 
 
 def climb(loss: FlatLoss, feasible: Feasible, z: Array, max_steps: int = _ASCENT_STEPS) -> Array:
-    """Stage 2: projected-gradient ascent that never lets the loss fall."""
+    """Stage 2: monotone projected-gradient ascent."""
     slope = jax.value_and_grad(loss)
 
     def unit(g: Array) -> Array:
@@ -144,7 +144,7 @@ def _newton_step(active: ActiveSet, g: Array, hessian: Array) -> Array:
     inside = active.pull * projector - 0.5 * (inside + inside.T)
     values, vectors = jnp.linalg.eigh(inside)
     magnitudes = jnp.abs(values)
-    # Directions without curvature, those outside the tangent space among them, get no step.
+    # No step along directions without curvature, including those outside the tangent space.
     usable = magnitudes > 1e-13 * jnp.max(magnitudes)
     coordinates = (vectors.T @ active.project(g)) / jnp.where(usable, magnitudes, 1.0)
     return active.project(vectors @ jnp.where(usable, coordinates, 0.0))
@@ -176,7 +176,7 @@ def candidates(
 def choose(
     residual: Array, value: Array, residuals: Array, values: Array, noise: Array
 ) -> tuple[Array, Array]:
-    """Which candidate to take, and whether any: one that halves the residual, or the highest."""
+    """Chooses a candidate, if any: one that halves the residual, or the highest."""
     halves = (residuals <= 0.5 * residual) & (values >= value - noise)
     by_residual = jnp.argmin(jnp.where(halves, residuals, jnp.inf))
     by_value = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
@@ -249,19 +249,19 @@ def search(
     values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
     top = jnp.max(values)
     size = jnp.abs(top) + l2_norm(jax.grad(loss)(points[jnp.argmax(values)])) * feasible.eps
-    # Values that tie differ by rounding; the residual says which start converged best.
+    # Ties differ by rounding; the residual says which start converged best.
     ties = values >= top - 1e-12 * size
     best = jnp.argmin(
         jnp.where(ties, jnp.where(jnp.isfinite(residuals), residuals, 1e300), jnp.inf)
     )
-    # A maximum that two starts found is not its own runner-up.
+    # A maximum found by two starts is not its own runner-up.
     apart = jnp.max(jnp.abs(points - points[best][None, :]), axis=1) > 1e-4 * feasible.eps
     others = jnp.max(jnp.where(apart & (residuals <= 1e-9), values, -jnp.inf))
     return points[best], jnp.maximum(values[best] - others, 0.0)
 
 
 def _falls_on_the_way(loss: FlatLoss, feasible: Feasible, start: Array, end: Array) -> Array:
-    """Whether the loss falls on the way from start to end, on the arc if both are on a sphere."""
+    """Whether the loss falls on the path from start to end, on the arc if both are on a sphere."""
     first, last = start - feasible.x, end - feasible.x
 
     def between(t: Array) -> Array:
@@ -273,7 +273,7 @@ def _falls_on_the_way(loss: FlatLoss, feasible: Feasible, start: Array, end: Arr
         return loss(feasible.project(feasible.x + r))
 
     values = jax.lax.map(between, jnp.linspace(0.0, 1.0, _VALLEY_POINTS, dtype=start.dtype))
-    # What is lost to rounding is no valley.
+    # Losses within rounding are not a valley.
     noise = 1e-12 * (jnp.abs(values[0]) + jnp.abs(values[-1]) + jnp.max(jnp.abs(values)))
     return jnp.max(jax.lax.cummax(values) - values) > noise
 
@@ -327,9 +327,9 @@ def optimal_attack(
     r"""The attack that maximizes the loss over :math:`C(x)`, with certificates, in float64.
 
     Runs from x, from both ends of the ball along the gradient there and from ``num_restarts``
-    random points; on smooth losses the relative residual ends near 1e-14. Every result is a local
-    maximum with certificates; that it is the global one rests on the number of starts (or on
-    concavity, then ``certificates.gap`` bounds the error).
+    random points; on smooth losses the relative residual ends near 1e-14. Every result is a
+    certified local maximum; more starts make it more likely to be global (for concave losses,
+    ``certificates.gap`` bounds the error).
 
     Works under ``jax.jit`` and ``jax.vmap`` within ``jax.enable_x64(True)``. The loss is traced at
     every call; losses that differ only in the arrays they close over (weights, labels) share one
@@ -382,10 +382,10 @@ def polish_attack(
     bounds: Bounds = None,
     tol: float = 1e-9,
 ) -> PolishedAttack:
-    """The local maximum next to a given attack: follows a branch as theta moves, or refines PGD.
+    """The local maximum near a given attack: follows a branch as theta moves, or refines PGD.
 
-    Steps are long where the curvature is small, so the maximum may be that of another branch:
-    ``distance``, ``gain`` and ``switched`` tell.
+    Steps are long where the curvature is small, so the maximum may belong to another branch: see
+    ``distance``, ``gain`` and ``switched``.
 
     Args:
         loss: function of (x, theta) to a scalar, one example.
@@ -401,7 +401,7 @@ def polish_attack(
         A `PolishedAttack`.
 
     Raises:
-        ValueError: as `optimal_attack`, or x_adv has another shape than x.
+        ValueError: see `optimal_attack`; also if x_adv has a different shape than x.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The arguments of an attack, checked and put into the form that the theory computes with."""
+"""Checks and converts the arguments of an attack."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ FlatLoss = Callable[[Array], Array]  # of the flattened x
 
 
 class Problem(NamedTuple):
-    """One example: its loss, the parameters and the shape of x; a pytree, so that jit takes it."""
+    """One example: its loss, the parameters and the shape of x; a pytree for jit."""
 
     loss: Partial
     theta: PyTree

@@ -1,1 +1,1 @@
-"""The linear model and the paper's toy, where everything is known in closed form."""
+"""The linear model and the paper's toy, in closed form."""

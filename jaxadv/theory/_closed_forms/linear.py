@@ -158,7 +158,7 @@ def linear_attack(
     * 1 < p < inf: :math:`u_i = \mathrm{sign}(\theta_i)|\theta_i|^{q-1}/\|\theta\|_q^{q-1}`;
     * p = 1: :math:`\mathrm{sign}(\theta_k) e_k` at the first largest :math:`|\theta_k|`.
 
-    Where the optimum is not unique (theta = 0, theta_i = 0 for p = inf) the entry of u is 0.
+    Where the optimum is not unique (theta = 0; theta_i = 0 for p = inf), the entry of u is 0.
 
     Args:
         theta: parameters of shape (d,).
@@ -172,8 +172,8 @@ def linear_attack(
         x' of the shape of x, exact also with the box.
 
     Raises:
-        ValueError: p below 1, labels that are not -1 or +1, shapes that do not fit, or bounds with
-            another p.
+        ValueError: p below 1, labels other than -1 or +1, incompatible shapes, or bounds with
+        another p.
 
     Example:
         >>> import numpy as np
@@ -245,7 +245,7 @@ def linear_loss(
 ) -> Array:
     r"""The adversarial logistic loss :math:`\ell_\epsilon(\theta) = \phi(M)`, convex in theta.
 
-    All arguments are those of `linear_margin`.
+    For arguments, see `linear_margin`.
 
     Returns:
         Losses of shape (...).
@@ -274,7 +274,7 @@ def linear_gradient(
 ) -> Array:
     r"""Gradient :math:`-s(-M)\, y x'` of the adversarial loss; a subgradient at its kinks.
 
-    All arguments are those of `linear_margin`.
+    For arguments, see `linear_margin`.
 
     Returns:
         Gradients of shape (..., d).
@@ -308,13 +308,13 @@ def linear_hessian(
     :math:`B^T D`. N is the Hessian of the dual norm: :math:`(I - uu^T)/\|\theta\|` for p = 2, 0
     for p = 1 and inf.
 
-    All arguments are those of `linear_margin`.
+    For arguments, see `linear_margin`.
 
     Returns:
-        Hessians of shape (..., d, d). Inside ``jax.jit`` NaN where there is none.
+        Hessians of shape (..., d, d). Inside ``jax.jit``, NaN where undefined.
 
     Raises:
-        ValueError: theta is a point where there is none (`linear_regularity` says where).
+        ValueError: undefined at theta (see `linear_regularity`).
 
     Example:
         >>> import numpy as np
@@ -350,10 +350,10 @@ def linear_attack_jacobian(
         eps: radius.
 
     Returns:
-        D of shape (d, d). Inside ``jax.jit`` NaN where there is none.
+        D of shape (d, d). Inside ``jax.jit``, NaN where undefined.
 
     Raises:
-        ValueError: theta is a point where there is none (`linear_regularity` says where).
+        ValueError: undefined at theta (see `linear_regularity`).
 
     Example:
         >>> import numpy as np

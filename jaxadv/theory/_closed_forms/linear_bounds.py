@@ -2,7 +2,7 @@ r"""Constants and bounds of the binary linear model: exact suprema and the paper
 
 The constants of Assumption 1 for :math:`\ell = \phi(y\theta^T x')` on
 :math:`\|x'\| \le R'`, :math:`\|\theta\| \le R_\theta`, the bounds of Theorems 1 and 2 built from
-them, sharper local ones, and what a loss value says about the distance of theta to 0.
+them, sharper local ones, and a bound on the distance of theta to 0 from a loss value.
 
 References:
     docs/formulas.md B.4 to B.7; Kanai et al., Theorems 1 and 2; errata E6 and E33.
@@ -100,7 +100,7 @@ def cross_smoothness(product: float, *, dim: int = 2) -> float:
         total = 2 * s**2 - 2 * s * c * m + (c * product) ** 2
         return (total + np.sqrt(np.maximum(total**2 - 4 * (s * (s - c * m)) ** 2, 0.0))) / 2
 
-    # The maximum lies where the sigmoid bends, which a grid over a large K would miss.
+    # The maximum is where the sigmoid bends, which a grid over a large K would miss.
     near = min(product, 40.0)
     best = max(_maximum(squared, -near, near), _maximum(squared, -product, product))
     return math.sqrt(best)
@@ -174,8 +174,8 @@ def theorem1_bound(x: ArrayLike, *, eps: float, theta_min: float, theta_max: flo
 
     :math:`C_{\theta\theta} + \epsilon C_{\theta x}/\theta_{min}` bounds
     :math:`\|\nabla L_\epsilon(a) - \nabla L_\epsilon(b)\|/\|a - b\|` for all a, b of norm in
-    [theta_min, theta_max], although that set is not convex (erratum E3). The upper bound on theta
-    is needed: without it C_thx is infinite (E33).
+    [theta_min, theta_max], although that set is not convex (erratum E3). Without the upper bound on
+    theta, C_thx is infinite (E33).
 
     Args:
         x: examples of shape (..., d).
@@ -211,7 +211,7 @@ def theorem1_bound(x: ArrayLike, *, eps: float, theta_min: float, theta_max: flo
 def theorem2_bound(x: ArrayLike, *, eps: float) -> float:
     r"""Theorem 2 (Linf): on an open orthant of theta the loss is :math:`R'^2/4`-smooth.
 
-    The attack does not move there, so C_thth is all there is; across
+    The attack does not move there, so only C_thth remains; across
     :math:`\theta_i = 0` no constant holds (`linear_kinks`).
 
     Args:
@@ -306,7 +306,7 @@ def annulus_smoothness(radius_x: float, *, eps: float, theta_min: float, theta_m
     low = np.array([-radius_x - eps, theta_min])
     high = np.array([radius_x - eps, theta_max])
     span, center, best = (high - low) / 2, (high + low) / 2, 0.0
-    for _ in range(12):  # zoom: every pass keeps a fifth of each side
+    for _ in range(12):  # zoom: each pass keeps a fifth of each side
         start, end = np.maximum(center - span, low), np.minimum(center + span, high)
         axes = [np.linspace(a, b, 201) for a, b in zip(start, end, strict=True)]
         along, norm = np.meshgrid(*axes, indexing="ij")
@@ -318,7 +318,7 @@ def annulus_smoothness(radius_x: float, *, eps: float, theta_min: float, theta_m
 
 
 def theta_min_from_loss(loss: float, x: ArrayLike, *, p: float, eps: float) -> float:
-    r"""Distance to 0 that a loss value below log 2 guarantees.
+    r"""Distance to 0 guaranteed by a loss value below log 2.
 
     Every theta with :math:`L_\epsilon(\theta) \le c < \log 2` has
     :math:`\|\theta\| \ge (\log 2 - c)/C_\theta`, with :math:`C_\theta` the mean of R' over the

@@ -1,15 +1,15 @@
 r"""The toy of the paper's Figures 2, 4 and 5 in closed form: one or more points, two weights.
 
 With :math:`u_0 = \theta^T x` and :math:`R = \epsilon\|\theta\|_q` (q = 2 for L2, q = 1 for Linf) an
-attack moves :math:`u = \theta^T x'` to any place of :math:`[u_0 - R, u_0 + R]`, and the loss
-:math:`\psi(u) = \phi(y\,f(u))`, :math:`\phi(t) = \log(1 + e^{-t})`, depends on u alone:
+attack moves :math:`u = \theta^T x'` anywhere in :math:`[u_0 - R, u_0 + R]`, and the loss
+:math:`\psi(u) = \phi(y\,f(u))`, :math:`\phi(t) = \log(1 + e^{-t})`, depends only on u:
 
-* linear model, f(u) = u: the worst place is :math:`c = u_0 - yR`;
+* linear model, f(u) = u: the worst u is :math:`c = u_0 - yR`;
 * swish neuron, :math:`f(u) = u\,s(u)`, which falls up to :math:`u^* = -1.278` and rises after it:
-  for y = 1 the worst place is :math:`c = \mathrm{clip}(u^*, u_0 - R, u_0 + R)`, for y = -1 the
+  for y = 1 the worst u is :math:`c = \mathrm{clip}(u^*, u_0 - R, u_0 + R)`, for y = -1 the
   better of the two ends.
 
-So :math:`l_\epsilon(\theta) = \psi(c)` exactly, where the paper uses PGD for want of a closed form;
+So :math:`l_\epsilon(\theta) = \psi(c)` exactly, where the paper, lacking a closed form, uses PGD;
 :math:`\delta = (c - u_0)\,\theta/\|\theta\|_2^2` for L2 and
 :math:`(c - u_0)\,\mathrm{sign}(\theta)/\|\theta\|_1` for Linf. All functions take one parameter
 vector; use ``jax.vmap`` for many.
@@ -65,7 +65,7 @@ def toy_margin_loss(u: ArrayLike, y: float = 1.0, *, model: Model = "linear") ->
     r"""Loss as a function of :math:`u = \theta^T x'`: :math:`\psi(u) = \phi(y f(u))`.
 
     Args:
-        u: where the neuron's input is.
+        u: the neuron's input.
         y: label, -1 or 1.
         model: "linear" (f(u) = u) or "swish" (f(u) = u s(u)).
 
@@ -165,7 +165,7 @@ def toy_attack(
 ) -> ToyAttack:
     """An optimal attack: on the plateau of the swish neuron the one parallel to the others.
 
-    All arguments are those of `toy_loss`.
+    For arguments, see `toy_loss`.
 
     Returns:
         The attack, see :class:`ToyAttack`.
@@ -320,7 +320,7 @@ def toy_pgd(
     start: ArrayLike | None = None,
     keep_best: bool = True,
 ) -> Array:
-    r"""The attack that PGD finds from ``start``: what the paper drew its Figure 2 with.
+    r"""The attack found by PGD from ``start``, as used for the paper's Figure 2.
 
     Args:
         theta: see `toy_loss`.

@@ -1,4 +1,4 @@
-r"""How smooth the local entropy is: Theorem 3 of the paper and what is sharper.
+r"""Smoothness of the local entropy: Theorem 3 of the paper and sharper bounds.
 
 -F is smooth with the largest :math:`|\beta\gamma - (\beta\gamma)^2\lambda_i(\Sigma_\theta)|`. The
 functions here bound it, from the covariance :math:`\Sigma_\theta` or from constants of the loss L.
@@ -91,8 +91,7 @@ def weakly_convex_bounds(
         beta: inverse temperature.
 
     Returns:
-        The lower and the upper bound of the eigenvalues; the lower is -inf if w >= gamma, where
-        nothing follows.
+        The lower and the upper bound of the eigenvalues; the lower is -inf if w >= gamma.
 
     Raises:
         ValueError: negative or infinite constants.
@@ -143,8 +142,8 @@ def lipschitz_bound(*, gamma: float, lipschitz: float, beta: float = 1.0) -> flo
 
     .. math:: \max\Big(\gamma, \tfrac12\big(G^2 + G\sqrt{G^2 + 4\gamma}\big)\Big)
 
-    No sign, no convexity, no smoothness of the loss: this is why EntropySGD smooths adversarial
-    losses, whose G is that of the clean loss (Proposition 1).
+    It requires no sign, convexity or smoothness of the loss, which is why EntropySGD smooths
+    adversarial losses; their G is that of the clean loss (Proposition 1).
 
     Args:
         gamma: scope.
@@ -167,7 +166,7 @@ def lipschitz_bound(*, gamma: float, lipschitz: float, beta: float = 1.0) -> flo
 
 
 def kink_curvature(jump: float, *, gamma: float, beta: float = 1.0) -> float:
-    r"""Curvature :math:`J\sqrt{\gamma/2\pi}` that smoothing puts in place of a kink of jump J.
+    r"""Curvature :math:`J\sqrt{\gamma/2\pi}` that smoothing produces at a kink of jump J.
 
     Leading order for large gamma, at the kink; it spreads over a width :math:`\gamma^{-1/2}`.
 

@@ -1,9 +1,9 @@
-r"""What a short Langevin chain says about the measure it samples: diagnostics of EntropySGD.
+r"""Diagnostics of EntropySGD: how close a short Langevin chain is to the measure it samples.
 
 At equilibrium the pull towards the anchor balances the mean gradient,
 :math:`\gamma(\theta - E\theta') = E\nabla L(\theta')` (I1), and the eigenvalues of the covariance
 give those of the local entropy's Hessian. A chain of 20 steps is usually far from it; these numbers
-say how far.
+measure how far.
 
 References:
     docs/formulas.md D.1 (I1), D.3 and I.8.
@@ -28,7 +28,7 @@ class AverageWeights(NamedTuple):
 
     Attributes:
         weights: of the start and of each iterate, oldest first, shape (num_steps + 1,); sum 1.
-        mean_lag: how many steps the iterates' part of the average is behind the last of them.
+        mean_lag: how many steps the iterates' part of the average lags behind the last iterate.
         effective_samples: of the iterates: 1 / sum of their squared weights, scaled to sum 1.
     """
 
@@ -38,7 +38,7 @@ class AverageWeights(NamedTuple):
 
 
 def average_weights(num_steps: int, new_weight: float) -> AverageWeights:
-    """Weights of the average in which the newest iterate counts ``new_weight``.
+    """Weights of the average in which the newest iterate has weight ``new_weight``.
 
     Args:
         num_steps: length of the chain.
@@ -101,7 +101,7 @@ def effective_temperature(variance: float, *, curvature: float, step_size: float
 
 
 class LangevinDiagnostics(NamedTuple):
-    r"""How far a chain is from the local Gibbs measure, and what it says about it.
+    r"""How far a chain is from the local Gibbs measure, and estimates from it.
 
     Attributes:
         pull: norm of :math:`\gamma(\theta - \mu)`, mu the average of the chain.
@@ -155,7 +155,7 @@ def langevin_diagnostics(
         step_size: :math:`\eta'`.
         noise_std: standard deviation of the noise of one step.
         beta: inverse temperature of the measure that the chain is meant to sample.
-        new_weight: weight of the newest iterate in the averages; by default all count the same.
+        new_weight: weight of the newest iterate in the averages; by default all are equal.
 
     Returns:
         The diagnostics.
@@ -191,7 +191,7 @@ def langevin_diagnostics(
     else:
         averages = average_weights(count, new_weight)
         weights, effective = averages.weights, averages.effective_samples
-        # Of the start only the position is known: it counts in mu, its gradient is left out.
+        # Only the start's position is known: it counts in mu, but its gradient is omitted.
         slope = weights[1:] @ slopes / weights[1:].sum()
         offsets = np.concatenate([np.zeros((1, offsets.shape[1])), offsets])
     mean = weights @ offsets
@@ -235,7 +235,7 @@ def langevin_trace(
     noise_std: float,
     burn_in: int = 0,
 ) -> tuple[PyTree, PyTree]:
-    r"""Runs the Langevin chain and keeps every iterate: what :func:`langevin_diagnostics` takes.
+    r"""Runs the Langevin chain and keeps every iterate, for :func:`langevin_diagnostics`.
 
     Args:
         key: typed PRNG key; step i draws from ``fold_in(key, i)``. May be None without noise.
@@ -245,7 +245,7 @@ def langevin_trace(
         step_size: :math:`\eta'`.
         gamma: scope.
         noise_std: standard deviation of the noise of one step.
-        burn_in: steps before the first iterate that is kept.
+        burn_in: steps before the first kept iterate.
 
     Returns:
         The iterates and the gradients at them, stacked, in the precision of ``anchor``.

@@ -37,8 +37,8 @@ class GibbsMeasure(NamedTuple):
         points: of shape (N, m).
         weights: probabilities, shape (N,).
         log_normaliser: F(theta), with the constant of the Gaussian.
-        edge: largest density on the border of the box relative to the largest of all; the box
-            holds the measure if this is tiny, say below 1e-12.
+        edge: largest density on the border of the box relative to the overall maximum; the box
+        contains the measure if this is tiny, say below 1e-12.
     """
 
     points: np.ndarray
@@ -62,9 +62,9 @@ class LocalEntropy(NamedTuple):
         hessian: of -F, shape (..., m, m).
         mean: :math:`E[\theta']`, shape (..., m).
         covariance: :math:`\Sigma`, shape (..., m, m).
-        edge: see :class:`GibbsMeasure`; the largest of the grid.
-        error: difference of F to a rule with two thirds of the nodes, the largest of the grid:
-            an upper bound of the error in practice.
+        edge: see :class:`GibbsMeasure`; the largest on the grid.
+        error: difference of F to a rule with two thirds of the nodes, the largest on the grid: in
+        practice an upper bound on the error.
     """
 
     value: np.ndarray
@@ -93,7 +93,7 @@ def _vector(theta: ArrayLike) -> np.ndarray:
 
 
 def reach(losses: np.ndarray, *, gamma: float, beta: float, lower_bound: float) -> float:
-    """Distance from theta beyond which the Gibbs measure has no mass worth counting.
+    """Distance from theta beyond which the Gibbs measure has negligible mass.
 
     At distance r the integrand is at most exp(-beta lower_bound - beta gamma r^2 / 2), against
     exp(-beta L(theta)) at theta.
@@ -129,9 +129,9 @@ def gibbs_measure(
         theta: shape (m,), m = 1 or 2.
         gamma: scope.
         beta: inverse temperature.
-        lower_bound: a number that the loss never goes below; the box of integration rests on it.
-        radius: half-width of the box, instead of the one that follows from ``lower_bound``.
-        breaks: coordinates where panels end, on both axes: the places of kinks.
+        lower_bound: a lower bound of the loss, which determines the box of integration.
+        radius: half-width of the box, instead of that from ``lower_bound``.
+        breaks: coordinates where panels end, on both axes, such as kinks.
         num_nodes: nodes per panel.
         panel: width of a panel, by default one standard deviation of the Gaussian.
 
@@ -217,13 +217,13 @@ def local_entropy(
 ) -> LocalEntropy:
     r"""F, gradient and Hessian of -F at one theta: the reference method.
 
-    All arguments are those of `gibbs_measure`.
+    For arguments, see `gibbs_measure`.
 
     Returns:
         The local entropy, see :class:`LocalEntropy`.
 
     Raises:
-        ValueError: as :func:`gibbs_measure`.
+        ValueError: see :func:`gibbs_measure`.
 
     Example:
         >>> entropy = local_entropy(lambda t: t @ t / 2, [1.0, -2.0], gamma=3.0)
@@ -282,7 +282,7 @@ def local_entropy_grid(
         gamma: scope.
         beta: inverse temperature.
         lower_bound: a number that the loss never goes below.
-        radius: how far beyond the grid to integrate, instead of what follows from ``lower_bound``.
+        radius: how far beyond the grid to integrate, instead of that from ``lower_bound``.
         rule: "gauss" (panels that end at ``breaks``; exact for kinks there) or "uniform"
             (multiples of ``spacing``; error of order spacing^2 at kinks).
         breaks: coordinates where panels end, on both axes.
@@ -294,7 +294,7 @@ def local_entropy_grid(
         The local entropy, with leading axes (n_1, ...) and index i along ``axes[0]``.
 
     Raises:
-        ValueError: as :func:`gibbs_measure`; unknown rule; the integrals underflow.
+        ValueError: see :func:`gibbs_measure`; unknown rule; the integrals underflow.
 
     Example:
         >>> axis = np.linspace(-1, 1, 5)
@@ -370,7 +370,7 @@ def _separable(
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Matrix product without BLAS, whose threads stall for seconds when the cores are shared."""
+    """Matrix product without BLAS, whose threads stall for seconds on shared cores."""
     return np.einsum("ij,jk->ik", a, b)
 
 

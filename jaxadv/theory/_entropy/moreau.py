@@ -1,4 +1,4 @@
-r"""The Moreau envelope, which the smoothed loss of EntropySGD tends to at low temperature."""
+r"""The Moreau envelope, the low-temperature limit of EntropySGD's smoothed loss."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -46,8 +46,8 @@ def moreau_envelope(
     .. math:: M(\theta) = \min_{\theta'} L(\theta') + \frac\gamma2\|\theta - \theta'\|^2
 
     The minimizer lies within :math:`\sqrt{2(L(\theta) - \inf L)/\gamma}` of theta. For a w-weakly
-    convex loss with w < gamma the objective is convex and the result exact; otherwise the first
-    grid, 63 nodes per axis, has to see the right valley.
+    convex loss with w < gamma the objective is convex and the result is exact; otherwise the first
+    grid, 63 nodes per axis, must hit the right valley.
 
     Args:
         loss: from one vector of shape (m,) to a scalar, with JAX operations.
@@ -99,7 +99,7 @@ def moreau_envelope(
 def _snap(
     objective: Objective, best: np.ndarray, value: float, breaks: Sequence[float]
 ) -> tuple[np.ndarray, float]:
-    """Puts coordinates on kinks if that is no worse."""
+    """Moves coordinates onto kinks if that is no worse."""
     for axis in range(len(best)):
         for place in breaks:
             if abs(best[axis] - place) > 1e-6 * (1 + abs(place)):

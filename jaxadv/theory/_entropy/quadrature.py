@@ -31,13 +31,13 @@ class Nodes(NamedTuple):
 def gauss_panels(
     low: float, high: float, *, breaks: Sequence[float] = (), panel: float, num_nodes: int = 20
 ) -> Nodes:
-    """Composite Gauss-Legendre rule whose panels end at the places where the integrand is rough.
+    """Composite Gauss-Legendre rule with panels that end where the integrand is nonsmooth.
 
     Args:
         low: left end of the interval.
         high: right end.
-        breaks: places inside the interval where panels have to end; others are ignored.
-        panel: largest width of a panel.
+        breaks: points inside the interval where panels must end; others are ignored.
+        panel: maximum width of a panel.
         num_nodes: nodes per panel.
 
     Returns:
@@ -78,7 +78,7 @@ def _values(points: Array, function: Partial) -> Array:
 def evaluate(function: Callable[[Array], Array], points: np.ndarray) -> np.ndarray:
     """Values of a function of one vector at the rows of ``points``, in float64.
 
-    The rows are padded to one of two sizes, so that a function is compiled at most twice.
+    Rows are padded to one of two sizes, so that a function compiles at most twice.
 
     Args:
         function: of a vector of shape (m,), with JAX operations; its value may have any shape.
@@ -88,7 +88,7 @@ def evaluate(function: Callable[[Array], Array], points: np.ndarray) -> np.ndarr
         The values, shape (N, ...).
 
     Raises:
-        ValueError: if a value is not finite, with the place of the first one.
+        ValueError: if a value is not finite; names the first such point.
     """
     size = _SMALL if len(points) <= _SMALL else _LARGE
     parts = []

@@ -1,1 +1,1 @@
-"""How smooth a loss is: measured along training, on landscapes, at kinks."""
+"""Smoothness of a loss along training, on landscapes, and at kinks."""

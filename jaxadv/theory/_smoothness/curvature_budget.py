@@ -1,9 +1,9 @@
-r"""How much of an adversarial loss's curvature is the motion of the attack.
+r"""How much of an adversarial loss's curvature comes from attack motion.
 
 .. math:: \nabla^2 l_\epsilon = A + B^T D, \qquad B^T D \succeq 0
 
-A is the Hessian at the frozen attack, which the usual Hessian-vector product gives; the second part
-is what it leaves out.
+A is the Hessian at the frozen attack, as computed by the usual Hessian-vector product, which misses
+the second part.
 
 References:
     docs/formulas.md A.9 (F3), H.2 and I.7.

@@ -1,4 +1,4 @@
-r"""Smoothness of an adversarial loss along checkpoints: is it monotone, and what makes it rough?
+r"""Smoothness of an adversarial loss along checkpoints: monotonicity, and sources of roughness.
 
 The gradient of the adversarial loss is :math:`G(x'(\theta), \theta)`. Between two checkpoints it
 changes because theta changes and because the attack moves; and because the exact loss is a maximum
@@ -24,14 +24,14 @@ from .._trees import as_arrays, check_same_structure, precision_of, vector
 
 
 class MonotonicityAudit(NamedTuple):
-    r"""What :func:`monotonicity_audit` found.
+    r"""The result of :func:`monotonicity_audit`.
 
     Attributes:
         quotients: :math:`\langle g_a - g_b, a - b\rangle/\|a - b\|^2` of each pair, shape (P,).
         pairs: indices of the checkpoints, shape (P, 2).
         bound: -w.
-        violations: which quotients are below the bound, shape (P,): there the attack was not a
-            global maximum at one of the two checkpoints.
+        violations: which quotients are below the bound, shape (P,): the attack at one of the two
+        checkpoints was not a global maximum.
         worst: the smallest quotient.
     """
 
@@ -56,7 +56,7 @@ def monotonicity_audit(
         \langle\nabla L_\epsilon(a) - \nabla L_\epsilon(b), a - b\rangle \ge -w\|a - b\|^2
 
     Args:
-        grad_fn: gradient of the adversarial loss at the attack that is being audited, a pytree like
+        grad_fn: gradient of the adversarial loss at the audited attack, a pytree like
             the parameters.
         checkpoints: parameters, pytrees of the same kind; equal ones are skipped.
         weak_convexity: w, such that every :math:`l(x', \theta) + w\|\theta\|^2/2` is convex on the
@@ -183,7 +183,7 @@ def _segment_curvatures(
 
 
 class SmoothnessSplit(NamedTuple):
-    r"""How fast the gradient of the adversarial loss changes, and why; one entry a step.
+    r"""The rate of change of the adversarial loss gradient and its parts; one entry per step.
 
     With :math:`\Delta = \|\theta_1 - \theta_0\|`:
 
@@ -224,7 +224,7 @@ def smoothness_along(
     """Splits the local smoothness between consecutive checkpoints into its two parts.
 
     Use common random numbers: ``grad_fn`` closes over one minibatch, ``attack_fn`` over that
-    minibatch and one start of the attack, so that what is compared is theta alone.
+    minibatch and one start of the attack, so that only theta differs.
 
     Args:
         grad_fn: gradient of the loss at a frozen attack, ``grad_fn(x_adv, theta)``, a pytree like

@@ -1,4 +1,4 @@
-"""Extreme eigenvalues and traces of symmetric operators that are known only by their products."""
+"""Extreme eigenvalues and traces of symmetric operators, from products only."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class ExtremeEigenvalues(NamedTuple):
         smallest: smallest Ritz value; never below the smallest eigenvalue, likewise.
         largest_error: residual of the first: an eigenvalue lies within this distance.
         smallest_error: the same for the second.
-        num_products: products that were used.
+        num_products: number of products used.
     """
 
     largest: float
@@ -60,7 +60,7 @@ def extreme_eigenvalues(
         key: typed PRNG key of the start vector.
         product: from a pytree like ``params`` to the operator's product with it.
         params: gives structure, shapes and dtypes.
-        num_steps: largest number of products; as many as parameters make it exact.
+        num_steps: maximum number of products; exact if it equals the number of parameters.
         tolerance: stops earlier when both residuals are below this, relative to the spectrum.
 
     Returns:

@@ -1,4 +1,4 @@
-r"""Where along a line the gradient of a loss jumps, by how much, and how rough it is there.
+r"""Locates jumps of a loss gradient along a line, with their size and roughness exponent.
 
 References:
     docs/formulas.md B.8, B.9 and I.5.
@@ -37,8 +37,8 @@ class Kinks(NamedTuple):
         places: distances from the start along the direction, shape (K,).
         jumps: norm of the jump of the gradient, shape (K,).
         vectors: the jump itself, in the direction of the scan, shape (K, m).
-        responsible: for each kink the entries of the signature that change there; empty tuples
-            without a signature.
+        responsible: for each kink, the entries of the signature that change there; empty without a
+        signature.
         num_gradients: gradients that were evaluated.
     """
 
@@ -72,14 +72,14 @@ def slope_exponent(
         theta: the point, a pytree.
         direction: a pytree like ``theta``; only its direction matters.
         spacing: the first h, in units of the Euclidean norm of theta's space.
-        num_levels: how many spacings.
-        factor: from one to the next.
+        num_levels: number of spacings.
+        factor: ratio of consecutive spacings.
 
     Returns:
         Spacings, slopes, exponent.
 
     Raises:
-        ValueError: a direction that is zero or of another structure, or odd settings.
+        ValueError: the direction is zero or has a different structure, or a setting is invalid.
 
     Example:
         >>> found = slope_exponent(lambda t: np.sign(t), np.zeros(1), np.ones(1))
@@ -121,16 +121,16 @@ def find_kinks(
 ) -> Kinks:
     """Scans a segment for jumps of the gradient and bisects each one.
 
-    Every cell of the scan is halved towards the half in which the gradient changes more. Where the
-    change shrinks with the cell the gradient is smooth; where it stays there is a jump. At most one
-    jump a cell is found, and one that is small against the smooth change over its cell is missed:
-    take more points.
+    Every cell of the scan is bisected toward the half where the gradient changes more. If the
+    change shrinks with the cell, the gradient is smooth; if it persists, there is a jump. At most
+    one jump per cell is found, and jumps that are small compared with the smooth change over their
+    cell are missed: use more points.
 
     Args:
         grad_fn: gradient of the loss, a pytree like the parameters.
-        theta: where the segment starts.
+        theta: start of the segment.
         direction: a pytree like ``theta``; only its direction matters.
-        length: of the segment, in units of the Euclidean norm of theta's space.
+        length: length of the segment in the Euclidean norm of theta's space.
         num_points: cells of the scan.
         resolution: width to which a jump is bracketed.
         min_jump: smaller jumps are not reported.
@@ -141,7 +141,7 @@ def find_kinks(
         The kinks.
 
     Raises:
-        ValueError: a direction that is zero or of another structure, or odd settings.
+        ValueError: the direction is zero or has a different structure, or a setting is invalid.
 
     Example:
         >>> kinks = find_kinks(np.sign, np.array([-0.3, 1.0]), np.array([1.0, 0.0]), length=1.0,

@@ -3,8 +3,8 @@ r"""Weight-loss landscapes along filter-normalized directions; attacks recompute
 .. math:: \alpha \mapsto L_\epsilon(\theta + \alpha d), \qquad
     d_f \leftarrow d_f \frac{\|\theta_f\|}{\|d_f\|} \text{ for every filter } f
 
-What is drawn is the adversarial loss itself: attacks crafted at theta and kept would underestimate
-it everywhere else.
+This is the adversarial loss itself: reusing the attacks crafted at theta would underestimate it
+everywhere else.
 
 References:
     docs/formulas.md H.1; Li et al., "Visualizing the loss landscape of neural nets", 2018; Kanai et
@@ -33,7 +33,7 @@ ApplyFn = Callable[[Params, Array], Array]  # parameters, images (B, H, W, C) ->
 
 @on_host
 def filter_normalized_direction(key: Key, params: Params, *, ignore_vectors: bool = True) -> Params:
-    """A random direction in which every filter has the norm of the filter of the parameters.
+    """A random direction in which every filter has the norm of the corresponding parameter filter.
 
     A filter is a slice along the last axis, the output axis of Flax's kernels: (h, w, in, out) of a
     convolution and (in, out) of a dense layer.
@@ -81,13 +81,13 @@ def loss_line(
             :func:`adversarial_evaluation`.
         params: center of the line.
         direction: a pytree like ``params``.
-        alphas: places on the line, shape (n,).
+        alphas: positions on the line, shape (n,).
 
     Returns:
         The pytree of ``evaluate`` with float64 arrays of shape (n,).
 
     Raises:
-        ValueError: a direction of another structure, or no places.
+        ValueError: the direction has a different structure, or there are no positions.
 
     Example:
         >>> loss_line(lambda t: jnp.sum(t**2), jnp.zeros(2), jnp.ones(2), [-1, 0, 2]).tolist()
@@ -114,14 +114,14 @@ def loss_plane(
         params: center of the plane.
         directions: two pytrees like ``params``; two random draws are nearly orthogonal in many
             dimensions.
-        alphas: places along the first, shape (n,).
-        betas: places along the second, shape (k,).
+        alphas: positions along the first direction, shape (n,).
+        betas: positions along the second direction, shape (k,).
 
     Returns:
         The pytree of ``evaluate`` with float64 arrays of shape (n, k).
 
     Raises:
-        ValueError: directions of another structure, or no places.
+        ValueError: the directions have a different structure, or there are no positions.
 
     Example:
         >>> axes = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
@@ -142,7 +142,7 @@ def _surface(
 ) -> PyTree:
     axes = [np.asarray(values, np.float64).reshape(-1) for values in places]
     if any(len(axis) == 0 for axis in axes):
-        raise ValueError("alphas or betas is empty; give at least one place")
+        raise ValueError("alphas or betas is empty; give at least one position")
     for index, direction in enumerate(directions):
         check_same_structure(f"direction {index}", direction, "params", params)
     results = []
@@ -172,11 +172,11 @@ def adversarial_evaluation(
     batch_size: int | None = None,
     loss: LossFn = losses.cross_entropy,
 ) -> Callable[[Params], dict[str, Any]]:
-    r"""A function from parameters to the adversarial loss and accuracy on these images.
+    r"""A function that maps parameters to the adversarial loss and accuracy on these images.
 
-    Each call attacks the network with the parameters that it is given. The random starts depend on
-    the key and on the image's place alone, so they are the same for all parameters. One program is
-    compiled, for all parameters.
+    Each call attacks the network at the given parameters. Random starts depend only on the key and
+    the image's index, so they are the same for all parameters. One compiled program serves all
+    parameters.
 
     Args:
         key: typed PRNG key of the starts.

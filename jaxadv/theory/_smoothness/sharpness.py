@@ -5,8 +5,8 @@ r"""Sharpness of a minimum: the largest relative increase of the loss in a ball 
     \approx \frac{\max(0, \lambda_{\max}(\nabla^2 L))\, r^2}{2(1 + L(\theta))}
 
 The approximation needs a stationary point where L is twice differentiable. At a kink the increase
-is of first order in r and the second derivative says nothing about it; :func:`sharpness_order`
-tells the two apart.
+is first-order in r and the second derivative is uninformative; :func:`sharpness_order`
+distinguishes the two.
 
 References:
     docs/formulas.md H.2; Kanai et al. (arXiv 2103.01400), Definition 2, equations 73 to 75; Dinh et
@@ -32,7 +32,7 @@ from .eigenvalues import extreme_eigenvalues
 
 
 class Sharpness(NamedTuple):
-    """What the ascent found.
+    """The result of the ascent.
 
     Attributes:
         value: the largest relative increase found, at least 0: a lower bound of the sharpness.
@@ -48,7 +48,7 @@ class Sharpness(NamedTuple):
 
 
 class QuadraticSharpness(NamedTuple):
-    """The second-order approximation and whether it means anything.
+    """The second-order approximation and its validity.
 
     Attributes:
         value: the approximation.
@@ -56,8 +56,8 @@ class QuadraticSharpness(NamedTuple):
         largest_eigenvalue: of the Hessian, by Lanczos.
         eigenvalue_error: distance to an eigenvalue, at most.
         gradient_norm: 0 at a stationary point.
-        first_order: the increase that the gradient alone gives, relative: gradient_norm r /
-            (1 + loss). The approximation holds only where this is small against ``value``.
+        first_order: the relative increase from the gradient alone, gradient_norm r / (1 + loss).
+        The approximation holds only if this is small compared with ``value``.
     """
 
     value: float
@@ -89,18 +89,18 @@ def sharpness(
 
     Args:
         key: typed PRNG key of the starts.
-        loss: from parameters to a scalar, with JAX operations. For an adversarial loss make the
-            attack inside and stop its gradient (Danskin's theorem).
+        loss: from parameters to a scalar, with JAX operations. For an adversarial loss, compute the
+        attack inside and stop its gradient (Danskin's theorem).
         params: the minimum, any pytree.
         radius: r, in the Euclidean norm of all parameters.
         num_starts: random points on the sphere to start from.
         num_steps: steps from each.
 
     Returns:
-        The lower bound and where it is attained.
+        The lower bound and the point that attains it.
 
     Raises:
-        ValueError: a radius that is not positive.
+        ValueError: the radius is not positive.
 
     Example:
         >>> loss = lambda t: 3 * t[0] ** 2 + t[1] ** 2
@@ -155,7 +155,7 @@ def _ascend(key: Key, params: Params, radius: Array, loss: Partial, *, num_steps
         better = value > best
         best_offset = jax.tree.map(lambda n, o: jnp.where(better, n, o), offset, best_offset)
         length = _norm(gradient)
-        # From a whole radius down to a hundredth of it, geometrically.
+        # Step sizes from the radius down to a hundredth of it, geometrically.
         share = 10.0 ** (-2.0 * index.astype(float) / num_steps)
         size = radius * share.astype(radius.dtype)
         factor = jnp.where(length > 0, size / jnp.where(length > 0, length, 1.0), 0.0)
@@ -224,10 +224,10 @@ def sharpness_quadratic(
         num_steps: Lanczos steps.
 
     Returns:
-        The approximation, with what it rests on.
+        The approximation and its validity.
 
     Raises:
-        ValueError: a radius that is not positive.
+        ValueError: the radius is not positive.
 
     Example:
         >>> loss = lambda t: 3 * t[0] ** 2 + t[1] ** 2

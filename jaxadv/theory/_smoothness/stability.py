@@ -1,4 +1,4 @@
-r"""How far theta may move before a coordinate of a Linf attack jumps to its other bound.
+r"""How far theta may move before a coordinate of a Linf attack jumps to its opposite bound.
 
 References:
     docs/formulas.md C.4 and I.6.
@@ -63,13 +63,13 @@ def active_set_stability(
         step: a change of theta; predicts the coordinates that it flips.
         key: typed PRNG key of the probes.
         num_probes: estimate the speeds from this many random products (relative standard error
-            :math:`1/\sqrt{2 k}`); by default they are exact, with one backward pass a coordinate.
+            :math:`1/\sqrt{2 k}`); by default they are exact, with one backward pass per coordinate.
 
     Returns:
         The stability, see :class:`ActiveSetStability`.
 
     Raises:
-        ValueError: shapes that differ, or ``num_probes`` without ``key``.
+        ValueError: different shapes, or ``num_probes`` without ``key``.
 
     Example:
         >>> loss = lambda x, theta: x @ theta
@@ -118,7 +118,7 @@ def active_set_stability(
 def _row_norms(
     input_gradient: Callable[[Params], Array], theta: Params, x_adv: Array
 ) -> np.ndarray:
-    """Norms of the rows of B, by one vector-Jacobian product a coordinate."""
+    """Norms of the rows of B, by one vector-Jacobian product per coordinate."""
     _, pullback = jax.vjp(input_gradient, theta)
     size = x_adv.size
 
