@@ -98,7 +98,7 @@ def project(
 
     * Linf: coordinatewise clip to :math:`[\max(x_i-\epsilon, 0), \min(x_i+\epsilon, 1)]`, exact.
     * L2, L1: the projection onto the ball, then the clip to the box. The result lies in both (the
-      clip moves every coordinate of the perturbation towards 0), but it is not the nearest point of
+      clip moves every coordinate of the perturbation toward 0), but it is not the nearest point of
       the intersection. Cheap, and what training code uses.
     * L2, L1 with ``exact=True``: the Euclidean projection onto the intersection,
       :math:`\delta = \mathrm{clip}(s v, -x, 1-x)` for L2 and

@@ -2,7 +2,7 @@ r"""Losses of classifiers, one number per example.
 
 Every function maps logits of shape (B, K) and labels of shape (B,) to losses of shape (B,);
 reductions happen once, at the call site. Attacks *maximize* all of these: each grows as the
-example moves towards misclassification.
+example moves toward misclassification.
 
 Symbols: :math:`z` logits, :math:`y` label, :math:`z_{(1)} \ge z_{(2)} \ge \dots` sorted logits.
 

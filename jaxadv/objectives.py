@@ -258,7 +258,7 @@ def trades(
 def _into_ball_and_box(points: Array, images: Array, norm: str, eps: float) -> Array:
     if norm == "linf":
         return balls.project(points, images, norm="linf", eps=eps)
-    # Box first, as in the reference: shrinking towards the image then stays in the box.
+    # Box first, as in the reference: shrinking toward the image then stays in the box.
     deltas = jnp.clip(points, 0.0, 1.0) - images
     sizes = balls.norm_of(deltas, "l2")
     factors = jnp.where(sizes > eps, eps / jnp.where(sizes > 0, sizes, 1.0), 1.0)

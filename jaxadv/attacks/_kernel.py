@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
     """The result of one run of a kernel, one row per image.
 
     Attributes:
-        images: the adversarial image where there is one.
+        images: the adversarial image if there is one.
         success: whether an adversarial image was found.
         best_images: the point of the highest score, adversarial or not.
         scores: the value that the kernel maximizes, at that point.

@@ -21,7 +21,7 @@ Example:
     True
 
 References:
-    Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018;
+    Madry et al., "Toward deep learning models resistant to adversarial attacks", 2018;
     Goodfellow et al., "Explaining and harnessing adversarial examples", 2015;
     Kanai et al. (arXiv 2103.01400), section 2; Wu et al. (AWP code) for starts and defaults.
 """
@@ -76,14 +76,14 @@ def pgd(
 
     .. math:: x'_{t+1} = \Pi_{C(x)}\big(x'_t + v_t\big),\; t = 0, \dots, \text{num\_steps} - 1
 
-    Every example is attacked on its own: its random start depends on ``key``, the restart and its
-    index only, and the loss is summed, so neighbors in the batch do not matter.
+    Every example is attacked independently: its random start depends only on ``key``, the restart
+    and its index, and the loss is summed, so other images in the batch do not matter.
 
     Args:
         key: PRNG key of the random starts, or a seed.
-        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K); anything that can be
-            called. It is traced at every call: what it computes with now is attacked, and models
-            that differ in their arrays only share one compilation.
+        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K); any callable. It is
+        retraced at every call, so its current weights are attacked, and models that differ only in
+        their arrays share one compilation.
         images: clean images x of shape (B, H, W, C), floats in [0, 1].
         labels: integers of shape (B,).
         norm: "linf", "l2" or "l1".
@@ -94,19 +94,18 @@ def pgd(
             ``init="zero"`` the first start is x itself and the others are random.
         loss: maximized; from logits and labels to losses of shape (B,).
         init: "uniform" (:func:`jaxadv.balls.sample`), "zero" (the clean image) or an array of start
-            images, projected into the ball and the box; with restarts it is the first start.
+            images, projected into the ball and the box; with restarts, only the first start.
         keep_best: return the iterate with the largest loss instead of the last; costs one more
-            forward pass a restart.
+        forward pass per restart.
         early_stop: freeze an example once it is misclassified; with a loss that grows with the
-            logit of the label (a targeted attack, the labels being targets) once it is classified
-            as that.
+        label's logit (a targeted attack with targets as labels), once it is classified as the
+        target.
         indices: integers of shape (B,), default 0 to B - 1: the index of each image in the data
-            set. Pass it when the data set is cut into batches, and the result does not depend on
-            how it was cut.
+            set. If you pass it, results do not depend on how the data set is split into batches.
 
     Returns:
         Adversarial images of the shape and dtype of ``images``, inside the ball and the box, with
-        gradients stopped. An example whose gradient vanishes or is not finite stays where it is.
+        gradients stopped. An example with a zero or non-finite gradient does not move.
 
     Raises:
         ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range, an
@@ -162,7 +161,7 @@ def _traced_loss(loss: LossFn, given: _model.Given) -> Partial:
     out = program_of(traced).out
     if getattr(out, "shape", None) != logits.shape[:1]:
         found = getattr(out, "shape", type(out).__name__)
-        raise ValueError(f"loss returns {found}; expected one loss an image, shape (B,)")
+        raise ValueError(f"loss returns {found}; expected one loss per image, shape (B,)")
     return traced
 
 
@@ -185,7 +184,7 @@ def fgsm(
     training (Wong et al. 2020).
 
     Args:
-        key: typed PRNG key, used with ``init="uniform"`` only.
+        key: typed PRNG key, used only with ``init="uniform"``.
         logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K).
         images: clean images of shape (B, H, W, C), floats in [0, 1].
         labels: integers of shape (B,).
@@ -197,10 +196,10 @@ def fgsm(
         indices: as in :func:`pgd`.
 
     Returns:
-        Adversarial images, as :func:`pgd` with ``num_steps=1``.
+        Adversarial images, like :func:`pgd` with ``num_steps=1``.
 
     Raises:
-        ValueError: as :func:`pgd`.
+        ValueError: see :func:`pgd`.
 
     Example:
         >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)
@@ -245,16 +244,16 @@ def pgd_stateful(
 ) -> tuple[Array, PyTree]:
     """PGD around a model that changes with every forward pass; for use inside a compiled program.
 
-    Training attacks the network in train mode, where each forward pass moves the running statistics
-    of BatchNorm; ``forward`` returns them beside the logits and the next pass receives them.
+    Training attacks the network in train mode, where each forward pass updates BatchNorm's running
+    statistics; ``forward`` returns them with the logits and the next pass receives them.
 
     Args:
         key: typed PRNG key of the random starts.
         forward: from images and the carried value to logits and the new carried value.
         carry: the first carried value, a pytree.
         images: clean images of shape (B, H, W, C).
-        labels: of shape (B,), or whatever ``loss`` takes as its second argument.
-        indices: integers of shape (B,) that the random starts are derived from.
+        labels: of shape (B,), or any second argument of ``loss``.
+        indices: integers of shape (B,) from which the random starts are derived.
         start: start images of the first restart, or None.
         eps: radius, a number or one per image, shape (B,).
         step_size: step, likewise.
@@ -359,7 +358,7 @@ def _keep(point: _Point, images: Array, values: Array) -> _Point:
 
 
 def _seeks_label(loss: LossFn, logits: Array, labels: Array) -> Array:
-    """Whether the loss grows with the logit of the label, as that of a targeted attack does."""
+    """Whether the loss grows with the label's logit, as in a targeted attack."""
     neutral = jnp.broadcast_to(jnp.arange(logits.shape[1]) / logits.shape[1], logits.shape)
     lift = 2 * jax.nn.one_hot(labels, logits.shape[1])
     up, down = ((neutral + s * lift).astype(logits.dtype) for s in (1, -1))

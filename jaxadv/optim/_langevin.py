@@ -211,7 +211,7 @@ def langevin_step(
     gamma: ArrayLike,
     noise_std: ArrayLike = 0.0,
 ) -> Params:
-    r"""One unadjusted Langevin step towards the local Gibbs measure at ``anchor``.
+    r"""One unadjusted Langevin step toward the local Gibbs measure at ``anchor``.
 
     .. math::
         \theta' \leftarrow \theta' - \eta'\big(g - \gamma(\theta - \theta')\big)
@@ -229,7 +229,7 @@ def langevin_step(
         grad: :math:`g`, shaped like ``position``; a descent direction is its negative.
         anchor: :math:`\theta`, shaped like ``position``.
         step_size: :math:`\eta'`.
-        gamma: :math:`\gamma`, the strength of the pull towards the anchor.
+        gamma: :math:`\gamma`, the strength of the pull toward the anchor.
         noise_std: :math:`\sigma`; `noise_std` the function converts the usual conventions.
 
     Returns:

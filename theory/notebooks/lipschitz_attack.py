@@ -55,7 +55,7 @@ def loss_of(label):
 
 
 # %% [markdown]
-# At a vertex every pixel is at a bound with the gradient pointing outwards: the attack does not
+# At a vertex every pixel is at a bound with the gradient pointing outward: the attack does not
 # move at all until a gradient component changes sign. `radius` is how far theta may move before
 # one does, to first order; a pixel with a small gradient makes it tiny.
 

@@ -46,10 +46,10 @@ RULES = ("repo", "paper")
 
 
 class ApgdResult(NamedTuple):
-    """What APGD found, one row per image.
+    """The result of APGD, one row per image.
 
     Attributes:
-        images: the adversarial image where there is one, else the clean image (with ``best_loss``
+        images: the adversarial image if there is one, else the clean image (with ``best_loss``
             the image of the largest loss).
         success: whether ``images`` is misclassified.
         best_images: the point with the largest loss in the last run of the image.

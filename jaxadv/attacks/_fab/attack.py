@@ -7,7 +7,7 @@ image x onto it inside the box, and moves to a convex combination of the two (ov
     x_{k+1} = \mathrm{clip}\big((1-\alpha)(x_k + \eta\,\delta_k) + \alpha\,(x + \eta\,\delta)\big)
 
 with :math:`\alpha = \min(\|\delta_k\| / (\|\delta_k\| + \|\delta\|), \alpha_{max})`.
-A misclassified iterate is kept if it is nearer than the nearest so far, and pulled back by beta.
+A misclassified iterate is kept if it is the nearest so far, and pulled back by beta.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -37,14 +37,14 @@ from .kernel import FAB
 
 
 class FabResult(NamedTuple):
-    """What FAB found, one row per image.
+    """The result of FAB, one row per image.
 
     Attributes:
-        images: the adversarial image where there is one within the radius, else the clean image.
+        images: the adversarial image if there is one within the radius, else the clean image.
         success: whether there is one.
         best_images: the misclassified image of the smallest norm, within the radius or not; the
-            clean image where none was found or where it is misclassified itself.
-        norms: the norm of that perturbation; infinity where none was found, 0 where the clean
+            clean image if none was found or where it is misclassified itself.
+        norms: the norm of that perturbation; infinity if none was found, 0 where the clean
             image is misclassified.
         broken_at: number of the first step, over all runs, that ended within the radius; -1: none.
         forward: number of forward passes of the image.
@@ -77,10 +77,10 @@ def fab(
     noise: Array | None = None,
     indices: Array | None = None,
 ) -> FabResult:
-    r"""Untargeted FAB: in every step the boundary that is nearest to first order.
+    r"""Untargeted FAB: every step uses the boundary that is nearest to first order.
 
     Costs K backward passes per step. The first run starts at the clean image, the others at random
-    points at half the radius; images broken within the radius are left out of later runs.
+    points at half the radius; later runs skip images broken within the radius.
 
     Args:
         key: typed PRNG key of the random starts; image i draws from ``fold_in(key, indices[i])``.
@@ -89,14 +89,15 @@ def fab(
         labels: integers of shape (B,).
         norm: "linf", "l2" or "l1".
         eps: radius within which an image counts as broken (exactly: norm <= eps). The search itself
-            does not depend on it: ``best_images`` and ``norms`` are what FAB minimized.
+            does not depend on it: ``best_images`` and ``norms`` are the results of the
+            minimization.
         num_steps: steps per run.
         num_restarts: runs.
         alpha_max: the largest weight of the projection of the clean image.
         eta: overshoot.
         beta: how far a misclassified iterate is pulled back.
         early_stop: stop an image at its first misclassified point within the radius.
-        noise: for the random starts, of shape (num_restarts, B, H, W, C); entry 0 is not used.
+        noise: for the random starts, of shape (num_restarts, B, H, W, C); entry 0 is unused.
         indices: integers of shape (B,), default 0 to B - 1: the index of each image in the data
             set.
 
@@ -142,7 +143,7 @@ def fab_targeted(
     noise: Array | None = None,
     indices: Array | None = None,
 ) -> FabResult:
-    r"""FAB towards the classes with the 2nd, 3rd, ... largest clean logit, one run each.
+    r"""FAB toward the classes with the 2nd, 3rd, ... largest clean logit, one run each.
 
     Only the boundary is targeted: any misclassification counts as success. Takes one backward pass
     per step instead of K.
@@ -168,7 +169,7 @@ def fab_targeted(
         A :class:`FabResult`.
 
     Raises:
-        ValueError: as :func:`fab`.
+        ValueError: see :func:`fab`.
 
     Example:
         >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], 1)

@@ -26,8 +26,7 @@ class State(NamedTuple):
         points: the iterate.
         adversarial: the misclassified point of the smallest norm so far, or the clean image.
         norms: its norm, infinity if there is none.
-        robust: whether the image is still to be attacked: until a point is misclassified within
-            the radius.
+        robust: whether to keep attacking: no point within the radius was misclassified yet.
         steps: steps used.
         broken_at: number of the first step that ended within the radius, -1 if none.
         targets: target classes of a targeted run.
@@ -73,7 +72,7 @@ class FAB(Kernel):
     def begin(self, batch: Batch) -> State:
         """At the clean image; restarts at a random point at half the radius."""
         images, norm = batch.images, batch.norm
-        # The published code looks once more at what it is given.
+        # The published code re-evaluates its inputs once.
         active = batch.active & batch.correct(batch.again(), 0)
         zeros = jnp.zeros_like(batch.labels)
         targets = batch.target(self.num_restarts) if self.num_targets else zeros
@@ -88,7 +87,7 @@ class FAB(Kernel):
         return State(start, images, infinite, active, zeros, zeros - 1, targets)
 
     def step(self, batch: Batch, state: State, number: Any) -> State:
-        """Towards the linearized boundary, biased towards the clean image; back if beyond it."""
+        """Toward the linearized boundary, biased toward the clean image; back if beyond it."""
         x, images, norm = state.points, batch.images, batch.norm
         values, gradients = self._linearize(batch, state, 2 * number)
         rows = x.shape[0]
@@ -116,7 +115,7 @@ class FAB(Kernel):
         within = norms <= batch.eps
         at = jnp.asarray(number, jnp.int32)
         return State(
-            # Back across the boundary, from where the next step looks for a nearer point of it.
+            # Back across the boundary, from where the next step searches for a nearer point.
             points=_rows.where(wrong, images + self.beta * (points - images), points),
             adversarial=_rows.where(better, points, state.adversarial),
             norms=norms,

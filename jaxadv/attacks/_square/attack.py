@@ -1,7 +1,7 @@
-r"""The Square Attack: random search with square changes, without gradients.
+r"""The Square Attack: gradient-free random search with square-shaped changes.
 
 Each query changes the perturbation inside one random square (L2, L1: moves the perturbation of
-one window into another) and keeps the change where it lowers the margin
+one window into another) and keeps the change if it lowers the margin
 :math:`z_y - \max_{j \ne y} z_j`. The squares shrink on a fixed schedule.
 
 Example:
@@ -33,14 +33,14 @@ LOSSES = ("margin", "ce")
 
 
 class SquareResult(NamedTuple):
-    """What the Square Attack found, one row per image.
+    """The result of the Square Attack, one row per image.
 
     Attributes:
-        images: the adversarial image where there is one, else the clean image.
+        images: the adversarial image if there is one, else the clean image.
         success: whether ``images`` is misclassified.
         best_images: the point with the smallest loss, adversarial or not.
-        margins: its margin; the clean images that are misclassified have infinity.
-        queries: queries of the search, the initial one included.
+        margins: its margin; infinity for misclassified clean images.
+        queries: queries of the search, including the initial one.
         forward: number of forward passes: the queries, the clean image and the final check.
     """
 
@@ -71,9 +71,9 @@ def square(
 ) -> SquareResult:
     r"""Square Attack with the settings of AutoAttack.
 
-    Deviates from the code of AutoAttack in that every image has its own squares, as the authors of
-    the attack published it: ``shared=True`` gives all images of the batch the same squares (and,
-    for Linf, the same signs). Initial tiles that would leave the image are left out.
+    Unlike AutoAttack's code, every image has its own squares, as the attack's authors published it;
+    ``shared=True`` gives all images of the batch the same squares (and, for Linf, the same signs).
+    Initial tiles that would leave the image are omitted.
 
     Args:
         key: typed PRNG key; image i draws from ``fold_in(key, indices[i])``.
@@ -82,12 +82,12 @@ def square(
         labels: integers of shape (B,).
         norm: "linf", "l2" or "l1".
         eps: radius, in the units of the images.
-        num_queries: Q; the initial perturbation is one query more.
+        num_queries: Q; the initial perturbation takes one more query.
         p_init: the fraction of the image that the first squares cover.
         loss: "margin" or "ce" (log-probability of the label).
-        rescale_schedule: stretch the schedule of sizes, made for 10,000 queries, to Q; advisable
-            when Q is far from 5,000.
-        shared: one square for the whole batch, as in AutoAttack's code.
+        rescale_schedule: stretch the schedule of sizes, made for 10,000 queries, to Q; recommended
+        if Q is far from 5,000.
+        shared: use one square for the whole batch, as in AutoAttack's code.
         full_range: let squares touch the last row and column, which the published codes never
             do after the initial perturbation.
         draws: injected random numbers.
@@ -120,7 +120,7 @@ def square(
         raise ValueError(f"p_init={p_init} must be in (0, 1], a fraction of the image")
     if draws is not None and draws.queries.positions.shape[0] < num_queries:
         raise ValueError(
-            f"draws holds {draws.queries.positions.shape[0]} queries for num_queries={num_queries}"
+            f"draws has {draws.queries.positions.shape[0]} queries for num_queries={num_queries}"
         )
     kernel = Square(
         num_steps=num_queries, p_init=p_init, loss=loss, rescale_schedule=rescale_schedule,

@@ -17,15 +17,15 @@ from . import windows
 from .windows import Draws
 
 SEGMENT = 250  # queries whose random numbers are drawn together
-_INITIAL_STREAM = 2**31 - 1  # beyond the numbers of segments, which share the image's key
+_INITIAL_STREAM = 2**31 - 1  # above all segment numbers, which share the image's key
 
 
 class SquareDraws(NamedTuple):
-    """Random numbers in place of the key's.
+    """Explicit random numbers instead of the key's.
 
     Attributes:
         initial_signs: of shape (B, W, C) for Linf, else (B, rows, columns, C) of the tiles.
-        initial_flips: of shape (B, rows, columns), booleans; for Linf not used, pass None.
+        initial_flips: of shape (B, rows, columns), booleans; unused for Linf, pass None.
         queries: a :class:`Draws` for all queries.
     """
 
@@ -173,7 +173,7 @@ class Square(Kernel):
         """Sides of all queries, the place of each among the distinct ones, and their patterns."""
         sides = windows.side_lengths(self.num_steps, size, norm, self.p_init, self.rescale_schedule)
         distinct = np.unique(sides)
-        largest = int(distinct[-1])  # smaller patterns are padded with zeros, which change nothing
+        largest = int(distinct[-1])  # smaller patterns are padded with zeros, which have no effect
         patterns = np.zeros((len(distinct), largest, largest))
         if norm != "linf":
             for place, side in enumerate(distinct):
@@ -183,7 +183,7 @@ class Square(Kernel):
     def _accept(self, batch: Batch, state: State, points: Array, number: Any) -> State:
         """Queries the model and keeps the points that lower the loss or are misclassified."""
         margins, values = _loss(batch.logits(points, number), batch.labels, self.loss)
-        # A misclassified point is kept even where the cross-entropy is not lower: it ends the run.
+        # Keep a misclassified point even if the cross-entropy is not lower: it ends the run.
         better = state.robust & ((values < state.losses) | (margins <= 0))
         lower = state.robust & (values < state.losses)
         chosen = jnp.where(better, margins, state.margins)
@@ -201,7 +201,7 @@ def _loss(logits: Array, labels: Array, loss: str) -> tuple[Array, Array]:
     true_class = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     own = jnp.sum(jnp.where(true_class, logits, 0), axis=1)
     margins = own - jnp.where(true_class, -jnp.inf, logits).max(axis=1)
-    # Logits that are not finite classify nothing correctly.
+    # Non-finite logits count as misclassified.
     margins = jnp.where(jnp.isfinite(logits).all(axis=1), margins, -jnp.inf)
     if loss == "margin":
         return margins, margins

@@ -24,7 +24,7 @@ class Draws(NamedTuple):
         positions: uniform numbers that place the window(s), of shape (Q, B, 2) for Linf and
             (Q, B, 4) else: row and column of the first, then of the second window.
         signs: -1 or 1 for every channel, of shape (Q, B, C).
-        flips: whether the pattern is transposed, of shape (Q, B); not used by Linf.
+        flips: whether the pattern is transposed, of shape (Q, B); unused by Linf.
     """
 
     positions: Array
@@ -127,7 +127,7 @@ def draw_initial(
 def initial_points(
     images: Array, signs: Array, flips: Array, eps: float | Array, norm: Norm
 ) -> Array:
-    """Vertical stripes (Linf) or a chequerboard of patterns (L2, L1)."""
+    """Vertical stripes (Linf) or a checkerboard of patterns (L2, L1)."""
     if norm == "linf":
         return jnp.clip(images + eps * signs[:, None], 0, 1)
     height, width = images.shape[1:3]
@@ -147,8 +147,8 @@ def initial_points(
 def _tiles(height: int, width: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
     """Side, numbers and offset of the initial tiles.
 
-    The published code derives the offset from the height alone and lets tiles leave images that
-    are small or not square; here as many tiles are laid as fit.
+    The published code derives the offset from the height alone and lets tiles leave small or
+    non-square images; here only tiles that fit are placed.
     """
     side = max(min(height // 5, width), 1)
     offset = max((height - 5 * side) // 2, 0)

@@ -1,7 +1,7 @@
 r"""EntropySGD as an optax gradient transformation: a whole outer step or one minibatch per call.
 
 An outer step runs a Langevin chain of ``n_in`` minibatch gradients from the slow weights
-:math:`\theta`, averages its iterates into :math:`\mu`, and moves :math:`\theta` towards the
+:math:`\theta`, averages its iterates into :math:`\mu`, and moves :math:`\theta` toward the
 average, because :math:`-\nabla F(\theta) = \gamma(\theta - \mathrm{E}[\theta'])` is the gradient
 of the (negative) local entropy that smooths the loss.
 """

@@ -1,6 +1,6 @@
 r"""Diagnostics of EntropySGD: how close a short Langevin chain is to the measure it samples.
 
-At equilibrium the pull towards the anchor balances the mean gradient,
+At equilibrium the pull toward the anchor balances the mean gradient,
 :math:`\gamma(\theta - E\theta') = E\nabla L(\theta')` (I1), and the eigenvalues of the covariance
 give those of the local entropy's Hessian. A chain of 20 steps is usually far from it; these numbers
 measure how far.

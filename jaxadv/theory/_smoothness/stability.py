@@ -21,7 +21,7 @@ class ActiveSetStability(NamedTuple):
     r"""Margins and speeds of the coordinates of an attack; arrays have the shape of the attack.
 
     Attributes:
-        active: coordinates at a bound with the gradient pointing outwards.
+        active: coordinates at a bound with the gradient pointing outward.
         margin: :math:`|g_i|`, how far the input gradient is from changing sign.
         speed: :math:`\|B_i\|`, how fast :math:`g_i` can change with theta.
         radius: :math:`\min_i |g_i|/\|B_i\|` over the active coordinates, to first order the length
