@@ -106,7 +106,7 @@ def bisect_bits(holds: Callable[[Array], Array], largest: Array) -> tuple[Array,
     """Neighboring floats around the point in [0, largest] where ``holds`` becomes false.
 
     Args:
-        holds: from thresholds of shape (B,) to booleans; true up to a point, false after it.
+        holds: maps thresholds of shape (B,) to booleans; true up to a point, false after it.
         largest: upper ends, of shape (B,), >= 0.
 
     Returns:

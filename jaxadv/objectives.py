@@ -71,7 +71,7 @@ def adversarial_cross_entropy(
 
     BatchNorm. The AWP code attacks in train mode, and each of its forward passes moves the running
     statistics: ``num_steps`` passes of the attack, one more at the final images (it selects among
-    restarts, of which training has one) and that of the loss. ``attack_bn="train"`` with
+    restarts; training has one) and the pass of the loss. ``attack_bn="train"`` with
     ``attack_updates_stats=True`` does the same. The selection pass sees the same parameters and
     images as the loss's pass, so its effect on the statistics is computed without running it,
     unless adversarial weight perturbation evaluates the loss at other weights (``weights_move``).

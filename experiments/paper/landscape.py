@@ -23,7 +23,7 @@ _DIRECTION, _ATTACK, _ASCENT, _LANCZOS = range(4)  # streams of the figure's see
 
 
 class Options(NamedTuple):
-    """How a landscape is measured.
+    """Settings for measuring a landscape.
 
     Attributes:
         checkpoint: "selected" or "last".

@@ -28,7 +28,7 @@ from ._kernel import Batch, Kernel, Outcome
 
 
 class Stream(enum.IntEnum):
-    """What a randomized model draws for. Runs of an attack have streams of their own."""
+    """The random streams of a randomized model. Runs of an attack have their own streams."""
 
     CLEAN = 0
     RUN = 1
@@ -241,7 +241,7 @@ class Rows(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a compiled program is specialized to: a kernel, what it computes, and where."""
+    """The static arguments of a compiled program: a kernel, its code, and the devices."""
 
     kernel: Kernel
     code: str

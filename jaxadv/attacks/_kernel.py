@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         key: of the attack.
         indices: indices in the data set, of shape (B,).
         run: number of the run: a restart, or a target and its restart.
-        logits: from points (B, H, W, C) and a number to logits (B, K). The number separates the
+        logits: maps points (B, H, W, C) and a number to logits (B, K). The number separates the
             draws of a randomized model.
         draws: random numbers given by the caller, or None.
     """

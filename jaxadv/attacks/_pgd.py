@@ -81,7 +81,7 @@ def pgd(
 
     Args:
         key: PRNG key of the random starts, or a seed.
-        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K); any callable. It is
+        logits_fn: maps images of shape (B, H, W, C) to logits of shape (B, K); any callable. It is
         retraced at every call, so its current weights are attacked, and models that differ only in
         their arrays share one compilation.
         images: clean images x of shape (B, H, W, C), floats in [0, 1].
@@ -185,7 +185,7 @@ def fgsm(
 
     Args:
         key: typed PRNG key, used only with ``init="uniform"``.
-        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K).
+        logits_fn: maps images of shape (B, H, W, C) to logits of shape (B, K).
         images: clean images of shape (B, H, W, C), floats in [0, 1].
         labels: integers of shape (B,).
         norm: "linf" (the sign method), "l2" or "l1".
@@ -249,7 +249,7 @@ def pgd_stateful(
 
     Args:
         key: typed PRNG key of the random starts.
-        forward: from images and the carried value to logits and the new carried value.
+        forward: maps images and the carried value to logits and the new carried value.
         carry: the first carried value, a pytree.
         images: clean images of shape (B, H, W, C).
         labels: of shape (B,), or any second argument of ``loss``.

@@ -80,7 +80,7 @@ def _danskin(rng, count):
     "attacks by PGD-10 satisfy (MON) as exact ones do (swish toy)",
 )
 def _monotone_pgd(rng, count):
-    # PGD oscillates round the maximizer: pairs across the axis that the oscillation depends on.
+    # PGD oscillates around the maximizer: pairs across the axis that the oscillation depends on.
     height = 10.0 ** rng.uniform(-4, -2, size=count)
     first = rng.uniform(0.9, 1.7, size=count)
     thetas = np.stack([np.stack([first, s * height], 1) for s in (-1, 1)])

@@ -81,7 +81,7 @@ def _gradient(rng, count):
 
 
 def attack_motion(a, b, kind) -> np.ndarray:
-    """How far apart the attacks at two batches of parameters are, one number a row."""
+    """Distances between the attacks at two batches of parameters, one number per row."""
     return norm(rows(theory.linear_attack, a, kind) - rows(theory.linear_attack, b, kind))
 
 

@@ -58,7 +58,7 @@ print("moved", measured, "predicted", predicted)
 np.testing.assert_allclose(predicted, measured, rtol=1e-6, atol=1e-9)
 
 # %% [markdown]
-# The norm of D, a sharp bound, and the bound of the paper (Lemma 5). The paper asks for det K > 0,
+# The norm of D, a sharp bound, and the bound of the paper (Lemma 5). The paper requires det K > 0,
 # which no strict maximum in an odd dimension has (erratum E1): here d = 3.
 
 # %%

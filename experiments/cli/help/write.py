@@ -28,7 +28,7 @@ def programs() -> list[str]:
 
 
 def own_text(program: str) -> str:
-    """What the program itself prints."""
+    """The program's own help output."""
     environment = os.environ | {OWN: "1", "COLUMNS": "100"}
     command = [sys.executable, "-m", program, "--help"]
     done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True)

@@ -108,7 +108,7 @@ def apgd(
 
     Args:
         key: typed PRNG key. Image i draws from ``fold_in(fold_in(key, indices[i]), run)``.
-        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K).
+        logits_fn: maps images of shape (B, H, W, C) to logits of shape (B, K).
         images: clean images x of shape (B, H, W, C), floats in [0, 1].
         labels: integers of shape (B,).
         norm: "linf", "l2" or "l1".

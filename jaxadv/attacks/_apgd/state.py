@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What happened in each evaluation, stacked: the first is that of the start point.
+    """The trace of all evaluations, stacked, beginning with the start point.
 
     Attributes:
         points: of shape (N + 1, B, H, W, C).

@@ -25,7 +25,7 @@ def check_model(
     """The checks before the attacks.
 
     Args:
-        call: from images and the number of the evaluation to logits, as the caller's function.
+        call: maps images and the number of the evaluation to logits, as the caller's function.
         traced: the same, traced for these images: what the attacks differentiate.
         images: the first few images of the data set.
         labels: theirs.

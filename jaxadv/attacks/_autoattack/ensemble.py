@@ -89,7 +89,7 @@ def autoattack(
 
     Args:
         key: PRNG key, or a seed.
-        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K), deterministic and
+        logits_fn: maps images of shape (B, H, W, C) to logits of shape (B, K), deterministic and
             computing each image independently of the rest of the batch. For ``version="rand"`` it
             takes a key as second argument. It is traced at every call, for batches of 16 images on
             CPU; models that differ only in their arrays share one compilation.
@@ -209,7 +209,7 @@ def _evaluate(ledger: Ledger, chunks: Chunks) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    """What a result may depend on besides its arguments."""
+    """What else a result may depend on besides its arguments."""
     precision = jax.config.values["jax_default_matmul_precision"] or "default"
     return {
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
@@ -219,7 +219,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _record(chunks: Chunks, work: Pass, ids: np.ndarray) -> dict:
-    """What a chunk of a pass comes to."""
+    """The record of a chunk of a pass."""
     if work.run < 0 or work.kernel is None:
         return chunks.predict(work.images[ids], ids, work.stream, work.place + 1)
     return chunks.attack(work.kernel, work.place, work.run, ids)

@@ -1,4 +1,4 @@
-"""The ledger of an AutoAttack: verdicts, costs and records, resumable after every chunk."""
+"""The ledger of AutoAttack: verdicts, costs and records, resumable after every chunk."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,21 +16,21 @@ from .result import AutoAttackResult, Check, Evaluations
 from .store import Store
 from .verify import perturbation_norms
 
-_CLEAN, _FILTER, _RECHECK = -1, -2, -3  # in the place of a run, for looks at the predictions
+_CLEAN, _FILTER, _RECHECK = -1, -2, -3  # run numbers of passes over predictions
 _STREAMS = {_CLEAN: Stream.CLEAN, _FILTER: Stream.FILTER, _RECHECK: Stream.RECHECK}
 
 
 class Pass(NamedTuple):
-    """One pass over images: a run of an attack, or a look at predictions.
+    """One pass over images: a run of an attack, or of predictions.
 
     Attributes:
-        name: what its cost counts for: "clean" or an attack.
+        name: where its cost is counted: "clean" or an attack.
         place: of the attack in the plan, -1 without one.
-        run: of the attack, negative for a look.
+        run: run of the attack, negative for predictions.
         kernel: the attack, None in the clean pass.
         images: the points, of all images.
         ids: the images of the pass.
-        left: those that no record of the store covers.
+        left: images not covered by a record in the store.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Pass(NamedTuple):
 
     @property
     def stream(self) -> Stream:
-        """What a look draws for."""
+        """The random stream of a pass over predictions."""
         return _STREAMS[self.run]
 
 
@@ -56,7 +56,7 @@ class Ledger:
     """One evaluation, from the clean pass to the result.
 
     The caller takes each pass of :meth:`passes`, computes its images chunk by chunk and hands every
-    record to :meth:`keep`. Records that the store has already are applied instead.
+    record to :meth:`keep`. Records already in the store are applied instead.
 
     Args:
         problem: what is evaluated.
@@ -191,7 +191,7 @@ class Ledger:
         return total * max(survivors, 0.0)
 
     def checks(self, before: list[Check]) -> list[Check]:
-        """What was found before the attacks, on all clean images, and by the verification."""
+        """The checks before the attacks, on all clean images, and by the verification."""
         found = [check_finite(self._not_finite, len(self._robust))]
         found += [check for check in before if check.name != "finite"]
         number = len(self._violations)

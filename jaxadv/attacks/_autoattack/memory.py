@@ -1,4 +1,4 @@
-"""How many images AutoAttack keeps in flight, and on which devices."""
+"""Chooses the number of images in flight, and the devices."""
 
 import functools
 import math

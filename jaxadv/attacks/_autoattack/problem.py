@@ -1,4 +1,4 @@
-"""What an AutoAttack evaluates: everything that a verdict depends on."""
+"""The problem that AutoAttack evaluates: everything a verdict depends on."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ class Problem(NamedTuple):
     """A model on images, and the attacks.
 
     Attributes:
-        trace: from a number of rows to the model traced for them.
+        trace: maps a number of rows to the model traced for them.
         key: typed PRNG key.
         images: clean images, (N, H, W, C).
         labels: true classes, (N,).

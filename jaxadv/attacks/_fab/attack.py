@@ -84,7 +84,7 @@ def fab(
 
     Args:
         key: typed PRNG key of the random starts; image i draws from ``fold_in(key, indices[i])``.
-        logits_fn: from images of shape (B, H, W, C) to logits of shape (B, K).
+        logits_fn: maps images of shape (B, H, W, C) to logits of shape (B, K).
         images: clean images x of shape (B, H, W, C), floats in [0, 1].
         labels: integers of shape (B,).
         norm: "linf", "l2" or "l1".

@@ -1,4 +1,4 @@
-"""Where the adversarial loss of the linear model is not smooth, for every norm p in [1, inf]."""
+"""Nonsmooth points of the linear model's adversarial loss, for every norm p in [1, inf]."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from .linear import check_example, check_p, dual_norm, in_float64_for_p, linear_
 
 
 class LinearKinks(NamedTuple):
-    r"""Where the gradient of the adversarial loss jumps, seen from one theta.
+    r"""Jumps of the adversarial loss gradient, seen from one theta.
 
     Attributes:
         distance: to each wall; shape (d,). For p = inf wall i is theta_i = 0; for p = 1 it is the
@@ -75,7 +75,7 @@ def linear_kinks(
 
 
 class LinearRegularity(NamedTuple):
-    """How smooth the adversarial loss of the linear model is for one p.
+    """Smoothness of the linear model's adversarial loss for one p.
 
     Attributes:
         singular: the set of theta where the gradient is not locally Lipschitz.
@@ -88,7 +88,7 @@ class LinearRegularity(NamedTuple):
 
 
 def linear_regularity(p: float) -> LinearRegularity:
-    r"""Where the loss is not smooth, and how badly, for each p: Lipschitz off 0 for 1 < p <= 2.
+    r"""Nonsmooth points and Hoelder exponent for each p: Lipschitz off 0 for 1 < p <= 2.
 
     Args:
         p: exponent of the norm, in [1, inf].

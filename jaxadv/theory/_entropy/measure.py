@@ -125,7 +125,7 @@ def gibbs_measure(
         p_\theta(\theta') \propto e^{-\beta L(\theta') - \frac{\beta\gamma}{2}\|\theta-\theta'\|^2}
 
     Args:
-        loss: from one vector of shape (m,) to a scalar, with JAX operations.
+        loss: maps one vector of shape (m,) to a scalar, with JAX operations.
         theta: shape (m,), m = 1 or 2.
         gamma: scope.
         beta: inverse temperature.
@@ -277,7 +277,7 @@ def local_entropy_grid(
     and the moments come from the same product with :math:`(t_j - g_i)^k W_{ij}`.
 
     Args:
-        loss: from one vector of shape (m,) to a scalar, with JAX operations.
+        loss: maps one vector of shape (m,) to a scalar, with JAX operations.
         axes: the m = 1 or 2 axes of the grid, each of shape (n_i,).
         gamma: scope.
         beta: inverse temperature.

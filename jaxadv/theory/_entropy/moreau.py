@@ -50,7 +50,7 @@ def moreau_envelope(
     grid, 63 nodes per axis, must hit the right valley.
 
     Args:
-        loss: from one vector of shape (m,) to a scalar, with JAX operations.
+        loss: maps one vector of shape (m,) to a scalar, with JAX operations.
         theta: shape (m,), m = 1 or 2.
         gamma: strength of the pull.
         lower_bound: a number that the loss never goes below.

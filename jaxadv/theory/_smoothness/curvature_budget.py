@@ -63,7 +63,7 @@ def curvature_budget(
         loss: :math:`l(x', \theta)`, a scalar, twice differentiable.
         theta: parameters, any pytree.
         x_adv: the attack :math:`x'(\theta)`.
-        attack_product: from u, a pytree like theta, to D u, an array like ``x_adv``. For an attack
+        attack_product: maps u, a pytree like theta, to D u, an array like ``x_adv``. For an attack
             that is a differentiable function of theta it is
             ``lambda u: jax.jvp(attack, (theta,), (u,))[1]``.
         num_steps: Lanczos steps.

@@ -58,7 +58,7 @@ def extreme_eigenvalues(
 
     Args:
         key: typed PRNG key of the start vector.
-        product: from a pytree like ``params`` to the operator's product with it.
+        product: maps a pytree like ``params`` to the operator's product with it.
         params: gives structure, shapes and dtypes.
         num_steps: maximum number of products; exact if it equals the number of parameters.
         tolerance: stops earlier when both residuals are below this, relative to the spectrum.
@@ -98,7 +98,7 @@ def hutchinson_trace(
 
     Args:
         key: typed PRNG key of the probes.
-        product: from a pytree like ``params`` to the operator's product with it.
+        product: maps a pytree like ``params`` to the operator's product with it.
         params: gives structure, shapes and dtypes.
         num_probes: number of products.
 

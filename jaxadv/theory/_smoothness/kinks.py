@@ -15,7 +15,7 @@ from .._trees import check_same_structure, moved, precision_of, vector
 
 
 class SlopeExponent(NamedTuple):
-    r"""How the slope of a gradient grows as the spacing shrinks.
+    r"""Growth of a gradient's slope as the spacing shrinks.
 
     Attributes:
         spacings: h, descending, shape (k,).

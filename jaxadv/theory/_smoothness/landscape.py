@@ -77,7 +77,7 @@ def loss_line(
     """Evaluates along a line, ``params + alpha * direction``.
 
     Args:
-        evaluate: from parameters to a pytree of scalars, for example
+        evaluate: maps parameters to a pytree of scalars, for example
             :func:`adversarial_evaluation`.
         params: center of the line.
         direction: a pytree like ``params``.
@@ -110,7 +110,7 @@ def loss_plane(
     """Evaluates on a plane, ``params + alpha * directions[0] + beta * directions[1]``.
 
     Args:
-        evaluate: from parameters to a pytree of scalars.
+        evaluate: maps parameters to a pytree of scalars.
         params: center of the plane.
         directions: two pytrees like ``params``; two random draws are nearly orthogonal in many
             dimensions.

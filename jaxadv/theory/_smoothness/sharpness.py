@@ -89,7 +89,7 @@ def sharpness(
 
     Args:
         key: typed PRNG key of the starts.
-        loss: from parameters to a scalar, with JAX operations. For an adversarial loss, compute the
+        loss: maps parameters to a scalar, with JAX operations. For an adversarial loss, compute the
         attack inside and stop its gradient (Danskin's theorem).
         params: the minimum, any pytree.
         radius: r, in the Euclidean norm of all parameters.
@@ -215,10 +215,10 @@ def sharpness_quadratic(
 
     Args:
         key: typed PRNG key of Lanczos' start vector.
-        loss: from parameters to a scalar, with JAX operations.
+        loss: maps parameters to a scalar, with JAX operations.
         params: the minimum, any pytree.
         radius: r.
-        hessian_product: from u to the product of the Hessian with u; by default the derivative of
+        hessian_product: maps u to the product of the Hessian with u; by default the derivative of
             the gradient of ``loss``. For an adversarial loss with a frozen attack that is only the
             part A of :math:`A + B^T D`: pass the product of the true Hessian.
         num_steps: Lanczos steps.

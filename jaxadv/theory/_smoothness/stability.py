@@ -1,4 +1,4 @@
-r"""How far theta may move before a coordinate of a Linf attack jumps to its opposite bound.
+r"""How far theta may move before a coordinate of an Linf attack jumps to its opposite bound.
 
 References:
     docs/formulas.md C.4 and I.6.
