@@ -63,6 +63,7 @@ class Chunks:
         self.in_flight = self._chunk * self._workers
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
         self._mesh, self.problem = mesh, problem
+        self._labels = problem.labels.astype(np.int32)
         self._models = {rows: problem.model(rows) for rows in {1, *self._shapes[1:]}}
         self._code = list(problem.code.values())
 
@@ -194,7 +195,7 @@ class Chunks:
         lanes_of = self._spread(np.arange(shape[0] * shape[1]), shape)
         rows = driver.Rows(
             self._place(self.problem.images[ids], lanes_of, shape),
-            self._place(self.problem.labels[ids], lanes_of, shape),
+            self._place(self._labels[ids], lanes_of, shape),
             self._place(ids, lanes_of, shape),
             jnp.asarray((lanes_of < len(ids)).reshape(shape)),
         )
@@ -253,9 +254,8 @@ class Chunks:
         found.broken[to] |= broken | self.problem.randomized
 
     def _wrong(self, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        return (logits.argmax(axis=1) != self.problem.labels[ids]) | ~np.isfinite(logits).all(
-            axis=1
-        )
+        wrong = logits.argmax(axis=1) != self._labels[ids]
+        return wrong | ~np.isfinite(logits).all(axis=1)
 
     def _key_of(self, number: int) -> Key:
         return jax.random.fold_in(self.problem.key, number)

@@ -171,9 +171,7 @@ def autoattack(
         early_stop=early_exit,
     )
     code = {name: code_of(kernel, shape, num_classes, norm) for name, kernel in plan.items()}
-    problem = Problem(
-        trace, key, pixels, classes.astype(np.int32), num_classes, norm, eps, randomized, plan, code
-    )
+    problem = Problem(trace, key, pixels, classes, num_classes, norm, eps, randomized, plan, code)
     settings = problem.describe() | {
         "version": version,
         "early_exit": early_exit,

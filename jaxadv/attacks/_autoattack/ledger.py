@@ -206,7 +206,7 @@ class Ledger:
 
     def result(self, checks: list[Check], settings: dict) -> AutoAttackResult:
         """The result of everything that was run."""
-        labels = self._problem.labels
+        labels = self._problem.labels.astype(np.int32)
         rows = np.arange(len(labels))
         others = self._logits.copy()
         others[rows, labels] = -np.inf

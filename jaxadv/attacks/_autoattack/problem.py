@@ -20,7 +20,7 @@ class Problem(NamedTuple):
         trace: maps a number of rows to the model traced for them.
         key: typed PRNG key.
         images: clean images, (N, H, W, C).
-        labels: true classes, (N,).
+        labels: true classes, (N,), integers; the dtype is part of the digest.
         num_classes: K.
         norm: the norm.
         eps: the radius.
