@@ -12,6 +12,7 @@ from experiments.reporting.words import duration
 from experiments.run import announce, build, checkpoints, devices, loop, train
 from experiments.run.directory import RunDirectory
 from experiments.run.task import Stream, key_for, load_task
+from experiments.settings.optimizers import OPTIMIZERS
 from jaxadv import optim, training
 from tests.helpers.tiny_runs import (
     METHODS,
@@ -208,9 +209,13 @@ def test_no_gradient_is_lost_or_added_at_the_end(fields, steps, tmp_path):
 def captured_optimizer(monkeypatch, config):
     """What the optimizer's factory is called with."""
     seen = []
-    module, name = (training, "sgd") if config.optimizer == "sgd" else (optim, "entropy_sgd")
-    factory = getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *a, **k: (seen.append((a, k)), factory(*a, **k))[1])
+    first_order = config.optimizer in OPTIMIZERS
+    factory = OPTIMIZERS[config.optimizer] if first_order else optim.entropy_sgd
+    recorded = lambda *a, **k: (seen.append((a, k)), factory(*a, **k))[1]
+    if first_order:
+        monkeypatch.setitem(OPTIMIZERS, config.optimizer, recorded)
+    else:
+        monkeypatch.setattr(optim, "entropy_sgd", recorded)
     task = load_task(config)
     built = build.build(config, task)
     [(arguments, options)] = seen
