@@ -29,10 +29,11 @@ figures: setup  ## Figures 1, 2, 4 and 5 of the paper, into runs/figures
 
 test: setup lint  ## lint, types and the default tests
 	$(BIN)/python -m pytest -n auto
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest --doctest-modules jaxadv experiments -n auto
+	$(BIN)/python -m pytest --doctest-modules jaxadv experiments -n auto
 
-test-slow: setup  ## the tests that take minutes
-	$(BIN)/python -m pytest -n auto -m slow
+test-slow: setup  ## the tests that take minutes, and the README's promises, compiled as by default
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto tests/test_promises.py
 
 test-parity: setup  ## jaxadv beside the PyTorch reference, which it installs into .peers
 	test -d .peers/pyautoattack || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
