@@ -81,7 +81,8 @@ class CheckedStep:
 
     def __call__(self, state: Any, data: DeviceData, *arguments: Any) -> Any:
         if self._seen is None or any(
-            seen() is not array for seen, array in zip(self._seen, data, strict=True)
+            seen() is not leaf
+            for seen, leaf in zip(self._seen, (data.pixels, data.labels), strict=True)
         ):
             self._check(state, data)
         return self._step(state, data, *arguments)
@@ -90,16 +91,16 @@ class CheckedStep:
         return getattr(self._step, name)
 
     def _check(self, state: Any, data: DeviceData) -> None:
-        images, labels = data
-        check_pixels(images)
-        check_labels(labels, images.shape[0])
-        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+        pixels, labels = data.pixels, data.labels
+        check_pixels(pixels)
+        check_labels(labels, pixels.shape[0])
+        one = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
         model = lambda params, stats, points: self._apply_fn(params, stats, points, False)[0]
         logits = jax.eval_shape(model, state.params, state.batch_stats, one)
         check_range(labels, logits.shape[-1])
         # JAX arrays never change; NumPy arrays are rechecked in every call.
-        if all(isinstance(array, jax.Array) and is_concrete(array) for array in data):
-            self._seen = weakref.ref(images), weakref.ref(labels)
+        if all(isinstance(leaf, jax.Array) and is_concrete(leaf) for leaf in (pixels, labels)):
+            self._seen = weakref.ref(pixels), weakref.ref(labels)
 
 
 def _check_dtype(images: Array) -> None:

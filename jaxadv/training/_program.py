@@ -14,10 +14,9 @@ from ..objectives import ApplyFn, LossAux, Objective
 from ..optim import awp_value_and_grad
 from ..types import Array, Key, Params, PyTree
 from ._data import CheckedStep, to_float
+from ._minibatches import ATTACK, AUGMENT, REFRESH, epoch_order
 from ._phases import Phase, placed
 from ._state import NEVER, DeviceData, Metrics, TrainState
-
-_SHUFFLE, _AUGMENT, _ATTACK, _REFRESH = range(4)  # random streams derived from one key
 
 
 class Program:
@@ -184,7 +183,7 @@ class Program:
         def run(
             state: TrainState, data: DeviceData, key: Key, num_steps: Array
         ) -> tuple[TrainState, Metrics]:
-            longest = self.batches_per_epoch(data.images.shape[0])
+            longest = self.batches_per_epoch(data.pixels.shape[0])
             minibatch = self._minibatches(data, key, state.step, longest)
 
             def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
@@ -281,7 +280,7 @@ class Program:
         """
 
         def run(state: TrainState, data: DeviceData, key: Key) -> PyTree:
-            refresh_key = jax.random.fold_in(key, _REFRESH)
+            refresh_key = jax.random.fold_in(key, REFRESH)
             minibatch = self._minibatches(data, refresh_key, state.step, num_batches)
 
             def body(index: Array, batch_stats: PyTree) -> PyTree:
@@ -327,28 +326,23 @@ class Program:
 
         The permutations of the epochs involved are computed here, outside any loop.
         """
-        num_images = data.images.shape[0]
+        num_images = data.pixels.shape[0]
         num_batches = self.batches_per_epoch(num_images)
         span = 1 + -(-num_steps // num_batches)
         first_epoch = first_step // num_batches
-        shuffle_key = jax.random.fold_in(key, _SHUFFLE)
-
-        def order(epoch: Array) -> Array:
-            permutation = jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), num_images)
-            filled = num_batches * self.batch_size - num_images
-            return jnp.concatenate([permutation, permutation[:filled]])
-
+        order = lambda epoch: epoch_order(key, epoch, num_images, num_batches, self.batch_size)
         orders = jax.vmap(order)(first_epoch + jnp.arange(span)).reshape(-1, self.batch_size)
 
         def minibatch(step: Array) -> tuple[Array, Array, Key]:
             rows = orders[step - first_epoch * num_batches]
-            images = to_float(data.images[rows])
+            pixels = data.pixels[rows]
+            images = to_float(pixels.reshape(self.batch_size, *data.image_shape))
             if self.augment is not None:
-                augment_key = jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), step)
+                augment_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT), step)
                 images = self.augment(augment_key, images)
             if self.sharding is not None:
                 images = jax.lax.with_sharding_constraint(images, self.sharding)
-            attack_key = jax.random.fold_in(jax.random.fold_in(key, _ATTACK), step)
+            attack_key = jax.random.fold_in(jax.random.fold_in(key, ATTACK), step)
             return images, data.labels[rows], attack_key
 
         return minibatch
@@ -378,7 +372,7 @@ class Program:
     def _no_metrics(self, state: TrainState, data: DeviceData) -> Metrics:
         """Metrics of zero minibatches; only their shapes are computed."""
         size = self.batch_size
-        images = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), jnp.float32)
+        images = jax.ShapeDtypeStruct((size, *data.image_shape), jnp.float32)
         labels = jax.ShapeDtypeStruct((size,), data.labels.dtype)
         loss, aux = jax.eval_shape(
             self.objective.loss, state.params, state.batch_stats, images, images, labels
