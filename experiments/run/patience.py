@@ -67,18 +67,10 @@ class Waiter:
 
 
 def wait(arrays: Any) -> Any:
-    """Blocks until arrays are computed, in short sleeps so that signal handlers can run.
-
-    Raises:
-        Stopped: the handler's exception, marked as leaving a computation running.
-    """
+    """Blocks until arrays are computed, in short sleeps so that signal handlers can run."""
     leaves: Any = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
     nap = 1e-4
-    try:
-        while not all(leaf.is_ready() for leaf in leaves):
-            time.sleep(nap)
-            nap = min(2 * nap, _POLL)
-    except Stopped as error:
-        error.computing = True
-        raise
+    while not all(leaf.is_ready() for leaf in leaves):
+        time.sleep(nap)
+        nap = min(2 * nap, _POLL)
     return arrays

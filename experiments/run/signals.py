@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -13,13 +15,15 @@ ENDING = tuple(
 )
 
 
+PATIENCE = 5.0  # seconds that a compiled call may delay the answer to a signal
+
+
 class Stopped(KeyboardInterrupt):
     """Raised in the main thread by a signal; ends a program like Ctrl-C.
 
     Attributes:
         signum: the signal.
-        computing: whether an unstoppable compiled call is still running, so that the process must
-        exit without waiting for it.
+        computing: whether a compiled call, whose inputs must no longer be used, is still running.
     """
 
     def __init__(self, signum: int, computing: bool = False):
@@ -29,8 +33,13 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """Makes termination signals raise :class:`Stopped` inside, if this is the main thread."""
-    with handled(_stop):
+    """Makes termination signals raise :class:`Stopped` inside, if this is the main thread.
+
+    Python runs handlers between bytecodes, so a compiled call delays them until it returns. If that
+    takes more than ``PATIENCE`` seconds, the process exits at once with the signal's status: files
+    are renamed into place when complete, so only the work of the running call is lost.
+    """
+    with handled(_stop), _watched():
         yield
 
 
@@ -40,14 +49,61 @@ def handled(handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    def answer(signum, frame):
+        global _answered
+        _answered = time.monotonic()
+        handler(signum, frame)
+
     # Under nohup, keep ignoring SIGHUP.
     wanted = [n for n in ENDING if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in wanted}
+    before = {number: signal.signal(number, answer) for number in wanted}
     try:
         yield
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Exits if a signal inside isn't answered in time; does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # The C handler writes the signal's number here even while the main thread computes.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(reader, ended), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.write(writer, bytes(1))
+        watcher.join()
+        os.close(reader)
+        os.close(writer)
+
+
+def _watch(reader: int, ended: threading.Event) -> None:
+    while True:
+        select.select([reader], [], [])
+        signum, arrived = os.read(reader, 1)[0], time.monotonic()
+        if ended.is_set():
+            return
+        if signum not in ENDING or signal.getsignal(signum) is signal.SIG_IGN:
+            continue
+        # The handler may have run just before this thread woke up.
+        while _answered < arrived - 0.5 and time.monotonic() < arrived + PATIENCE:
+            if ended.wait(0.05):
+                return
+        if _answered < arrived - 0.5:
+            print("interrupted; the work of the running call is lost", file=sys.stderr, flush=True)
+            os._exit(128 + signum)
 
 
 def status(error: KeyboardInterrupt) -> int:
@@ -56,12 +112,10 @@ def status(error: KeyboardInterrupt) -> int:
 
 
 def leave(error: KeyboardInterrupt) -> NoReturn:
-    """Exits with the signal's status."""
-    if getattr(error, "computing", False):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status(error))
-    raise SystemExit(status(error)) from None
+    """Exits with the signal's status, without waiting for computations that still run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status(error))
 
 
 def quiet_while_importing(package: str) -> None:
@@ -74,6 +128,9 @@ def quiet_while_importing(package: str) -> None:
     if is_program and threading.current_thread() is threading.main_thread():
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+
+
+_answered = 0.0  # when a handler last ran
 
 
 def _stop(signum, frame):

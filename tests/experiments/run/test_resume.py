@@ -1,6 +1,7 @@
 """A run that was killed or interrupted ends with the bits of one that was not."""
 
 import signal
+import sys
 import time
 
 import pytest
@@ -119,6 +120,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as exit_:
         monkeypatch.setattr("experiments.run.environment.configure", lambda: None)
+        monkeypatch.setattr("os._exit", sys.exit)
         process.execute(lambda: train.train_and_evaluate(tiny(), tmp_path, verbose=False))
     assert exit_.value.code == 130
     assert signal.getsignal(signal.SIGINT) is before
