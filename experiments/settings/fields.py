@@ -69,11 +69,12 @@ def base(scale: str | None = None) -> Config:
                 "start_noise": 0.001,
             },
             # Adversarial weight perturbation: gamma_A, and whether SGD's weight decay acts on the
-            # perturbed weights, as in the AWP code. Inside EntropySGD it never does.
+            # perturbed weights, as in the AWP code (the default with SGD; never inside EntropySGD).
+            # The term is added to the gradient: leave it off where weight decay is decoupled.
             "awp": {
                 "enabled": False,
                 "gamma": config_dict.placeholder(float),
-                "decay_perturbed": True,
+                "decay_perturbed": config_dict.placeholder(bool),
             },
             # Optimization.
             "optimizer": "sgd",  # or "entropy_sgd", or another of experiments.settings.optimizers

@@ -88,6 +88,10 @@ def _defaults(config: Config) -> dict[str, Any]:
 
 def _fill_awp(config: Config) -> None:
     awp = config.awp
+    if awp.decay_perturbed is None:
+        # lambda v joins the gradient, which is SGD's decay at theta + v. A decoupled decay, such as
+        # that of AdamW, does not pass through the gradient.
+        awp.decay_perturbed = config.optimizer in ("sgd", "entropy_sgd")
     if not awp.enabled:
         if awp.gamma:
             raise ValueError(

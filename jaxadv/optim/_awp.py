@@ -95,7 +95,9 @@ def awp_value_and_grad(
     Weight decay. The reference adds v to the weights before the optimizer step and subtracts it
     afterward, so weight decay acts on :math:`\theta + v`. With ``weight_decay`` equal to the
     :math:`\lambda` of the optimizer that follows, :math:`\lambda v` is added to the gradient and
-    the two agree. The default leaves the decay at :math:`\theta`.
+    the two agree for SGD, whose decay is part of the gradient. The default leaves the decay at
+    :math:`\theta`; keep it for optimizers that decouple the decay from the gradient, such as
+    ``optax.adamw`` and ``optax.lion``, which would rescale :math:`\lambda v`.
 
     Args:
         loss_fn: ``(params, *args, **kwargs) -> loss``, or ``(loss, aux)`` with ``has_aux``.
@@ -105,8 +107,7 @@ def awp_value_and_grad(
         has_aux: as in ``jax.value_and_grad``.
         mask: which leaves are perturbed, by default those of more than one dimension; see
             `awp_perturbation`.
-        weight_decay: :math:`\lambda` of the optimizer that follows, for decay at
-            :math:`\theta + v`.
+        weight_decay: :math:`\lambda` of the SGD that follows, for decay at :math:`\theta + v`.
 
     Returns:
         A function with the arguments of ``loss_fn`` and the results of ``jax.value_and_grad``. A

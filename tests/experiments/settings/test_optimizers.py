@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from experiments import settings
+from tests.helpers.tiny_runs import load
 
 STEPS = 2000
 
@@ -34,3 +35,13 @@ def test_contract_of_an_optimizer(name, dtype):
     decayed = settings.OPTIMIZERS[name](rate, momentum=0.9, weight_decay=0.1)
     updates, _ = decayed.update(start, decayed.init(goal), goal)
     assert float(updates["b"].max()) < 0  # towards 0 where the gradient is 0
+
+
+@pytest.mark.parametrize(("name", "expected"), [("sgd", True), ("adamw", False)])
+def test_awp_adds_weight_decay_to_the_gradient_of_sgd_alone(monkeypatch, name, expected):
+    make = lambda rate, *, momentum, weight_decay: optax.adamw(rate, weight_decay=weight_decay)
+    monkeypatch.setitem(settings.OPTIMIZERS, "adamw", make)
+    config = load("awp", dataset="digits", optimizer=name)
+    assert settings.resolve(config, "digits").awp.decay_perturbed is expected
+    config.awp.decay_perturbed = not expected  # what is set stays
+    assert settings.resolve(config, "digits").awp.decay_perturbed is not expected
