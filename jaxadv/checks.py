@@ -44,7 +44,8 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value in choices:
         return
-    near = difflib.get_close_matches(str(value).lower(), choices, n=1)
+    # The cutoff lets the first word of a choice find it: "ucla" and "ucla_exact" score 0.57.
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.55)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}{hint}")
 

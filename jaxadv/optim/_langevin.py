@@ -13,8 +13,8 @@ and one unadjusted Langevin step with a minibatch gradient :math:`g` is
     + \sigma\,\mathcal N(0, I), \qquad \sigma = \sqrt{2\eta'/\beta}.
 
 Nothing here depends on a loss or data set: :func:`langevin_step` is the integrator,
-:func:`langevin_chain` scans over stacked minibatches. `LangevinStep` is one step of that chain,
-which `entropy_sgd` can also take one minibatch per call.
+:func:`langevin_chain` scans `LangevinStep` over stacked minibatches. EntropySGD runs that chain, or
+takes the same step once per call.
 
 Sums (momentum buffers, averages) are kept in float32 for 16-bit parameters and in the parameters'
 dtype otherwise; the iterate always has the parameters' dtype.
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 
 from ..checks import check_choice
@@ -93,7 +94,6 @@ def noise_std(noise: ArrayLike, *, step_size: ArrayLike, convention: str) -> Arr
 
 def temperature(noise: ArrayLike, *, convention: str) -> ArrayLike:
     """Temperature 1/beta of the measure that the chain samples with ``noise``; see `noise_std`."""
-    check_choice("noise_convention", convention, NOISE_CONVENTIONS)
     return {"ucla": noise * noise, "paper": noise * noise / 2, "temperature": noise}[convention]
 
 
@@ -130,23 +130,21 @@ class LangevinStep(NamedTuple):
         noise, as in the reference code.
         """
         wide, grads = widen(position, position), widen(grads, position)
-        pull = jax.tree.map(lambda a, p: self.gamma * (a - p), widen(anchor, position), wide)
-        if self.ascend:
-            grads = jax.tree.map(jnp.negative, grads)
+        pull = optax.tree.scale(self.gamma, optax.tree.sub(widen(anchor, position), wide))
+        grads = optax.tree.scale(-1, grads) if self.ascend else grads
         updates, state = self.inner.update(grads, state, wide)
         if isinstance(self.inner, MomentumSGD):
-            join = lambda u, q: (self.step_size * (u + q)).astype(u.dtype)
+            updates = optax.tree.scale(self.step_size, optax.tree.add(updates, pull))
         else:
-            join = lambda u, q: (u + self.step_size * q).astype(u.dtype)
-        updates = jax.tree.map(join, updates, pull)
+            updates = optax.tree.add_scale(updates, self.step_size, pull)
         if not is_zero(self.noise_std):
             if key is None:
                 raise ValueError(
                     f"key=None with noise_std={self.noise_std}; pass jax.random.key(0)"
                 )
             noise = _tree_normal(typed_key(key), position)
-            updates = jax.tree.map(lambda u, n: u + self.noise_std * n, updates, noise)
-        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, position), state
+            updates = optax.tree.add_scale(updates, self.noise_std, noise)
+        return optax.tree.cast_like(updates, position), state
 
     def advance(
         self, key: Key | None, position: Params, grads: PyTree, anchor: Params, chain: Chain
@@ -154,35 +152,9 @@ class LangevinStep(NamedTuple):
         """The increment of ``position``, and the updated chain."""
         averages, state = chain
         increment, state = self.increment(key, position, grads, anchor, state)
-        position = jax.tree.map(jnp.add, position, increment)
+        position = optax.tree.add(position, increment)
         averages = update_averages(averages, position, anchor, new_weight=self.new_weight)
         return increment, (averages, state)
-
-    def run(
-        self,
-        key: Key | None,
-        anchor: Params,
-        grad_fn: GradFn,
-        batches: PyTree,
-        carry: Any,
-        *,
-        num_steps: int,
-        variance: bool,
-    ) -> tuple[LangevinAverages, Any]:
-        """The chain from its anchor over stacked minibatches."""
-
-        def body(state: Any, step: Any) -> tuple[Any, None]:
-            position, chain, carry = state
-            index, batch = step
-            grads, carry = call_grad_fn(grad_fn, position, batch, carry)
-            increment, chain = self.advance(fold(key, index), position, grads, anchor, chain)
-            return (jax.tree.map(jnp.add, position, increment), chain, carry), None
-
-        start = (anchor, start_chain(self.inner, anchor, variance=variance), carry)
-        steps = (jnp.arange(num_steps, dtype=jnp.int32), batches)
-        (position, (averages, _), carry), _ = jax.lax.scan(body, start, steps, length=num_steps)
-        offset, variances = averages
-        return LangevinAverages(offset, variances, position), carry
 
 
 def fold(key: Key | None, number: ArrayLike) -> Key | None:
@@ -191,14 +163,13 @@ def fold(key: Key | None, number: ArrayLike) -> Key | None:
 
 
 def _tree_normal(key: Key, like: Params) -> PyTree:
-    leaves, treedef = jax.tree.flatten(like)
     # One key per leaf: a draw depends only on the leaf's index and shape, and the parameters are
     # never concatenated.
-    draws = [
-        jax.random.normal(jax.random.fold_in(key, i), jnp.shape(x), accumulator_dtype(x))
-        for i, x in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(treedef, draws)
+    draw = lambda x, index: jax.random.normal(
+        jax.random.fold_in(key, index), jnp.shape(x), accumulator_dtype(x)
+    )
+    structure = jax.tree.structure(like)
+    return jax.tree.map(draw, like, structure.unflatten(range(structure.num_leaves)))
 
 
 def langevin_step(
@@ -250,8 +221,7 @@ def langevin_step(
         Kanai et al. (arXiv 2103.01400), Algorithm 1, whose printed sign of the gradient is wrong.
     """
     step = LangevinStep(MomentumSGD(), step_size, gamma, noise_std)
-    increment, _ = step.increment(key, position, grad, anchor, None)
-    return jax.tree.map(jnp.add, position, increment)
+    return optax.tree.add(position, step.increment(key, position, grad, anchor, None)[0])
 
 
 def check_batches(batches: PyTree, num_steps: int, name: str) -> None:
@@ -293,6 +263,7 @@ def langevin_chain(
     step_size: ArrayLike,
     gamma: ArrayLike,
     noise_std: ArrayLike = 0.0,
+    inner: Any = None,
     momentum: ArrayLike = 0.0,
     nesterov: bool = True,
     weight_decay: ArrayLike = 0.0,
@@ -320,6 +291,8 @@ def langevin_chain(
         step_size: :math:`\eta'`.
         gamma: :math:`\gamma`.
         noise_std: :math:`\sigma`.
+        inner: an optax optimizer for the gradient steps, with its own learning rate, momentum, and
+            weight decay; by default momentum SGD with the options below.
         momentum: m, with a buffer that starts at zero.
         nesterov: Nesterov or classical momentum.
         weight_decay: added to the gradient times :math:`\theta'`.
@@ -332,8 +305,8 @@ def langevin_chain(
         The averages and the final carry.
 
     Raises:
-        ValueError: a leaf of ``batches`` has a different length, the length is unknown, or
-            ``grad_fn`` does not return (gradient, carry).
+        ValueError: a leaf of ``batches`` has a different length, the length is unknown,
+            ``grad_fn`` does not return (gradient, carry), or an option is replaced by ``inner``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -353,7 +326,21 @@ def langevin_chain(
         num_steps = int(jnp.shape(leaves[0])[0])
     check_batches(batches, num_steps, "num_steps")
     key = None if key is None else typed_key(key)
-    inner = MomentumSGD(momentum, nesterov, weight_decay, decay_after_momentum)
+    own = MomentumSGD(momentum, nesterov, weight_decay, decay_after_momentum)
+    if inner is not None and own != MomentumSGD():
+        raise ValueError(f"inner replaces {own}; set momentum and weight decay in inner")
+    inner = own if inner is None else inner
     step = LangevinStep(inner, step_size, gamma, noise_std, new_weight, ascend)
     params = jax.tree.map(jnp.asarray, params)
-    return step.run(key, params, grad_fn, batches, carry, num_steps=num_steps, variance=variance)
+
+    def body(state: Any, inputs: Any) -> tuple[Any, None]:
+        position, chain, carry = state
+        index, batch = inputs
+        grads, carry = call_grad_fn(grad_fn, position, batch, carry)
+        increment, chain = step.advance(fold(key, index), position, grads, params, chain)
+        return (optax.tree.add(position, increment), chain, carry), None
+
+    start = (params, start_chain(inner, params, variance=variance), carry)
+    steps = (jnp.arange(num_steps, dtype=jnp.int32), batches)
+    (position, (averages, _), carry), _ = jax.lax.scan(body, start, steps, length=num_steps)
+    return LangevinAverages(averages.offset, averages.variance, position), carry

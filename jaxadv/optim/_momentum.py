@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 
 from ..types import Params, PyTree
@@ -80,18 +81,15 @@ class MomentumSGD(NamedTuple):
 
     def init(self, params: Params) -> PyTree:
         """A buffer of zeros."""
-        return None if is_zero(self.momentum) else jax.tree.map(jnp.zeros_like, params)
+        return None if is_zero(self.momentum) else optax.tree.zeros_like(params)
 
     def update(self, updates: PyTree, state: PyTree, params: Params) -> tuple[PyTree, PyTree]:
         """The step down along the gradient ``updates``, and the new buffer."""
-        before, after = self.weight_decay, 0.0
+        early, late = self.weight_decay, 0.0
         if self.decay_after_momentum:
-            before, after = after, before
+            early, late = late, early
+        direction = add_weight_decay(updates, params, early)
         direction, state = nesterov_momentum(
-            state,
-            add_weight_decay(updates, params, before),
-            momentum=self.momentum,
-            nesterov=self.nesterov,
+            state, direction, momentum=self.momentum, nesterov=self.nesterov
         )
-        direction = add_weight_decay(direction, params, after)
-        return jax.tree.map(jnp.negative, direction), state
+        return jax.tree.map(jnp.negative, add_weight_decay(direction, params, late)), state

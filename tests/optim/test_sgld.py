@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxadv import optim
@@ -201,6 +202,22 @@ def test_momentum_and_weight_decay_are_pure_steps(x64):
     assert (float(heavy[0]), float(buffer[0])) == (1.5, 1.5)
     assert optim.nesterov_momentum(None, d, momentum=0.0) == (d, None)
     assert float(optim.add_weight_decay(d, b, 0.5)[0]) == 2.0
+
+
+def test_any_optimizer_takes_the_gradient_steps(x64):
+    start, shifts = jnp.array([1.0, -2.0]), np.random.default_rng(0).normal(size=(6, 2))
+    grad_fn = lambda w, shift, carry: (LAM * (w - shift), carry)
+    run = lambda **options: optim.langevin_chain(
+        jax.random.key(0), start, grad_fn, jnp.asarray(shifts),
+        step_size=STEP, gamma=GAMMA, noise_std=0.1, **options,
+    )[0]  # fmt: skip
+    sgd = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(STEP, momentum=0.5, nesterov=True))
+    expected = run(momentum=0.5, weight_decay=0.1)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-14), run(inner=sgd), expected
+    )
+    with pytest.raises(ValueError, match=r"inner replaces MomentumSGD\(momentum=0.5"):
+        run(inner=sgd, momentum=0.5)
 
 
 def test_unknown_length_and_convention_are_errors():

@@ -22,11 +22,10 @@ def _listing_options(function: Callable) -> Callable:
     """Lists the options individually for ``help`` and ``optax.inject_hyperparams``."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    known = {parameter.name for parameter in own}
     options = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None)
         for field in dataclasses.fields(EntropySGDOptions)
-        if field.name not in known
+        if field.name not in signature.parameters
     ]
     vars(function)["__signature__"] = signature.replace(parameters=own + options)
     return function

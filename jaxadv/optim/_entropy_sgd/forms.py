@@ -12,7 +12,7 @@ import optax
 from jax.typing import ArrayLike
 
 from ...types import Array, Params, PyTree
-from .._langevin import GradFn, call_grad_fn, check_batches, fold, start_chain, temperature
+from .. import _langevin
 from .._masks import check_floating, check_like, fill, hide, hides_leaves
 from .._moments import Averages, widen
 from .options import EntropySGDOptions, value_at
@@ -54,9 +54,9 @@ class EntropySGDStepwiseState(NamedTuple):
     momentum: PyTree
     key_data: Array | None
     inner_step: Array
-    slow: PyTree
-    averages: Averages | None
-    inner_momentum: PyTree
+    slow: PyTree = None
+    averages: Averages | None = None
+    inner_momentum: PyTree = None
 
 
 def scanned(
@@ -79,23 +79,22 @@ def scanned(
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         del extra_args
-        count = state.count
-        params, momentum = _checked(options, updates, state, params, count == 0)
+        needs_grads = options.n_in == 0
+        params, state = _checked(options, updates, state, params, state.count == 0, needs_grads)
         averages, carry = None, state.carry if carry is None else carry
         if options.n_in > 0:
-            averages, carry = options.inner_step(count).run(
-                options.chain_key(state.key_data, count),
+            averages, carry = _langevin.langevin_chain(
+                options.chain_key(state.key_data, state.count),
                 params,
                 _checked_grad_fn(grad_fn, batches, options.n_in, params, all_params),
                 batches,
                 carry,
                 num_steps=options.n_in,
                 variance=options.second_order,
+                **options.inner_step(state.count)._asdict(),
             )
-        increment, momentum = _outer_step(options, averages, updates, params, momentum, count)
-        return increment, EntropySGDState(
-            optax.safe_increment(count), momentum, state.key_data, carry
-        )
+        increment, state = _outer_step(options, averages, updates, state, params)
+        return increment, state._replace(carry=carry)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -105,16 +104,15 @@ def stepwise(options: EntropySGDOptions) -> optax.GradientTransformationExtraArg
 
     def start(params: Params) -> dict[str, PyTree]:
         """A new chain at the slow weights ``params``, as fields of the state."""
-        if options.n_in == 0:
-            return dict(slow=None, averages=None, inner_momentum=None)
-        averages, inner = start_chain(options.inner, params, variance=options.second_order)
+        averages, inner = _langevin.start_chain(
+            options.inner, params, variance=options.second_order
+        )
         return dict(slow=params, averages=averages, inner_momentum=inner)
 
     def init_fn(params: Params) -> Any:
-        zero = jnp.zeros([], jnp.int32)
-        return EntropySGDStepwiseState(
-            **_begin(options, params), inner_step=zero, **start(_copied(params))
-        )
+        common = dict(_begin(options, params), inner_step=jnp.zeros([], jnp.int32))
+        chain = start(_copied(params)) if options.n_in > 0 else {}
+        return EntropySGDStepwiseState(**common, **chain)
 
     def update_fn(
         updates: PyTree, state: Any, params: Any = None, **extra_args: Any
@@ -122,33 +120,28 @@ def stepwise(options: EntropySGDOptions) -> optax.GradientTransformationExtraArg
         del extra_args
         count, index = state.count, state.inner_step
         first = index == 0
-        params, momentum = _checked(options, updates, state, params, first & (count == 0))
+        params, state = _checked(options, updates, state, params, first & (count == 0), True)
         if options.n_in == 0:
-            increment, momentum = _outer_step(options, None, updates, params, momentum, count)
-            return increment, state._replace(count=optax.safe_increment(count), momentum=momentum)
+            return _outer_step(options, None, updates, state, params)
 
         # At the start of an outer step the current parameters are the slow weights, even if
         # rounding, a later transformation or a checkpoint made them differ from state.slow.
-        slow = jax.tree.map(lambda p, s: jnp.where(first, p, s), params, state.slow)
-        key = fold(options.chain_key(state.key_data, count), index)
+        slow = optax.tree.where(first, params, state.slow)
+        key = _langevin.fold(options.chain_key(state.key_data, count), index)
         increment, (averages, inner) = options.inner_step(count).advance(
             key, params, updates, slow, (state.averages, state.inner_momentum)
         )
 
         def carry_on() -> tuple[PyTree, Any]:
             moved = dict(slow=slow, averages=averages, inner_momentum=inner)
-            return increment, state._replace(momentum=momentum, inner_step=index + 1, **moved)
+            return increment, state._replace(inner_step=index + 1, **moved)
 
         def finish() -> tuple[PyTree, Any]:
             # This update replaces the increment and leads from the fast to the new slow weights.
-            step, buffer = _outer_step(options, averages, updates, slow, momentum, count)
-            change = jax.tree.map(lambda s, i, p: (s + i) - p, slow, step, params)
-            return change, state._replace(
-                count=optax.safe_increment(count),
-                momentum=buffer,
-                inner_step=jnp.zeros_like(index),
-                **start(jax.tree.map(jnp.add, params, change)),
-            )
+            step, new_state = _outer_step(options, averages, updates, state, slow)
+            change = optax.tree.sub(optax.tree.add(slow, step), params)
+            restarted = start(optax.tree.add(params, change))
+            return change, new_state._replace(inner_step=jnp.zeros_like(index), **restarted)
 
         return jax.lax.cond(index + 1 == options.n_in, finish, carry_on)
 
@@ -170,43 +163,36 @@ def _begin(options: EntropySGDOptions, params: Params) -> dict[str, Any]:
 
 
 def _checked(
-    options: EntropySGDOptions, grads: PyTree, state: Any, params: Any, first: Array
-) -> tuple[Params, PyTree]:
-    """``params`` as arrays, and ``state.momentum``, to which the first gradient may be added."""
+    options: EntropySGDOptions, grads: Any, state: Any, params: Any, first: Array, needed: bool
+) -> tuple[Params, Any]:
+    """``params`` as arrays, and ``state``, whose momentum may start as the ``first`` gradient."""
     if params is None:
         raise ValueError("params=None; pass the training loop's parameters")
     seeded = options.momentum_init == "gradient" and state.momentum is not None
-    needed = seeded or options.n_in == 0 or isinstance(state, EntropySGDStepwiseState)
-    if needed and grads is None:
+    if grads is None and (seeded or needed):
         start = ", but momentum_init='gradient' (preset 'ucla_exact') starts the buffer with them"
         why = start if seeded else f" with n_in={options.n_in}"
         raise ValueError(f"grads=None{why}; pass the minibatch gradient at params")
-    if needed:
+    if seeded or needed:
         check_like("grads", grads, params)
-    momentum = state.momentum
     if seeded:
-        momentum = jax.tree.map(
-            lambda m, g: jnp.where(first, g.astype(m.dtype), m), momentum, grads
-        )
-    return jax.tree.map(jnp.asarray, params), momentum
+        buffer = optax.tree.where(first, widen(grads, params), state.momentum)
+        state = state._replace(momentum=buffer)
+    return jax.tree.map(jnp.asarray, params), state
 
 
 def _outer_step(
-    options: EntropySGDOptions,
-    averages: Any,
-    grads: PyTree,
-    params: Params,
-    momentum: PyTree,
-    count: Array,
-) -> tuple[Params, PyTree]:
+    options: EntropySGDOptions, averages: Any, grads: PyTree, state: Any, params: Params
+) -> tuple[Params, Any]:
     """The step of the slow weights: along theta - mu, or along the gradient if n_in is 0."""
-    if options.n_in == 0:
+    if averages is None:
         direction = widen(grads, params)
     else:
-        direction = entropy_direction(options, averages.offset, averages.variance, count)
-    updates, momentum = options.outer.update(direction, momentum, widen(params, params))
-    rate = value_at(options.learning_rate, count)
-    return jax.tree.map(lambda u, p: (rate * u).astype(p.dtype), updates, params), momentum
+        direction = entropy_direction(options, averages.offset, averages.variance, state.count)
+    updates, momentum = options.outer.update(direction, state.momentum, widen(params, params))
+    updates = optax.tree.scale(value_at(options.learning_rate, state.count), updates)
+    state = state._replace(count=optax.safe_increment(state.count), momentum=momentum)
+    return optax.tree.cast_like(updates, params), state
 
 
 def entropy_direction(
@@ -216,21 +202,17 @@ def entropy_direction(
     gamma = options.gamma_at(count)
     if not options.second_order:
         scale = -gamma if options.scale_by_gamma else -1
-        return jax.tree.map(lambda e: (scale * e).astype(e.dtype), offset)
+        return optax.tree.cast_like(optax.tree.scale(scale, offset), offset)
     # The Newton step gamma h (theta - mu) with gamma h = 1 / (1 - gamma var): gamma cancels.
     if options.beta_aware:
-        gamma = gamma / temperature(options.noise, convention=options.noise_convention)
-
-    def newton(e: Array, var: Array) -> Array:
-        curvature = jnp.maximum(1 - gamma * var, options.min_curvature)
-        return (-e / curvature).astype(e.dtype)
-
-    return jax.tree.map(newton, offset, variance)
+        gamma = gamma / _langevin.temperature(options.noise, convention=options.noise_convention)
+    curvature = lambda var: jnp.maximum(1 - gamma * var, options.min_curvature)
+    return jax.tree.map(lambda e, v: (-e / curvature(v)).astype(e.dtype), offset, variance)
 
 
 def _checked_grad_fn(
-    grad_fn: GradFn, batches: PyTree, n_in: int, params: Params, all_params: PyTree
-) -> GradFn:
+    grad_fn: _langevin.GradFn, batches: PyTree, n_in: int, params: Params, all_params: PyTree
+) -> _langevin.GradFn:
     """``grad_fn`` of the parameters visible through ``optax.masked``; hidden ones are unchanged."""
     if not callable(grad_fn):
         raise ValueError(
@@ -242,7 +224,7 @@ def _checked_grad_fn(
             f"batches=None with n_in={n_in}; pass {n_in} stacked minibatches, or batches=() if "
             "grad_fn needs no data"
         )
-    check_batches(batches, n_in, "n_in")
+    _langevin.check_batches(batches, n_in, "n_in")
     if not hides_leaves(params):
         return grad_fn
     if all_params is None:
@@ -252,7 +234,7 @@ def _checked_grad_fn(
         )
 
     def grad_fn_of_trained(trained: Params, batch: PyTree, carry: Any) -> tuple[PyTree, Any]:
-        grads, carry = call_grad_fn(grad_fn, fill(trained, all_params), batch, carry)
+        grads, carry = _langevin.call_grad_fn(grad_fn, fill(trained, all_params), batch, carry)
         return hide(grads, trained), carry
 
     return grad_fn_of_trained

@@ -5,7 +5,6 @@ The gradient steps of the chain and the slow weights are two optax transformatio
 """
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Callable
@@ -25,14 +24,11 @@ from .._momentum import MomentumSGD, is_zero
 # ambiguous.
 NEW_WEIGHTS = {"ucla": 0.25, "paper_literal": 0.75, "trades_slow_a": 0.3, "trades_slow_b": 0.7}
 
-_SIZE = "a finite number >= 0"
-_MOMENTUM = "in [0, 1); 0 disables it, 0.9 is typical"
-_FRACTION = "in (0, 1]"
-_RULES = {
-    _SIZE: lambda x: 0 <= x < math.inf,
-    _MOMENTUM: lambda x: 0 <= x < 1,
-    _FRACTION: lambda x: 0 < x <= 1,
-}
+# What a number must be, in words and as a test.
+_Rule = tuple[str, Callable[[float], bool]]
+_SIZE: _Rule = ("a finite number >= 0", lambda x: 0 <= x < math.inf)
+_MOMENTUM: _Rule = ("in [0, 1); 0 disables it, 0.9 is typical", lambda x: 0 <= x < 1)
+_FRACTION: _Rule = ("in (0, 1]", lambda x: 0 < x <= 1)
 
 
 def _option(default: Any, check: Callable, *arguments: Any) -> Any:
@@ -40,15 +36,16 @@ def _option(default: Any, check: Callable, *arguments: Any) -> Any:
     return dataclasses.field(default=default, metadata={"check": (check, arguments)})
 
 
-def _check_number(name: str, value: Any, rule: str, also: str = "") -> None:
+def _check_number(name: str, value: Any, rule: _Rule, also: str = "") -> None:
     if not is_concrete(value) or (also and callable(value)):
         return
     if not isinstance(value, numbers.Real) and getattr(value, "shape", None) != ():
         raise ValueError(
             f"{name}={value!r} is not a number; pass a Python number{also} or a 0-d array"
         )
-    if not _RULES[rule](float(value)):
-        raise ValueError(f"{name}={float(value)} must be {rule}")
+    words, holds = rule
+    if not holds(float(value)):
+        raise ValueError(f"{name}={float(value)} must be {words}")
 
 
 def _check_optimizer(name: str, value: Any) -> None:
@@ -114,9 +111,11 @@ class EntropySGDOptions:
             self.inner_learning_rate = self.learning_rate
         if self.inner_weight_decay is None:
             self.inner_weight_decay = self.weight_decay
+        if self.outer is not None:  # it has a learning rate and a buffer of its own
+            self.learning_rate, self.momentum_init = 1.0, "zeros"
         for field in dataclasses.fields(self):
-            if "check" in field.metadata and not (field.name == "learning_rate" and self.outer):
-                check, arguments = field.metadata["check"]
+            check, arguments = field.metadata.get("check", (None, ()))
+            if check:
                 check(field.name, getattr(self, field.name), *arguments)
         if self.beta_aware and not self.second_order:
             raise ValueError(
@@ -132,10 +131,7 @@ class EntropySGDOptions:
         self.inner = self.inner or MomentumSGD(
             self.inner_momentum, self.nesterov, self.inner_weight_decay, self.decay_after_momentum
         )
-        if self.outer:
-            self.learning_rate, self.momentum_init = 1.0, "zeros"
-        else:
-            self.outer = MomentumSGD(self.momentum, self.nesterov, self.weight_decay)
+        self.outer = self.outer or MomentumSGD(self.momentum, self.nesterov, self.weight_decay)
 
     def gamma_at(self, count: Array) -> Any:
         """The pull gamma (1 + scoping)^t of outer step ``count``, with t = count + 1."""
@@ -145,9 +141,8 @@ class EntropySGDOptions:
 
     def inner_step(self, count: Array) -> LangevinStep:
         """The steps of the chain in outer step ``count``."""
-        rate = value_at(self.inner_learning_rate, count)
+        rate, gamma = value_at(self.inner_learning_rate, count), self.gamma_at(count)
         noise = noise_std(self.noise, step_size=rate, convention=self.noise_convention)
-        gamma = self.gamma_at(count)
         return LangevinStep(self.inner, rate, gamma, noise, self.new_weight, self.ascend)
 
     def init_key_data(self) -> Array | None:
@@ -196,14 +191,8 @@ def resolve(preset: str | None, given: dict[str, Any]) -> EntropySGDOptions:
     Raises:
         ValueError: an unknown preset, or an option that ``inner`` or ``outer`` replaces.
     """
-    if preset is not None and preset not in ENTROPY_SGD_PRESETS:
-        # No cutoff for the closest match, so that "paper" or "UCLA" find their preset.
-        names = list(ENTROPY_SGD_PRESETS)
-        [near] = difflib.get_close_matches(str(preset).lower(), names, n=1, cutoff=0.0)
-        raise ValueError(
-            f"preset={preset!r} is not one of {', '.join(map(repr, names))}; "
-            f"did you mean {near!r}? None is the recommended default"
-        )
+    if preset is not None:
+        check_choice("preset", preset, ENTROPY_SGD_PRESETS)
     given = {name: value for name, value in given.items() if value is not None}
     for side, names in _BUILT_IN.items():
         for name in names:

@@ -7,8 +7,6 @@ from ...types import Array, Params, PyTree
 from .._masks import same_place
 from .forms import EntropySGDState, EntropySGDStepwiseState
 
-_KINDS = (EntropySGDState, EntropySGDStepwiseState)
-
 
 def slow_params(state: PyTree, params: Params) -> Params:
     """The slow weights theta, which are to be evaluated and checkpointed.
@@ -38,42 +36,40 @@ def slow_params(state: PyTree, params: Params) -> Params:
         >>> optim.slow_params(state, fast)  # still at the start of this outer step
         Array([1., 1.], dtype=float32)
     """
-    is_state = lambda node: isinstance(node, _KINDS)
+    is_state = lambda node: isinstance(node, EntropySGDState | EntropySGDStepwiseState)
     states = [node for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)]
     if not states:
         raise ValueError(
             f"state is a {type(state).__name__} without an EntropySGD state inside; pass the "
             "state returned by init or update of entropy_sgd_stepwise"
         )
-    for node in states:
-        if isinstance(node, EntropySGDStepwiseState) and node.slow is not None:
-            params = _with_slow(node, params)
-    return params
-
-
-def _with_slow(state: EntropySGDStepwiseState, params: Params) -> Params:
-    """``params`` with the leaves trained by ``state`` replaced by their slow weights."""
+    leaves, structure = jax.tree.flatten_with_path(params)
     # By path, not by structure: masks leave gaps in state.slow, and flax.nnx wraps its leaves.
-    slow = {
-        same_place(path): (jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree.leaves_with_path(state.slow)
-    }
+    held = {same_place(path): leaf for path, leaf in leaves}
+    for node in states:
+        if isinstance(node, EntropySGDStepwiseState):
+            held |= _slow_leaves(node, held)
+    return structure.unflatten(held[same_place(path)] for path, _ in leaves)
+
+
+def _slow_leaves(state: EntropySGDStepwiseState, held: dict[tuple, Array]) -> dict[tuple, Array]:
+    """The slow weights in ``state`` of the parameters that it trains, by path."""
     (count,), (inner_step,) = jax.tree.leaves(state.count), jax.tree.leaves(state.inner_step)
-    leaves = []
-    for path, param in jax.tree.leaves_with_path(params):
-        name, value = slow.pop(same_place(path), (None, param))
-        if jnp.shape(value) != jnp.shape(param):
+    slow = {}
+    for path, leaf in jax.tree.leaves_with_path(state.slow):
+        name, place = jax.tree_util.keystr(path), same_place(path)
+        if place not in held:
             raise ValueError(
-                f"params{name} has shape {jnp.shape(param)}, but its slow weights in state have "
-                f"{jnp.shape(value)}; pass the parameters that this state belongs to"
+                f"params has no leaf {name}, but state has slow weights for it; pass all of the "
+                "training loop's parameters"
             )
-        leaves.append(param if name is None else _current(count, inner_step, param, value))
-    for name, _ in slow.values():
-        raise ValueError(
-            f"params has no leaf {name}, but state has slow weights for it; pass all of the "
-            "training loop's parameters"
-        )
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+        if jnp.shape(leaf) != jnp.shape(held[place]):
+            raise ValueError(
+                f"params{name} has shape {jnp.shape(held[place])}, but its slow weights in state "
+                f"have {jnp.shape(leaf)}; pass the parameters that this state belongs to"
+            )
+        slow[place] = _current(count, inner_step, held[place], leaf)
+    return slow
 
 
 @jax.jit
