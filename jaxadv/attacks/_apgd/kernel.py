@@ -95,18 +95,17 @@ class APGD(Kernel):
         else:
             drawn, eps = batch.noise(noise), self.factor * batch.eps
             points = start_points(batch.images, drawn, batch.norm, eps)
-        zeros = jnp.zeros_like(batch.labels)
-        targets = batch.target(self.num_restarts) if self.num_targets else zeros
-        return self._start(batch, points, targets, zeros, zeros)
+        none = jnp.zeros_like(batch.labels)
+        targets = batch.target(self.num_restarts) if self.num_targets else none
+        return self._start(batch, points, targets)
 
     def resume(self, batch: Batch, before: State) -> State:
         """Starts at the best point of the previous phase."""
+        state = self._start(batch, before.best_images, before.targets)
         spent = before.spent + before.evaluations
-        return self._start(batch, before.best_images, before.targets, spent, before.zero_gradients)
+        return state._replace(spent=spent, zero_gradients=before.zero_gradients)
 
-    def _start(
-        self, batch: Batch, points: Array, targets: Array, spent: Array, zero_gradients: Array
-    ) -> State:
+    def _start(self, batch: Batch, points: Array, targets: Array) -> State:
         images, eps = batch.images, self.factor * batch.eps
         if self.three_radii:
             points = jnp.clip(images + project_l1_box(images, points - images, eps), 0, 1)
@@ -129,7 +128,7 @@ class APGD(Kernel):
             robust=batch.active,
             broken_at=full(-1, jnp.int32),
             evaluations=full(0, jnp.int32),
-            zero_gradients=zero_gradients,
+            zero_gradients=full(0, jnp.int32),
             last_losses=full(0, dtype),
             increases=full(0, jnp.int32),
             check_losses=full(-jnp.inf, dtype),
@@ -138,7 +137,7 @@ class APGD(Kernel):
             topk=topk,
             sparsity=sparsity,
             targets=targets,
-            spent=spent,
+            spent=full(0, jnp.int32),
         )
 
     def step(self, batch: Batch, state: State, number: Any) -> State:
@@ -157,7 +156,6 @@ class APGD(Kernel):
 
         failed = ~correct & alive
         at = jnp.asarray(number + 1, jnp.int32)
-        news = failed & state.robust if self.early_stop else failed
         better = losses > state.best_losses
         grew = losses > state.last_losses
         # The reference compares the first loss with the last row of its history, still 0.
@@ -171,7 +169,7 @@ class APGD(Kernel):
             best_images=_rows.where(better, points, state.best_images),
             best_gradients=_rows.where(better, gradients, state.best_gradients),
             best_losses=jnp.where(better, losses, state.best_losses),
-            adversarial=_rows.where(news, points, state.adversarial),
+            adversarial=_rows.where(failed, points, state.adversarial),
             robust=state.robust & correct,
             broken_at=jnp.where((state.broken_at < 0) & failed, at, state.broken_at),
             evaluations=state.evaluations + alive.astype(jnp.int32),
@@ -180,9 +178,8 @@ class APGD(Kernel):
             increases=jnp.where(starting, 0, state.increases + grew.astype(jnp.int32)),
             check_losses=jnp.where(starting, losses, state.check_losses),
         )
-        due, windows = self._calendar(norm)
-        checked = jnp.asarray(due)[jnp.maximum(number, 0)] & ~starting
-        window = jnp.asarray(windows)[jnp.maximum(number, 0)]
+        window = jnp.asarray(self._windows(norm))[jnp.maximum(number, 0)]
+        checked = (window > 0) & ~starting
         before = state.step_sizes
         check = self._check_l1 if norm == "l1" else self._check
         # All rows share the schedule, so a branch is cheaper than a select.
@@ -230,15 +227,12 @@ class APGD(Kernel):
         values, correct, gradients = jax.lax.fori_loop(1, self.eot, add, once(0))
         return values, correct, gradients / self.eot
 
-    def _calendar(self, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
-        """For every step, whether it ends with a checkpoint and the length of its window."""
+    def _windows(self, norm: Norm) -> np.ndarray:
+        """For every step the length of the window that it ends with a checkpoint, else 0."""
         at = checkpoints(self.num_steps, norm, self.rule)
-        due = np.zeros(max(self.num_steps, 1), bool)
-        windows = np.ones(max(self.num_steps, 1), np.int32)
-        for before, now in zip([0, *at], at, strict=False):
-            due[now - 1] = True
-            windows[now - 1] = now - before
-        return due, windows
+        windows = np.zeros(max(self.num_steps, 1), np.int32)
+        windows[np.asarray(at, int) - 1] = np.diff([0, *at])
+        return windows
 
     def _move(self, batch: Batch, state: State, number: Any) -> Array:
         """The next iterate: the projected gradient step, plus a quarter of the last move."""

@@ -93,20 +93,15 @@ def checkpoints(num_steps: int, norm: Norm = "linf", rule: Rule = "repo") -> lis
         >>> checkpoints(100)
         [22, 41, 57, 70, 80, 87, 93, 99]
     """
-    found = []
     if norm == "l1":
         window = max(int(0.04 * num_steps), 1)
         return list(range(window, num_steps + 1, window))
     if rule == "paper":
-        # In hundredths, so that ceil sees exact numbers: 0.22 + 0.19 + ... drifts in floats.
-        before, now = 0, 22
-        while now <= 100:
-            found.append(-(-now * num_steps // 100))
-            before, now = now, now + max(now - before - 3, 6)
-        return sorted(set(found))
+        # p_j in hundredths, so that ceil sees exact numbers: 0.22 + 0.19 + ... drifts in floats.
+        return sorted({-(-percent * num_steps // 100) for percent in checkpoints(100)})
     window = max(int(0.22 * num_steps), 1)
     shortest, shrink = max(int(0.06 * num_steps), 1), max(int(0.03 * num_steps), 1)
-    now = window
+    found, now = [], window
     while now <= num_steps:
         found.append(now)
         window = max(window - shrink, shortest)
