@@ -92,7 +92,6 @@ def attack(
     """
     logits = _logits(model, key, indices, randomized)
     correct = _model.is_correct(logits(Stream.CLEAN, 0)(images, 0), labels)
-    (part, *later) = kernel.phases()
 
     def run(number: Array, found: Found) -> Found:
         active = jnp.ones_like(correct) if every else found.robust
@@ -100,17 +99,7 @@ def attack(
             images, labels, active, norm, eps, key, indices, number,
             logits(Stream.RUN, number), draws,
         )  # fmt: skip
-        state, events = part.begin(batch), None
-        if trace:
-            step = functools.partial(kernel.traced_step, batch)
-            numbers = jnp.arange(part.first_step, part.num_steps)
-            state, events = jax.lax.scan(step, state, numbers)
-        else:
-            state = part.advance(batch, state, part.first_step, part.num_steps)
-        for phase in later:
-            state = phase.resume(batch, state)
-            state = phase.advance(batch, state, phase.first_step, phase.num_steps)
-        new = (later or [part])[-1].outcome(batch, state)
+        new, events = _run(kernel, batch, trace)
         if kernel.final_pass:
             new = new._replace(success=new.success & ~batch.correct(new.images, 0))
         return _merge(found, batch, new, best, events)
@@ -125,6 +114,24 @@ def attack(
     else:
         found = jax.lax.fori_loop(0, kernel.num_runs, run, found)
     return jax.lax.stop_gradient(found)
+
+
+def _run(kernel: Kernel, batch: Batch, trace: bool = False) -> tuple[Any, Any]:
+    """One run of a kernel through all its phases: its outcome, and the trace of the last phase."""
+    state, events, phases = None, None, kernel.phases()
+    for phase in phases:
+        if state is None:
+            state = phase.begin(batch)
+            _check_state(state, type(kernel).__name__, len(batch.images))
+        else:
+            state = phase.resume(batch, state)
+        if trace:
+            step = functools.partial(phase.traced_step, batch)
+            numbers = jnp.arange(phase.first_step, phase.num_steps)
+            state, events = jax.lax.scan(step, state, numbers)
+        else:
+            state = phase.advance(batch, state, phase.first_step, phase.num_steps)
+    return phases[-1].outcome(batch, state), events
 
 
 @functools.partial(jax.jit, static_argnames="randomized")
@@ -190,14 +197,7 @@ def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm
         weights = jnp.arange(1, num_classes + 1, dtype=images.dtype)
         logits = lambda points, number: points.mean((1, 2, 3))[:, None] * weights[None]
         batch = Batch(images, labels, active, norm, eps, key, indices, run, logits)
-        (part, *later) = kernel.phases()
-        state = part.begin(batch)
-        _check_state(state, name, rows)
-        state = part.advance(batch, state, part.first_step, part.num_steps)
-        for phase in later:
-            state = phase.resume(batch, state)
-            state = phase.advance(batch, state, phase.first_step, phase.num_steps)
-        return (later or [part])[-1].outcome(batch, state)
+        return _run(kernel, batch)[0]
 
     like = jax.ShapeDtypeStruct
     integers = like((rows,), jnp.int32)
@@ -240,6 +240,22 @@ class Rows(NamedTuple):
     active: Array
 
 
+class Shared(NamedTuple):
+    """What the blocks of a chunk have in common.
+
+    Attributes:
+        model: traced for the rows of a block.
+        key: of the attack.
+        eps: radius, of shape ().
+        run: number of the run.
+    """
+
+    model: Partial
+    key: Key
+    eps: Array
+    run: Array
+
+
 class Program(NamedTuple):
     """The static arguments of a compiled program: a kernel, its code, and the devices."""
 
@@ -249,44 +265,38 @@ class Program(NamedTuple):
     randomized: bool
     mesh: Mesh | None
 
+    def batch(self, shared: Shared, rows: Rows) -> Batch:
+        """The rows of a block, as the kernel takes them."""
+        model, key, eps, run = shared
+        logits = _logits(model, key, rows.indices, self.randomized)(Stream.RUN, run)
+        images, labels, indices, active = rows
+        return Batch(images, labels, active, self.norm, eps, key, indices, run, logits)
+
 
 @functools.partial(jax.jit, static_argnames="program")
-def begin(
-    model: Partial, key: Key, eps: Array, run: Array, rows: Rows, before: Any, *, program: Program
-) -> Any:
+def begin(shared: Shared, rows: Rows, before: Any, *, program: Program) -> Any:
     """The state of a run before its first step, or where a phase takes over from ``before``."""
 
-    def block(model: Partial, key: Key, eps: Array, run: Array, rows: Rows, before: Any) -> Any:
-        batch = _batch(model, key, eps, run, rows, program)
-        kernel = program.kernel
+    def block(shared: Shared, rows: Rows, before: Any) -> Any:
+        batch, kernel = program.batch(shared, rows), program.kernel
         return kernel.begin(batch) if before is None else kernel.resume(batch, before)
 
-    return _over_blocks(block, program.mesh)((model, key, eps, run), (rows, before))
+    return _over_blocks(block, program.mesh)((shared,), (rows, before))
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def advance(
-    model: Partial,
-    key: Key,
-    eps: Array,
-    run: Array,
-    rows: Rows,
-    state: Any,
-    span: Array,
-    *,
-    program: Program,
+    shared: Shared, rows: Rows, state: Any, span: Array, *, program: Program
 ) -> tuple[Any, Outcome]:
     """The state after the steps span[0] to span[1] - 1, and what it amounts to."""
 
-    def block(
-        model: Partial, key: Key, eps: Array, run: Array, span: Array, rows: Rows, state: Any
-    ) -> tuple[Any, Outcome]:
-        batch = _batch(model, key, eps, run, rows, program)
+    def block(shared: Shared, span: Array, rows: Rows, state: Any) -> tuple[Any, Outcome]:
+        batch, kernel = program.batch(shared, rows), program.kernel
         last = jnp.where(rows.active.any(), span[1], span[0])  # nothing to do if all is padding
-        state = program.kernel.advance(batch, state, span[0], last)
-        return state, program.kernel.outcome(batch, state)
+        state = kernel.advance(batch, state, span[0], last)
+        return state, kernel.outcome(batch, state)
 
-    return _over_blocks(block, program.mesh)((model, key, eps, run, span), (rows, state))
+    return _over_blocks(block, program.mesh)((shared, span), (rows, state))
 
 
 @functools.partial(jax.jit, static_argnames=("randomized", "mesh"))
@@ -324,22 +334,10 @@ def logits_alone(
     return jax.lax.map(one, (images, indices))
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def regroup(tree: PyTree, order: Array, *, shape: tuple[int, int]) -> PyTree:
-    """The rows of a chunk in another order."""
-
-    def take(values: Array) -> Array:
-        flat = values.reshape(-1, *values.shape[2:])
-        return flat[order].reshape(*shape, *values.shape[2:])
-
-    return jax.tree.map(take, tree)
-
-
-def _batch(model: Partial, key: Key, eps: Array, run: Array, rows: Rows, program: Program) -> Batch:
-    logits = _logits(model, key, rows.indices, program.randomized)(Stream.RUN, run)
-    return Batch(
-        rows.images, rows.labels, rows.active, program.norm, eps, key, rows.indices, run, logits
-    )
+@jax.jit
+def regroup(tree: PyTree, order: Array) -> PyTree:
+    """The rows of a chunk in another order, of shape (blocks, rows)."""
+    return jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:])[order], tree)
 
 
 def _logits(

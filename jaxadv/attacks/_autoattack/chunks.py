@@ -3,7 +3,6 @@
 import concurrent.futures
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,8 +58,7 @@ class Chunks:
         self.num_devices = max(len(devices), 1)
         self._workers, self._stop = memory.default_workers(devices), threading.Event()
         self._shapes = memory.chunk_shapes(problem, batch_size, devices, self._workers)
-        self._chunk = self._shapes[0] * self._shapes[1]
-        self.in_flight = self._chunk * self._workers
+        self.in_flight = self._shapes[0] * self._shapes[1] * self._workers
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
         self._mesh, self.problem = mesh, problem
         self._labels = problem.labels.astype(np.int32)
@@ -76,22 +74,15 @@ class Chunks:
         workers.
         """
         rows = self._shapes[-1]
-        blocks_left = math.ceil(len(ids) / rows)
-        number = math.ceil(math.ceil(len(ids) / self._chunk) / self._workers) * self._workers
-        size = math.ceil(blocks_left / max(number, 1)) * rows
-        pieces = deque(ids[start : start + size] for start in range(0, len(ids), max(size, 1)))
+        number = math.ceil(len(ids) / self.in_flight) * self._workers
+        size = max(math.ceil(math.ceil(len(ids) / rows) / max(number, 1)) * rows, 1)
+        pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
         if self._workers == 1 or len(pieces) < 2:
-            for piece in pieces:
-                yield piece, compute(piece)
+            yield from zip(pieces, map(compute, pieces), strict=True)
             return
         pool = concurrent.futures.ThreadPoolExecutor(self._workers)
-        running: deque = deque()
         try:
-            while pieces or running:
-                while pieces and len(running) < self._workers:
-                    running.append((pieces[0], pool.submit(compute, pieces.popleft())))
-                piece, future = running.popleft()
-                yield piece, future.result()
+            yield from zip(pieces, pool.map(compute, pieces), strict=True)
         finally:
             self._stop.set()
             pool.shutdown(cancel_futures=True)
@@ -108,6 +99,11 @@ class Chunks:
     def attack(self, kernel: Kernel, place: int, run: int, ids: np.ndarray) -> dict:
         """The record of one run on a chunk: attack, then verify what the kernel reports."""
         found = self._run(kernel, place, run, ids)
+        if kernel.final_pass:
+            points = np.where(
+                found.broken[:, None, None, None], found.images, self.problem.images[ids]
+            )
+            found.broken &= self._wrong(self.logits(points, ids, Stream.RUN, run), ids)
         picked = np.flatnonzero(found.broken)
         points, chosen = found.images[picked], ids[picked]
         wrong, logits, votes = self.confirm(points, chosen)
@@ -134,18 +130,17 @@ class Chunks:
         self, images: np.ndarray, ids: np.ndarray, stream: Stream, number: int
     ) -> np.ndarray:
         """Logits of at most a chunk of images, (B, K)."""
-        shape = self._shape(len(ids))
-        lanes_of = self._spread(np.arange(shape[0] * shape[1]), shape)
+        lanes = self._lanes(len(ids))
         out = driver.logits_of(
-            self._models[shape[1]],
+            self._models[lanes.shape[1]],
             self._key_of(0),
             (int(stream), number),
-            self._place(images, lanes_of, shape),
-            self._place(ids, lanes_of, shape),
+            self._place(images, lanes),
+            self._place(ids, lanes),
             randomized=self.problem.randomized,
             mesh=self._mesh,
         )
-        return np.asarray(out).reshape(-1, out.shape[-1])[np.argsort(lanes_of)][: len(ids)]
+        return np.asarray(out).reshape(lanes.size, -1)[np.argsort(lanes.ravel())][: len(ids)]
 
     def confirm(self, images: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """Evaluates candidates, each in its own batch.
@@ -191,57 +186,64 @@ class Chunks:
             run: number of the run.
             ids: the images.
         """
-        shape = self._shape(len(ids))
-        lanes_of = self._spread(np.arange(shape[0] * shape[1]), shape)
+        lanes, problem = self._lanes(len(ids)), self.problem
         rows = driver.Rows(
-            self._place(self.problem.images[ids], lanes_of, shape),
-            self._place(self._labels[ids], lanes_of, shape),
-            self._place(ids, lanes_of, shape),
-            jnp.asarray((lanes_of < len(ids)).reshape(shape)),
+            self._place(problem.images[ids], lanes),
+            self._place(self._labels[ids], lanes),
+            self._place(ids, lanes),
+            jnp.asarray(lanes < len(ids)),
         )
-        common = (self._key_of(place + 1), self.problem.eps, jnp.int32(run))
-        found = Candidates(ids, self.problem.images.shape[1:])
+        shared = driver.Shared(
+            self._models[lanes.shape[1]],
+            self._key_of(place + 1),
+            jnp.asarray(problem.eps),
+            jnp.int32(run),
+        )
+        found = Candidates(ids, problem.images.shape[1:])
         state: Any = None
         outcome: Any = None
         for part in kernel.phases():
             program = driver.Program(
-                part, self._code[place], self.problem.norm, self.problem.randomized, self._mesh
+                part, self._code[place], problem.norm, problem.randomized, self._mesh
             )
-            model = self._models[shape[1]]
-            state = driver.begin(model, *common, rows, state, program=program)
+            state = driver.begin(shared, rows, state, program=program)
             for first, last in part.spans():
                 if self._stop.is_set():
                     raise InterruptedError("another part of the evaluation has stopped")
-                model, span = self._models[shape[1]], jnp.asarray([first, last], jnp.int32)
-                state, outcome = driver.advance(model, *common, rows, state, span, program=program)
+                span = jnp.asarray([first, last], jnp.int32)
+                state, outcome = driver.advance(shared, rows, state, span, program=program)
                 if not part.early_stop or last == part.num_steps:
                     continue
                 alive = np.asarray(state.robust)  # waits for the device
                 if not alive.any():
                     break
-                # Compaction costs a copy, and a compilation for each new shape; it pays if it
-                # removes whole blocks, since a block runs until its last image is broken.
-                smaller = self._shape(int(alive.sum()))
-                needed = math.ceil(alive.sum() / shape[1])
-                if smaller != shape or needed < alive.any(axis=1).sum():
-                    self._collect(found, outcome, lanes_of)
-                    # Live rows first; broken ones fill what is left of the new shape.
-                    kept = np.argsort(~alive.ravel(), stable=True)[: smaller[0] * smaller[1]]
-                    order, shape = self._spread(kept, smaller), smaller
-                    rows, state = driver.regroup((rows, state), order, shape=shape)
-                    lanes_of = lanes_of[order]
-        self._collect(found, outcome, lanes_of)
-        if kernel.final_pass:
-            mask = found.broken.reshape(-1, *(1,) * (self.problem.images.ndim - 1))
-            points = np.where(mask, found.images, self.problem.images[ids])
-            found.broken &= self._wrong(self.logits(points, ids, Stream.RUN, run), ids)
+                order = self._order(alive)
+                if order is not None:
+                    self._collect(found, outcome, lanes)
+                    rows, state = driver.regroup((rows, state), order)
+                    lanes = lanes.ravel()[order]
+                    shared = shared._replace(model=self._models[lanes.shape[1]])
+        self._collect(found, outcome, lanes)
         return found
 
-    def _collect(self, found: Candidates, outcome: Outcome, lanes_of: np.ndarray) -> None:
+    def _order(self, alive: np.ndarray) -> np.ndarray | None:
+        """Which rows to keep, and in what order, or None to leave them as they are.
+
+        Compaction costs a copy, and a compilation for each new shape; it pays if it removes whole
+        blocks, since a block runs until its last image is broken.
+        """
+        smaller = self._rows(int(alive.sum()))
+        needed = math.ceil(alive.sum() / alive.shape[1])
+        if smaller == alive.shape[1] and needed >= alive.any(axis=1).sum():
+            return None
+        # Live rows first; broken ones fill what is left of the new shape.
+        return self._deal(np.argsort(~alive.ravel(), stable=True), smaller)
+
+    def _collect(self, found: Candidates, outcome: Outcome, lanes: np.ndarray) -> None:
         """Copies an outcome to the host, row by row to its image."""
-        kept = lanes_of < len(found.ids)
-        to = lanes_of[kept]
-        host = lambda values: np.asarray(values).reshape(-1, *values.shape[2:])[kept]
+        kept = lanes < len(found.ids)
+        to = lanes[kept]
+        host = lambda values: np.asarray(values)[kept]
         found.forward[to] = host(outcome.forward)
         found.backward[to] = host(outcome.backward)
         found.steps[to] = host(outcome.broken_at)
@@ -260,19 +262,24 @@ class Chunks:
     def _key_of(self, number: int) -> Key:
         return jax.random.fold_in(self.problem.key, number)
 
-    def _shape(self, count: int) -> tuple[int, int]:
-        """(blocks, rows) of a chunk of ``count`` images."""
+    def _rows(self, count: int) -> int:
+        """Rows of the blocks of a chunk of ``count`` images."""
         number, *sizes = self._shapes
-        fitting = [rows for rows in sizes if number * rows >= count]
-        return number, fitting[-1]
+        return [rows for rows in sizes if number * rows >= count][-1]
 
-    def _spread(self, lanes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Deals blocks out to the devices in turn, so that all have live ones."""
-        dealt = lanes.reshape(-1, self.num_devices, shape[1])
-        return dealt.swapaxes(0, 1).reshape(-1)
+    def _lanes(self, count: int) -> np.ndarray:
+        """Which of ``count`` images each row of a chunk holds; larger numbers are padding."""
+        rows = self._rows(count)
+        return self._deal(np.arange(self._shapes[0] * rows), rows)
 
-    def _place(self, values: np.ndarray, lanes_of: np.ndarray, shape: tuple[int, int]) -> Array:
+    def _deal(self, lanes: np.ndarray, rows: int) -> np.ndarray:
+        """Blocks (blocks, rows) from the first of these, dealt to the devices in turn.
+
+        So all devices have live ones.
+        """
+        dealt = lanes[: self._shapes[0] * rows].reshape(-1, self.num_devices, rows)
+        return dealt.swapaxes(0, 1).reshape(-1, rows)
+
+    def _place(self, values: np.ndarray, lanes: np.ndarray) -> Array:
         """An array of the chunk's shape; padding repeats the first entry."""
-        values = np.asarray(values)
-        picked = values[np.where(lanes_of < len(values), lanes_of, 0)]
-        return jnp.asarray(picked.reshape(*shape, *values.shape[1:]))
+        return jnp.asarray(np.asarray(values)[np.where(lanes < len(values), lanes, 0)])

@@ -40,7 +40,7 @@ from .._driver import Stream, code_of
 from .._kernel import Kernel
 from . import checks
 from .chunks import Chunks
-from .ledger import Ledger, Pass
+from .ledger import Ledger
 from .plan import make_plan
 from .problem import Problem
 from .progress import Progress, Reporter
@@ -185,8 +185,8 @@ def autoattack(
         started = time.monotonic()
         found = _check_model(logits_fn, problem, few)
         with contextlib.closing(Reporter(progress)) as reporter:
-            ledger = Ledger(problem, kept, reporter, individual)
-            _evaluate(ledger, chunks)
+            ledger = Ledger(problem, chunks, kept, reporter, individual)
+            ledger.run()
     found = ledger.checks(found + [checks.Check("classes", False, note) for note in notes])
     settings |= _environment() | {
         "devices": chunks.num_devices,
@@ -199,13 +199,6 @@ def autoattack(
     return result
 
 
-def _evaluate(ledger: Ledger, chunks: Chunks) -> None:
-    """Every pass of the ledger, chunk by chunk."""
-    for work in ledger.passes():
-        for ids, record in chunks.each(work.left, functools.partial(_record, chunks, work)):
-            ledger.keep(work, ids, record)
-
-
 def _environment() -> dict[str, Any]:
     """What else a result may depend on besides its arguments."""
     precision = jax.config.values["jax_default_matmul_precision"] or "default"
@@ -214,13 +207,6 @@ def _environment() -> dict[str, Any]:
         "precision": f"{precision} float32",
         "backend": jax.default_backend(),
     }
-
-
-def _record(chunks: Chunks, work: Pass, ids: np.ndarray) -> dict:
-    """The record of a chunk of a pass."""
-    if work.run < 0 or work.kernel is None:
-        return chunks.predict(work.images[ids], ids, work.stream, work.place + 1)
-    return chunks.attack(work.kernel, work.place, work.run, ids)
 
 
 def _check_model(

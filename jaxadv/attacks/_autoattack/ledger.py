@@ -1,14 +1,15 @@
 """The ledger of AutoAttack: verdicts, costs and records, resumable after every chunk."""
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from .._driver import Stream
-from .._kernel import Kernel
 from .checks import check_black_box, check_finite
+from .chunks import Chunks
 from .plan import passes
 from .problem import Problem
 from .progress import Reporter
@@ -20,56 +21,23 @@ _CLEAN, _FILTER, _RECHECK = -1, -2, -3  # run numbers of passes over predictions
 _STREAMS = {_CLEAN: Stream.CLEAN, _FILTER: Stream.FILTER, _RECHECK: Stream.RECHECK}
 
 
-class Pass(NamedTuple):
-    """One pass over images: a run of an attack, or of predictions.
-
-    Attributes:
-        name: where its cost is counted: "clean" or an attack.
-        place: of the attack in the plan, -1 without one.
-        run: run of the attack, negative for predictions.
-        kernel: the attack, None in the clean pass.
-        images: the points, of all images.
-        ids: the images of the pass.
-        left: images not covered by a record in the store.
-    """
-
-    name: str
-    place: int
-    run: int
-    kernel: Kernel | None
-    images: np.ndarray
-    ids: np.ndarray
-    left: np.ndarray
-
-    @property
-    def num_runs(self) -> int:
-        """Of the attack."""
-        return self.kernel.num_runs if self.kernel else 0
-
-    @property
-    def stream(self) -> Stream:
-        """The random stream of a pass over predictions."""
-        return _STREAMS[self.run]
-
-
 class Ledger:
     """One evaluation, from the clean pass to the result.
 
-    The caller takes each pass of :meth:`passes`, computes its images chunk by chunk and hands every
-    record to :meth:`keep`. Records already in the store are applied instead.
-
     Args:
         problem: what is evaluated.
+        chunks: computes.
         store: remembers.
         reporter: reports.
         individual: whether every attack gets all correctly classified images.
     """
 
     def __init__(
-        self, problem: Problem, store: Store, reporter: Reporter, individual: bool
+        self, problem: Problem, chunks: Chunks, store: Store, reporter: Reporter, individual: bool
     ) -> None:
-        self._problem, self._store, self._reporter = problem, store, reporter
-        self._plan, self._individual = list(problem.plan.items()), individual
+        self._problem, self._chunks, self._store = problem, chunks, store
+        self._reporter, self._individual = reporter, individual
+        self._plan = list(problem.plan.items())
         number = len(problem.labels)
         self._images = problem.images.copy()
         self._robust = np.zeros(number, bool)
@@ -80,80 +48,94 @@ class Ledger:
         self._accuracy: dict[str, float] = {}
         self._alone: dict[str, np.ndarray] = {}
         self._left = np.zeros(number, bool)  # what the current attack still gets
-        self._costs: dict[str, np.ndarray] = {}
-        self._seconds: dict[str, float] = {}
+        self._costs: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2, np.int64))
+        self._seconds: dict[str, float] = defaultdict(float)
         self._violations: list[str] = []
         self._unstable = 0
         self._seen = 0  # images with a clean prediction
         self._not_finite = 0  # those of them whose logits are not finite
-        self._finished, self._cost, self._time = 0, 0, 0.0  # of the current pass
 
-    def passes(self) -> Iterator[Pass]:
+    def run(self) -> None:
         """The clean pass and those of every attack, one after the other."""
-        yield self._open("clean", -1, _CLEAN, np.arange(len(self._problem.labels)))
+        self._pass("clean", -1, _CLEAN, np.arange(len(self._robust)))
+        self._not_finite = int((~np.isfinite(self._logits)).any(axis=1).sum())
         self._broken_by[~self._robust] = "clean"
         self._accuracy["clean"] = float(self._robust.mean())
         for place, (name, kernel) in enumerate(self._plan):
-            alive = self._broken_by != "clean" if self._individual else self._robust
+            alive = self._alive()
             self._left = alive.copy()
             entered = np.flatnonzero(alive)
-            self._costs.setdefault(name, np.zeros(2, np.int64))
-            self._seconds.setdefault(name, 0.0)
-            yield self._open(name, place, _FILTER, entered)
+            self._costs[name] += 0  # in this order, and even if no image is left
+            self._seconds[name] += 0
+            self._pass(name, place, _FILTER, entered)
             attacked = self._left.copy()
             for run in range(kernel.num_runs):
-                yield self._open(name, place, run, np.flatnonzero(self._left))
+                self._pass(name, place, run, np.flatnonzero(self._left))
             if self._individual:
                 self._alone[name] = self._left | (alive & ~attacked)
             # As published, one more look at what the attack returned, counted with the clean pass.
-            yield self._open("clean", place, _RECHECK, entered)
+            self._pass("clean", place, _RECHECK, entered)
             self._accuracy[name] = float(self._robust.mean())
 
-    def keep(self, work: Pass, ids: np.ndarray, fields: Mapping[str, Any]) -> None:
-        """Stores, applies and reports the record of a finished chunk of a pass."""
-        now = time.monotonic()
-        seconds, self._time = now - self._time, now
-        tag = np.array([work.place, work.run])
-        record = self._store.add(tag=tag, ids=ids, seconds=seconds, **fields)
-        self._apply(work, record)
-        cost = passes(*record["cost"])
-        self._finished, self._cost = self._finished + len(ids), self._cost + cost
-        unfinished = len(work.left) - self._finished
-        label = f"{work.run + 1}/{work.num_runs}" if work.run >= 0 else "check"
-        self._reporter.update(
-            self._plan[work.place][0] if work.place >= 0 else work.name,
-            label,
-            unfinished,
-            float(self._robust.sum() / max(self._seen, 1)),
-            spent=(cost, seconds if work.run >= 0 else None),
-            left=self._cost / self._finished * unfinished + self._later(work, unfinished),
-        )
+    def _alive(self) -> np.ndarray:
+        """The images that the next attack gets."""
+        return self._broken_by != "clean" if self._individual else self._robust
 
-    def _open(self, name: str, place: int, run: int, ids: np.ndarray) -> Pass:
-        """A pass, after the records that the store has of it."""
-        images = self._images if run == _RECHECK else self._problem.images
+    def _pass(self, name: str, place: int, run: int, ids: np.ndarray) -> None:
+        """One pass over images: applies what the store has of it, computes and stores the rest.
+
+        Args:
+            name: where its cost is counted: "clean" or an attack.
+            place: of the attack in the plan, -1 without one.
+            run: run of the attack, negative for predictions.
+            ids: the images.
+        """
         tag = np.array([place, run])
         known = [r for r in self._store.records if (r["tag"] == tag).all()]
-        done = np.concatenate([r["ids"] for r in known]) if known else np.zeros(0, int)
-        kernel = self._plan[place][1] if place >= 0 else None
-        work = Pass(name, place, run, kernel, images, ids, np.setdiff1d(ids, done))
         for record in known:
-            self._apply(work, record)
-        self._finished, self._cost, self._time = 0, 0, time.monotonic()
-        return work
+            self._apply(name, run, record)
+        left = np.setdiff1d(ids, np.concatenate([np.zeros(0, int), *(r["ids"] for r in known)]))
+        points = self._images if run == _RECHECK else self._problem.images
 
-    def _apply(self, work: Pass, record: Mapping[str, Any]) -> None:
-        self._account(work.name, record)
+        def compute(ids: np.ndarray) -> dict:
+            if run < 0:
+                return self._chunks.predict(points[ids], ids, _STREAMS[run], place + 1)
+            return self._chunks.attack(self._plan[place][1], place, run, ids)
+
+        done, spent, before = 0, 0, time.monotonic()
+        for chunk, fields in self._chunks.each(left, compute):
+            seconds = time.monotonic() - before
+            before += seconds
+            record = self._store.add(tag=tag, ids=chunk, seconds=seconds, **fields)
+            self._apply(name, run, record)
+            cost = passes(*record["cost"])
+            done, spent = done + len(chunk), spent + cost
+            unfinished = len(left) - done
+            attack, kernel = self._plan[place] if place >= 0 else (name, None)
+            self._reporter.update(
+                attack,
+                f"{run + 1}/{kernel.num_runs}" if kernel and run >= 0 else "check",
+                unfinished,
+                float(self._robust.sum() / max(self._seen, 1)),
+                spent=(cost, seconds if run >= 0 else None),
+                left=spent / done * unfinished + self._later(place, run, ids, unfinished),
+            )
+
+    def _apply(self, name: str, run: int, record: Mapping[str, Any]) -> None:
+        """What a record says about its images."""
+        self._costs[name] += record["cost"]
+        self._seconds[name] += float(record["seconds"])
+        if record.get("verified", 0):
+            self._costs["verification"][0] += int(record["verified"])
         ids = record["ids"]
-        if work.run == _CLEAN:
+        if run == _CLEAN:
             # An image whose logits are not finite is not robust.
             self._logits[ids] = record["logits"]
             self._robust[ids] = record["correct"]
             self._seen += len(ids)
-            self._not_finite += int((~np.isfinite(record["logits"])).any(axis=1).sum())
-        elif work.run == _FILTER:
+        elif run == _FILTER:
             self._left[ids[~record["correct"]]] = False
-        elif work.run == _RECHECK:
+        elif run == _RECHECK:
             self._unstable += int((record["correct"] != self._robust[ids]).sum())
         else:
             self._left[record["broken"]] = False
@@ -165,30 +147,24 @@ class Ledger:
             self._robust[ids] = False
             self._images[ids] = record["images"][new]
             self._logits[ids] = record["logits"][new]
-            self._broken_by[ids] = work.name
-            self._broken_run[ids] = work.run
+            self._broken_by[ids] = name
+            self._broken_run[ids] = run
             self._broken_step[ids] = record["steps"][new]
 
-    def _account(self, name: str, record: Mapping[str, Any]) -> None:
-        costs = self._costs.setdefault(name, np.zeros(2, np.int64))
-        costs += record["cost"]
-        if record.get("verified", 0):
-            extra = self._costs.setdefault("verification", np.zeros(2, np.int64))
-            extra[0] += int(record["verified"])
-        self._seconds[name] = self._seconds.get(name, 0.0) + float(record["seconds"])
-
-    def _later(self, work: Pass, unfinished: int) -> float:
+    def _later(self, place: int, run: int, ids: np.ndarray, unfinished: int) -> float:
         """Passes of the runs after this one, if the images after it are broken like those of it."""
-        alive = self._broken_by != "clean" if self._individual else self._robust
-        in_run = int(alive[work.ids].sum())
-        done = len(work.ids) - unfinished
-        share = (in_run - unfinished) / done if work.run >= 0 and done else 1.0
+        alive = self._alive()
+        in_run = int(alive[ids].sum())
+        done = len(ids) - unfinished
+        share = (in_run - unfinished) / done if run >= 0 and done else 1.0
         survivors = int(alive.sum()) - unfinished * (1 - min(max(share, 0.0), 1.0))
-        total = 0.0
-        for place, (_, kernel) in enumerate(self._plan[max(work.place, 0) :], max(work.place, 0)):
-            earlier = max(work.run + 1, 0) if place == work.place else 0
-            total += passes(*kernel.cost(self._problem.num_classes)) * (kernel.num_runs - earlier)
-        return total * max(survivors, 0.0)
+        runs = [
+            passes(*kernel.cost(self._problem.num_classes))
+            * (kernel.num_runs - (max(run + 1, 0) if other == place else 0))
+            for other, (_, kernel) in enumerate(self._plan)
+            if other >= place
+        ]
+        return sum(runs) * max(survivors, 0.0)
 
     def checks(self, before: list[Check]) -> list[Check]:
         """The checks before the attacks, on all clean images, and by the verification."""
@@ -225,7 +201,7 @@ class Ledger:
             individual=np.array(list(self._alone.values()), bool).reshape(-1, len(labels)),
             accuracy=self._accuracy,
             evaluations={k: Evaluations(int(f), int(b)) for k, (f, b) in self._costs.items()},
-            seconds=self._seconds,
+            seconds=dict(self._seconds),
             checks=checks,
             settings=settings,
         )

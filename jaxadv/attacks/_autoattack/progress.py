@@ -75,11 +75,10 @@ class Reporter:
         elapsed = time.monotonic() - self._start
         if spent[1] is not None:
             self._paces.append(spent[1] / max(spent[0], 1))
+        remaining = math.nan
         if self._paces:
             self._estimate(elapsed, left)
-        remaining = 0.0 if left <= 0 and self._paces else max(self._total - elapsed, 0.0)
-        if math.isnan(self._total):
-            remaining = math.nan
+            remaining = max(self._total - elapsed, 0.0) if left > 0 else 0.0
         self._show(Progress(attack, run, images_left, accuracy, elapsed, remaining))
 
     def _estimate(self, elapsed: float, left: float) -> None:

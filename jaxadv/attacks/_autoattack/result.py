@@ -14,6 +14,12 @@ from ..._files import write_atomically
 from ...types import ArrayLike
 from .picture import draw
 
+# What NumPy, json and zipfile raise on a file that is not what it should be.
+_DAMAGE = (
+    ValueError, TypeError, KeyError, AttributeError, OSError, EOFError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 
 class Evaluations(NamedTuple):
     """Passes of single images through the model, excluding padding.
@@ -198,14 +204,8 @@ class AutoAttackResult:
             return cls(**arrays, **other)
         except FileNotFoundError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, OSError, EOFError) as error:
-            raise _damaged(path, error) from error
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise _damaged(path, error) from error
-
-
-def _damaged(path: pathlib.Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} is not an AutoAttack result or is damaged ({type(error).__name__}); "
-        "evaluate again, or restore it from a copy"
-    )
+        except _DAMAGE as error:
+            raise ValueError(
+                f"{path} is not an AutoAttack result or is damaged ({type(error).__name__}); "
+                "evaluate again, or restore it from a copy"
+            ) from error
