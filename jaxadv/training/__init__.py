@@ -38,3 +38,4 @@ from ._state import DeviceData as DeviceData
 from ._state import Metrics as Metrics
 from ._state import Predictions as Predictions
 from ._state import TrainState as TrainState
+from ._stream import Stream as Stream

@@ -11,6 +11,7 @@ import numpy as np
 from .._transfers import on_host
 from ..checks import check_labels, is_concrete
 from ..types import Array
+from ._minibatches import Source
 from ._state import DeviceData
 
 _REMEDY = "pass uint8, or floats in [0, 1]"
@@ -40,7 +41,7 @@ def to_float(images: Array) -> Array:
     return floats if jnp.issubdtype(images.dtype, jnp.floating) else floats / 255
 
 
-def check_pixels(images: Array) -> None:
+def check_pixels(images: Any) -> None:
     """Raises a ``ValueError`` unless images are integers of 0 to 255 or floats in [0, 1]."""
     _check_dtype(images)
     if images.dtype == jnp.uint8 or not is_concrete(images) or not images.size:
@@ -66,6 +67,20 @@ def check_range(labels: Array, num_classes: int) -> None:
         )
 
 
+def check_labels_fit(apply_fn: Callable, state: Any, labels: Any, images: Any) -> None:
+    """Raises a ``ValueError`` unless the model has a class for each of the labels.
+
+    Args:
+        apply_fn: the model.
+        state: with its parameters.
+        labels: of shape (N,).
+        images: shape and dtype of a minibatch, as the model gets it.
+    """
+    model = lambda params, stats, points: apply_fn(params, stats, points, False)[0]
+    logits = jax.eval_shape(model, state.params, state.batch_stats, images)
+    check_range(labels, logits.shape[-1])
+
+
 class CheckedStep:
     """A compiled update that checks its data before their first use.
 
@@ -73,16 +88,22 @@ class CheckedStep:
         step: ``jax.jit`` of ``(state, data, ...) -> (state, metrics)``; this object forwards other
         attributes, such as ``lower``.
         apply_fn: the model, for its number of classes.
+        shape_of: shape and dtype of a minibatch of the data, as the model gets it.
     """
 
-    def __init__(self, step: Callable, apply_fn: Callable) -> None:
-        self._step, self._apply_fn = step, apply_fn
+    def __init__(
+        self, step: Callable, apply_fn: Callable, shape_of: Callable[[Source], Any]
+    ) -> None:
+        self._step, self._apply_fn, self._shape_of = step, apply_fn, shape_of
         self._seen: tuple[weakref.ref, weakref.ref] | None = None
 
-    def __call__(self, state: Any, data: DeviceData, *arguments: Any) -> Any:
-        if self._seen is None or any(
-            seen() is not leaf
-            for seen, leaf in zip(self._seen, (data.pixels, data.labels), strict=True)
+    def __call__(self, state: Any, data: Source, *arguments: Any) -> Any:
+        if isinstance(data, DeviceData) and (  # a stream checks its chunks itself
+            self._seen is None
+            or any(
+                seen() is not leaf
+                for seen, leaf in zip(self._seen, (data.pixels, data.labels), strict=True)
+            )
         ):
             self._check(state, data)
         return self._step(state, data, *arguments)
@@ -94,10 +115,7 @@ class CheckedStep:
         pixels, labels = data.pixels, data.labels
         check_pixels(pixels)
         check_labels(labels, pixels.shape[0])
-        one = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
-        model = lambda params, stats, points: self._apply_fn(params, stats, points, False)[0]
-        logits = jax.eval_shape(model, state.params, state.batch_stats, one)
-        check_range(labels, logits.shape[-1])
+        check_labels_fit(self._apply_fn, state, labels, self._shape_of(data))
         # JAX arrays never change; NumPy arrays are rechecked in every call.
         if all(isinstance(leaf, jax.Array) and is_concrete(leaf) for leaf in (pixels, labels)):
             self._seen = weakref.ref(pixels), weakref.ref(labels)

@@ -13,10 +13,12 @@ from ..checks import check_count
 from ..objectives import ApplyFn, LossAux, Objective
 from ..optim import awp_value_and_grad
 from ..types import Array, Key, Params, PyTree
-from ._data import CheckedStep, to_float
-from ._minibatches import ATTACK, AUGMENT, REFRESH, epoch_order
+from ._data import CheckedStep
+from ._feed import Feed
+from ._minibatches import REFRESH, Source, num_minibatches
 from ._phases import Phase, placed
 from ._state import NEVER, DeviceData, Metrics, TrainState
+from ._stream import Stream
 
 
 class Program:
@@ -84,6 +86,7 @@ class Program:
         self.weight_perturbation = weight_perturbation
         self.sharding = sharding
         self.phases = placed(phases)
+        self._feed = Feed(apply_fn, batch_size, augment, sharding)
         self._optimizers: list[Any] = [p.optimizer(p.first, p.n_in) for p in self.phases]
         self._takes = [
             self._taking(*pair) for pair in zip(self.phases, self._optimizers, strict=True)
@@ -92,12 +95,7 @@ class Program:
 
     def batches_per_epoch(self, num_images: int) -> int:
         """Minibatches per epoch: ceil(num_images / batch_size)."""
-        if num_images < self.batch_size:
-            raise ValueError(
-                f"batch_size={self.batch_size} exceeds the {num_images} training images; "
-                f"use batch_size <= {num_images}"
-            )
-        return -(-num_images // self.batch_size)
+        return num_minibatches(num_images, self.batch_size)
 
     def init(self, params: Params) -> Any:
         """The optimizer state of the only phase, or a tuple with one per phase."""
@@ -131,15 +129,16 @@ class Program:
 
     @on_host
     def advance(
-        self, state: TrainState, data: DeviceData, key: Key, num_steps: int
+        self, state: TrainState, data: DeviceData | Stream, key: Key, num_steps: int
     ) -> tuple[TrainState, Metrics]:
         """Takes the next ``num_steps`` minibatches in one compiled call.
 
         Args:
             state: from :meth:`TrainState.create` with this program; donated.
-            data: training images on the device.
+            data: training images on the device, or a stream of them from the host.
             key: typed key of the run's minibatches and attacks.
-            num_steps: number of minibatches, from :meth:`call_length`.
+            num_steps: number of minibatches, from :meth:`call_length`; of a stream, at most its
+            chunk or one outer step of EntropySGD.
 
         Returns:
             The state and the metrics of the call, without waiting for either.
@@ -156,9 +155,10 @@ class Program:
                 f"num_steps={num_steps} at minibatch {step} are not whole updates of one phase; "
                 "use the number that call_length returns"
             )
+        source = self._feed.source(state, data, key, step, num_steps, self.phases[number].group)
         states = [state.opt_state] if len(self.phases) == 1 else list(state.opt_state)
         state = state.replace(opt_state=states[number])
-        state, metrics = self._takes[number](state, data, key, num_steps)
+        state, metrics = self._takes[number](state, source, key, num_steps)
         if len(self.phases) > 1:
             states[number] = state.opt_state
             state = state.replace(opt_state=tuple(states))
@@ -181,10 +181,9 @@ class Program:
         """
 
         def run(
-            state: TrainState, data: DeviceData, key: Key, num_steps: Array
+            state: TrainState, data: Source, key: Key, num_steps: Array
         ) -> tuple[TrainState, Metrics]:
-            longest = self.batches_per_epoch(data.pixels.shape[0])
-            minibatch = self._minibatches(data, key, state.step, longest)
+            minibatch = self._feed.minibatches(data, key, state.step, None)
 
             def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
                 state, metrics = carry
@@ -206,7 +205,7 @@ class Program:
                 metrics["clean"] = jnp.int32(0)
             return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
-        return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn)
+        return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn, self._feed.shape_of)
 
     def entropy_step(
         self, tx: optax.GradientTransformationExtraArgs, n_in: int, *, extra_minibatch: bool = False
@@ -226,9 +225,9 @@ class Program:
             ``(state, data, key) -> (state, Metrics)``. ``state`` is donated.
         """
 
-        def run(state: TrainState, data: DeviceData, key: Key) -> tuple[TrainState, Metrics]:
+        def run(state: TrainState, data: Source, key: Key) -> tuple[TrainState, Metrics]:
             num_steps = n_in + extra_minibatch
-            minibatch = self._minibatches(data, key, state.step, num_steps)
+            minibatch = self._feed.minibatches(data, key, state.step, num_steps)
 
             def grad_fn(
                 params: Params, step: Array, carry: tuple[PyTree, Metrics]
@@ -257,11 +256,11 @@ class Program:
             opt_state = opt_state._replace(carry=None)
             return TrainState(state.step + num_steps, params, batch_stats, opt_state), metrics
 
-        return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn)
+        return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn, self._feed.shape_of)
 
     def refresh_stats(
         self, num_batches: int, perturb: Callable
-    ) -> Callable[[TrainState, DeviceData, Key], PyTree]:
+    ) -> Callable[[TrainState, DeviceData | Stream, Key], PyTree]:
         """A compiled function that recomputes running statistics at the current parameters.
 
         EntropySGD never runs the model at its slow weights, so their statistics must be collected
@@ -279,9 +278,10 @@ class Program:
             ``dry_feed`` of the EntropySGD code of Chaudhari et al.; docs/formulas.md D.7.
         """
 
-        def run(state: TrainState, data: DeviceData, key: Key) -> PyTree:
-            refresh_key = jax.random.fold_in(key, REFRESH)
-            minibatch = self._minibatches(data, refresh_key, state.step, num_batches)
+        def run(
+            state: TrainState, data: Source, key: Key, first: Array | int, end: Array | int
+        ) -> PyTree:
+            minibatch = self._feed.minibatches(data, key, state.step, num_batches)
 
             def body(index: Array, batch_stats: PyTree) -> PyTree:
                 images, labels, attack_key = minibatch(state.step + index)
@@ -292,9 +292,24 @@ class Program:
                 images = jax.lax.cond(index % 2 == 0, attacked, lambda _: images, None)
                 return self.apply_fn(state.params, batch_stats, images, True)[1]
 
-            return jax.lax.fori_loop(0, num_batches, body, state.batch_stats)
+            return jax.lax.fori_loop(first, end, body, state.batch_stats)
 
-        return jax.jit(run)
+        whole = jax.jit(lambda state, data, key: run(state, data, key, 0, num_batches))
+        part = jax.jit(run)
+
+        @on_host
+        def refresh(state: TrainState, data: DeviceData | Stream, key: Key) -> PyTree:
+            key = jax.random.fold_in(key, REFRESH)
+            if isinstance(data, DeviceData):
+                return whole(state, data, key)
+            step = int(state.step)
+            for first in range(0, num_batches, data.chunk):
+                end = min(first + data.chunk, num_batches)
+                chunk = self._feed.source(state, data, key, step + first, end - first, 1)
+                state = state.replace(batch_stats=part(state, chunk, key, first, end))
+            return state.batch_stats
+
+        return refresh
 
     def _taking(self, phase: Phase, tx: Any) -> Callable[..., tuple[TrainState, Metrics]]:
         if not phase.n_in:
@@ -303,7 +318,7 @@ class Program:
         whole = self.entropy_step(tx, phase.n_in, extra_minibatch=extra)
 
         def take(
-            state: TrainState, data: DeviceData, key: Key, num_steps: int
+            state: TrainState, data: Source, key: Key, num_steps: int
         ) -> tuple[TrainState, Metrics]:
             if num_steps == phase.group:
                 return whole(state, data, key)
@@ -318,34 +333,6 @@ class Program:
             raise ValueError("the program has no phases; pass phases=[training.Phase(...)]")
         last = len(self.phases) - 1
         return next((i for i, phase in enumerate(self.phases) if step < phase.end), last)
-
-    def _minibatches(
-        self, data: DeviceData, key: Key, first_step: Array, num_steps: int
-    ) -> Callable[[Array], tuple[Array, Array, Key]]:
-        """Maps the next ``num_steps`` minibatch counters to images, labels and attack key.
-
-        The permutations of the epochs involved are computed here, outside any loop.
-        """
-        num_images = data.pixels.shape[0]
-        num_batches = self.batches_per_epoch(num_images)
-        span = 1 + -(-num_steps // num_batches)
-        first_epoch = first_step // num_batches
-        order = lambda epoch: epoch_order(key, epoch, num_images, num_batches, self.batch_size)
-        orders = jax.vmap(order)(first_epoch + jnp.arange(span)).reshape(-1, self.batch_size)
-
-        def minibatch(step: Array) -> tuple[Array, Array, Key]:
-            rows = orders[step - first_epoch * num_batches]
-            pixels = data.pixels[rows]
-            images = to_float(pixels.reshape(self.batch_size, *data.image_shape))
-            if self.augment is not None:
-                augment_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT), step)
-                images = self.augment(augment_key, images)
-            if self.sharding is not None:
-                images = jax.lax.with_sharding_constraint(images, self.sharding)
-            attack_key = jax.random.fold_in(jax.random.fold_in(key, ATTACK), step)
-            return images, data.labels[rows], attack_key
-
-        return minibatch
 
     def _gradient(
         self,
@@ -369,11 +356,10 @@ class Program:
         (loss, aux), grads = value_and_grad(params, batch_stats, images, adversarial, labels)
         return grads, aux.batch_stats, _measured(step, loss, aux, labels, grads)
 
-    def _no_metrics(self, state: TrainState, data: DeviceData) -> Metrics:
+    def _no_metrics(self, state: TrainState, data: Source) -> Metrics:
         """Metrics of zero minibatches; only their shapes are computed."""
-        size = self.batch_size
-        images = jax.ShapeDtypeStruct((size, *data.image_shape), jnp.float32)
-        labels = jax.ShapeDtypeStruct((size,), data.labels.dtype)
+        images = self._feed.shape_of(data)
+        labels = jax.ShapeDtypeStruct((self.batch_size,), data.labels.dtype)
         loss, aux = jax.eval_shape(
             self.objective.loss, state.params, state.batch_stats, images, images, labels
         )

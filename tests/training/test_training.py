@@ -46,7 +46,7 @@ def bn_program(batch_size=8, clean_pass=False, **options):
 
 
 def all_minibatches(program, data, key, first, count):
-    minibatch = program._minibatches(data, key, jnp.int32(first), count)
+    minibatch = program._feed.minibatches(data, key, jnp.int32(first), count)
     return [minibatch(first + i) for i in range(count)]
 
 
