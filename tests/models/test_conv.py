@@ -155,6 +155,91 @@ def test_derivatives_in_a_loop_are_the_fast_convolution(wrt, size, stride):
     assert layouts("native") != layouts("explicit")  # or the explicit form is not needed any more
 
 
+PLAIN = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+ADJOINTS = {"[b, 0, 1, f]x[0, 1, o, i]->[b, 0, 1, f]", "[f, 0, 1, b]x[i, 0, 1, o]->[0, 1, b, f]"}
+
+
+def _layouts(function, args, platform):
+    """The layouts of the convolutions of a program lowered for a platform that is not here."""
+    lowered = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,))
+    return set(re.findall(r"dim_numbers = (\S.*?), window", lowered.as_text()))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu", "cpu"])
+def test_the_form_is_that_of_the_platform_that_is_lowered_for(platform):
+    explicit = platform == "cpu"
+    x, k = _draw(8, 8, 3, np.float32)
+    grad = jax.grad(_loss("auto", 2, 1), (0, 1))
+    assert _layouts(grad, (x, k), platform) == ({PLAIN} if explicit else {PLAIN} | ADJOINTS)
+    # a 1x1 convolution is a product on CPU
+    x, k = _draw(8, 8, 1, np.float32)
+    grad = jax.grad(_loss("auto", 2, 0), (0, 1))
+    assert _layouts(grad, (x, k), platform) == (set() if explicit else {PLAIN} | ADJOINTS)
+    # the other modes are the same everywhere
+    x, k = _draw(8, 8, 3, np.float32)
+    grad = lambda mode: jax.grad(_loss(mode, 2, 1), (0, 1))
+    assert _layouts(grad("explicit"), (x, k), platform) == {PLAIN}
+    assert _layouts(grad("native"), (x, k), platform) == {PLAIN} | ADJOINTS
+
+
+def test_one_export_for_all_platforms():
+    """Derivatives of second order, under vmap and in a loop: what runs here are the same bits."""
+    x, k = _draw(8, 8, 3, np.float32)
+    grad = jax.grad(_loss("auto", 2, 1), (0, 1))
+    stacked = jnp.stack([x, 2 * x]), jnp.stack([k, 3 * k])
+
+    def function(x, k):
+        product = jax.jvp(grad, (x, k), (x, k))[1]
+        mapped = jax.vmap(grad)(*stacked)
+        looped = lax.fori_loop(0, 2, lambda _, z: jax.tree.map(jnp.subtract, z, grad(*z)), (x, k))
+        return product, mapped, looped
+
+    platforms = ("cuda", "rocm", "tpu", "cpu")
+    exported = jax.export.export(jax.jit(function), platforms=platforms)(x, k)
+    for got, expected in zip(
+        jax.tree.leaves(exported.call(x, k)), jax.tree.leaves(jax.jit(function)(x, k)), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("precision", [None, "highest", "tensorfloat32"])
+@pytest.mark.parametrize("mode", ["auto", "explicit"])
+def test_precision_is_that_of_the_trace(precision, mode):
+    x, k = _draw(8, 8, 3, np.float32)
+
+    def function(x, k):
+        with jax.default_matmul_precision(precision):
+            return jax.grad(_loss(mode, 1, 1), (0, 1))(x, k)
+
+    text = jax.jit(function).trace(x, k).lower(lowering_platforms=("cuda",)).as_text()
+    found = re.findall(
+        r"stablehlo\.convolution.*precision (\w+)>, #stablehlo<precision (\w+)>", text
+    )
+    named = {None: "DEFAULT", "highest": "HIGHEST", "tensorfloat32": "HIGH"}[precision]
+    assert len(found) == 3 and set(found) == {(named, named)}
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_gradients_are_summed_over_the_devices_of_a_shard_map(check_vma):
+    mesh = jax.make_mesh((2,), ("batch",), (jax.sharding.AxisType.Auto,))
+    split, whole = jax.sharding.PartitionSpec("batch"), jax.sharding.PartitionSpec()
+    x, k = _draw(8, 8, 3, np.float32)
+
+    def gradients(mode):
+        def function(x, k):
+            loss = lambda x, k: (conv2d(x, k, padding=1, gradients=mode) ** 2).sum()
+            gx, gk = jax.grad(loss, (0, 1))(x, k)
+            # With varying axes JAX sums the gradient of what all devices share.
+            return gx, gk if check_vma else lax.psum(gk, "batch")
+
+        specs = dict(in_specs=(split, whole), out_specs=(split, whole), check_vma=check_vma)
+        return jax.jit(jax.shard_map(function, mesh=mesh, **specs))(x, k)
+
+    alone = jax.grad(lambda x, k: (conv2d(x, k, padding=1) ** 2).sum(), (0, 1))(x, k)
+    for mode in ("auto", "explicit", "native"):
+        _assert_close(jax.tree.map(np.asarray, gradients(mode)), alone, 1e-5)
+
+
 def test_no_kernel_gradient_where_only_the_images_are_differentiated():
     x, k = _draw(8, 8, 3, np.float32)
     convolutions = str(jax.make_jaxpr(jax.grad(_loss("explicit", 1, 1)))(x, k)).count("jaxadv_conv")
