@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ...types import Array, Key
 from .. import _driver as driver
@@ -57,12 +58,15 @@ class Chunks:
         devices = memory.default_devices() if devices is None else list(devices)
         self.num_devices = max(len(devices), 1)
         self._workers, self._stop = memory.default_workers(devices), threading.Event()
-        self._shapes = memory.chunk_shapes(problem, batch_size, devices, self._workers)
-        self.in_flight = self._shapes[0] * self._shapes[1] * self._workers
+        self._blocks, *self._sizes = memory.chunk_shapes(
+            problem, batch_size, devices, self._workers
+        )
+        self.in_flight = self._blocks * self._sizes[0] * self._workers
         mesh = jax.sharding.Mesh(np.asarray(devices), ("blocks",)) if len(devices) > 1 else None
         self._mesh, self.problem = mesh, problem
         self._labels = problem.labels.astype(np.int32)
-        self._models = {rows: problem.model(rows) for rows in {1, *self._shapes[1:]}}
+        self._models = {rows: problem.model(rows) for rows in self._sizes}
+        self._judges = {rows: problem.judge(rows) for rows in {1, *self._sizes}}
         self._code = list(problem.code.values())
 
     def each(
@@ -73,7 +77,7 @@ class Chunks:
         Workers get pieces of similar size, in whole blocks. If the caller stops early, so do the
         workers.
         """
-        rows = self._shapes[-1]
+        rows = self._sizes[-1]
         number = math.ceil(len(ids) / self.in_flight) * self._workers
         size = max(math.ceil(math.ceil(len(ids) / rows) / max(number, 1)) * rows, 1)
         pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -90,7 +94,7 @@ class Chunks:
 
     def predict(self, points: np.ndarray, ids: np.ndarray, stream: Stream, number: int) -> dict:
         """The record of a look at the predictions of a chunk."""
-        logits = self.logits(points, ids, stream, number)
+        logits = self._logits(self._judges, points, ids, stream, number)
         wrong, votes = self._wrong(logits, ids), 0
         if self.problem.randomized:
             wrong, logits, votes = self.confirm(points, ids)
@@ -103,7 +107,8 @@ class Chunks:
             points = np.where(
                 found.broken[:, None, None, None], found.images, self.problem.images[ids]
             )
-            found.broken &= self._wrong(self.logits(points, ids, Stream.RUN, run), ids)
+            logits = self._logits(self._judges, points, ids, Stream.RUN, run)
+            found.broken &= self._wrong(logits, ids)
         picked = np.flatnonzero(found.broken)
         points, chosen = found.images[picked], ids[picked]
         wrong, logits, votes = self.confirm(points, chosen)
@@ -126,13 +131,23 @@ class Chunks:
             verified=votes * len(picked),
         )
 
-    def logits(
-        self, images: np.ndarray, ids: np.ndarray, stream: Stream, number: int
+    def probe(self, number: int) -> np.ndarray:
+        """Logits of the first images, as the attacks see them: a store compares them."""
+        ids = np.arange(min(number, len(self._labels)))
+        return self._logits(self._models, self.problem.images[ids], ids, Stream.CLEAN, 0)
+
+    def _logits(
+        self,
+        models: dict[int, Partial],
+        images: np.ndarray,
+        ids: np.ndarray,
+        stream: Stream,
+        number: int,
     ) -> np.ndarray:
         """Logits of at most a chunk of images, (B, K)."""
         lanes = self._lanes(len(ids))
         out = driver.logits_of(
-            self._models[lanes.shape[1]],
+            models[lanes.shape[1]],
             self._key_of(0),
             (int(stream), number),
             self._place(images, lanes),
@@ -164,7 +179,7 @@ class Chunks:
         arguments = pad(images), pad(ids)
         for vote in range(votes):
             out = driver.logits_alone(
-                self._models[1],
+                self._judges[1],
                 self._key_of(0),
                 vote,
                 *arguments,
@@ -264,20 +279,19 @@ class Chunks:
 
     def _rows(self, count: int) -> int:
         """Rows of the blocks of a chunk of ``count`` images."""
-        number, *sizes = self._shapes
-        return [rows for rows in sizes if number * rows >= count][-1]
+        return [rows for rows in self._sizes if self._blocks * rows >= count][-1]
 
     def _lanes(self, count: int) -> np.ndarray:
         """Which of ``count`` images each row of a chunk holds; larger numbers are padding."""
         rows = self._rows(count)
-        return self._deal(np.arange(self._shapes[0] * rows), rows)
+        return self._deal(np.arange(self._blocks * rows), rows)
 
     def _deal(self, lanes: np.ndarray, rows: int) -> np.ndarray:
         """Blocks (blocks, rows) from the first of these, dealt to the devices in turn.
 
         So all devices have live ones.
         """
-        dealt = lanes[: self._shapes[0] * rows].reshape(-1, self.num_devices, rows)
+        dealt = lanes[: self._blocks * rows].reshape(-1, self.num_devices, rows)
         return dealt.swapaxes(0, 1).reshape(-1, rows)
 
     def _place(self, values: np.ndarray, lanes: np.ndarray) -> Array:

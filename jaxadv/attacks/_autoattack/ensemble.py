@@ -21,6 +21,7 @@ References:
 
 import contextlib
 import functools
+import operator
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -28,21 +29,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from ..._program import program_of
 from ..._transfers import on_host
-from ...checks import check_count, check_labels, check_norm
+from ...checks import check_choice, check_count, check_labels, check_norm
 from ...keys import as_key
 from ...types import Array, Key, LogitsFn, Norm
 from .. import _model
 from .._apgd.state import Rule
-from .._driver import Stream, code_of
+from .._driver import code_of
 from .._kernel import Kernel
 from . import checks
 from .chunks import Chunks
 from .ledger import Ledger
 from .plan import make_plan
-from .problem import Problem
+from .problem import PRECISIONS, Problem
 from .progress import Progress, Reporter
 from .result import AutoAttackResult
 from .store import Store
@@ -63,6 +65,7 @@ def autoattack(
     attacks: str | Kernel | Sequence[str | Kernel] | None = None,
     batch_size: int | None = None,
     store: str | os.PathLike[str] | None = None,
+    shard: tuple[int, int] | None = None,
     progress: bool | Callable[[Progress], object] = True,
     num_steps: int = 100,
     num_queries: int = 5000,
@@ -73,6 +76,7 @@ def autoattack(
     square_shared: bool = False,
     square_full_range: bool = False,
     devices: Sequence[Any] | None = None,
+    precision: str = "default",
 ) -> AutoAttackResult:
     r"""Robust accuracy by the AutoAttack ensemble.
 
@@ -81,11 +85,12 @@ def autoattack(
     images, the number of devices or interruptions; Square places its squares image by image; with
     fewer than 10 classes the targeted attacks have K - 1 targets, and the attacks whose loss does
     not exist (3 and 2 classes) use DLR or the margin; an image stops at its first misclassified
-    point (the verdict is the same). Every adversarial image is re-evaluated alone in float32 and
-    its norm and box are checked: a violation makes the image robust again and is reported in
-    ``checks``. ``square_shared``, ``few_classes="error"`` and ``early_exit=False`` restore the
-    published behavior; the individual attacks :func:`apgd`, :func:`apgd_targeted`, :func:`fab`,
-    :func:`square` accept explicit draws, and with the published code's draws they reproduce it.
+    point (the verdict is the same). Every adversarial image is re-evaluated alone in float32, at
+    the highest precision, and its norm and box are checked: a violation makes the image robust
+    again and is reported in ``checks``. ``square_shared``, ``few_classes="error"`` and
+    ``early_exit=False`` restore the published behavior; the individual attacks :func:`apgd`,
+    :func:`apgd_targeted`, :func:`fab`, :func:`square` accept explicit draws, and with the published
+    code's draws they reproduce it.
 
     Args:
         key: PRNG key, or a seed.
@@ -105,6 +110,10 @@ def autoattack(
         fit.
         store: folder for saving progress, or None. A second call with the same arguments
             resumes; the batch size may differ.
+        shard: (i, n) evaluates the images i, i + n, i + 2n, ... only, and returns their result;
+            n processes with a shard each may share a store at the same time. A call without it on
+            the same store then merges: the result is that of one process (on CPU bit for bit), and
+            only what shards did not finish is computed.
         progress: a line on stderr, nothing, or a function of a :class:`Progress`.
         num_steps: iterations of APGD and FAB; 100 in every version.
         num_queries: queries of Square; 5000 in every version.
@@ -118,13 +127,17 @@ def autoattack(
         square_full_range: allow squares to touch the last row and column, unlike the published
         code.
         devices: devices that share the work; default all accelerators, or one CPU.
+        precision: of the float32 matrix products and convolutions in the attacks: "high",
+            "highest", or "default" for what JAX is set to, which is less than float32 on many
+            accelerators. Verdicts always have the highest: those of the clean images, and of every
+            adversarial image. A precision that a layer asks for itself has priority.
 
     Returns:
         An :class:`AutoAttackResult`.
 
     Raises:
         ValueError: on images outside [0, 1] or of a wrong dtype or shape, labels out of range,
-            unknown names, an invalid radius, or another evaluation's store.
+            unknown names, an invalid radius or shard, or another evaluation's store.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,12 +159,13 @@ def autoattack(
         raise ValueError(f"images has dtype {images.dtype}; pass images.astype('float32')")
     pixels, classes = jax.device_get((images, labels))
     shape = pixels.shape[1:]
-    trace = functools.cache(
-        lambda rows: _model.trace_model(logits_fn, (rows, *shape), np.float32, randomized)
-    )
-    num_classes = program_of(trace(1)).out.shape[1]
+    check_choice("precision", precision, PRECISIONS)
+    shard = _check_shard(shard, store, len(pixels))
+    trace = _tracer(logits_fn, shape, randomized)
+    model = trace(1, precision)
+    num_classes = program_of(model).out.shape[1]
     check_labels(labels, len(pixels), num_classes=num_classes)
-    _model.check_devices(trace(1), images)
+    _model.check_devices(model, images)
     check_count("num_steps", num_steps, 3)
     check_count("num_queries", num_queries, 1)
     if batch_size is not None:
@@ -171,37 +185,79 @@ def autoattack(
         early_stop=early_exit,
     )
     code = {name: code_of(kernel, shape, num_classes, norm) for name, kernel in plan.items()}
-    problem = Problem(trace, key, pixels, classes, num_classes, norm, eps, randomized, plan, code)
+    problem = Problem(
+        trace, precision, key, pixels, classes, num_classes, norm, eps, randomized, plan, code
+    )
     settings = problem.describe() | {
         "version": version,
         "early_exit": early_exit,
         "individual": individual,
     }
-    with Store(store) as kept:  # rejected before anything is compiled
+    with Store(store, shard) as kept:  # rejected before anything is compiled
         chunks = Chunks(problem, batch_size, devices)
-        few = np.arange(min(_CHECKED, len(pixels)))
-        probe = chunks.logits(pixels[few], few, Stream.CLEAN, 0)
-        kept.open(settings | {"code": code}, probe * (not randomized))
+        if store is not None:
+            kept.open(settings | {"code": code}, chunks.probe(_CHECKED) * (not randomized))
         started = time.monotonic()
-        found = _check_model(logits_fn, problem, few)
+        found = _check_model(logits_fn, problem)
         with contextlib.closing(Reporter(progress)) as reporter:
-            ledger = Ledger(problem, chunks, kept, reporter, individual)
+            ledger = Ledger(problem, chunks, kept, reporter, individual, shard)
             ledger.run()
     found = ledger.checks(found + [checks.Check("classes", False, note) for note in notes])
-    settings |= _environment() | {
+    settings |= _environment(precision) | {
         "devices": chunks.num_devices,
         "batch_size": chunks.in_flight,
         "total_seconds": time.monotonic() - started,
     }
+    if shard is not None:
+        settings["shard"] = list(shard)
     result = ledger.result(found, settings)
     if progress is True:
         print(result.summary())
     return result
 
 
-def _environment() -> dict[str, Any]:
+def _tracer(
+    logits_fn: Callable[..., Array], shape: tuple[int, ...], randomized: bool
+) -> Callable[[int, str], Partial]:
+    """The model traced for a number of rows and a precision, once each."""
+
+    @functools.cache
+    def trace(rows: int, precision: str) -> Partial:
+        with _at(precision):
+            return _model.trace_model(logits_fn, (rows, *shape), np.float32, randomized)
+
+    return trace
+
+
+def _check_shard(shard: Any, store: Any, number: int) -> tuple[int, int] | None:
+    """The shard as two integers, checked."""
+    if shard is None:
+        return None
+    try:
+        index, count = map(operator.index, shard)
+    except (TypeError, ValueError):
+        raise ValueError(f"shard={shard!r} is not a pair (i, n); pass, e.g., (0, 4)") from None
+    if not 0 <= index < count <= number:
+        raise ValueError(
+            f"shard={shard!r} of {number} images is not one of (0, n) to (n - 1, n) with n from 1 "
+            f"to {number}"
+        )
+    if store is None:
+        raise ValueError(f"shard={shard!r} needs store=..., a folder that all shards share")
+    return index, count
+
+
+def _at(precision: str) -> contextlib.AbstractContextManager[None]:
+    """The precision of matrix products and convolutions that are traced inside."""
+    if precision == "default":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)
+
+
+def _environment(precision: str) -> dict[str, Any]:
     """What else a result may depend on besides its arguments."""
-    precision = jax.config.values["jax_default_matmul_precision"] or "default"
+    with _at(precision):
+        precision = jax.config.values["jax_default_matmul_precision"] or "default"
     return {
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
         "precision": f"{precision} float32",
@@ -209,19 +265,18 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _check_model(
-    logits_fn: Callable[..., Array], problem: Problem, few: np.ndarray
-) -> list[checks.Check]:
+def _check_model(logits_fn: Callable[..., Array], problem: Problem) -> list[checks.Check]:
     """The checks of the model on a few images, before the attacks."""
+    images, labels = problem.images[:_CHECKED], problem.labels[:_CHECKED]
     if problem.randomized:
         key = problem.key
         call = lambda images, number: logits_fn(images, jax.random.fold_in(key, number))
         traced = call
     else:
         call = lambda images, number: logits_fn(images)
-        program = problem.trace(len(few))
+        program = problem.model(len(images))
         traced = lambda images, number: program(images)
-    points, classes = jax.device_put((problem.images[few], problem.labels[few]))
+    points, classes = jax.device_put((images, labels))
     return checks.check_model(call, traced, points, classes, problem.randomized)
 
 

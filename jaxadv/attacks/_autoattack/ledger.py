@@ -30,13 +30,21 @@ class Ledger:
         store: remembers.
         reporter: reports.
         individual: whether every attack gets all correctly classified images.
+        shard: (i, n) for the images i, i + n, i + 2n, ... only.
     """
 
     def __init__(
-        self, problem: Problem, chunks: Chunks, store: Store, reporter: Reporter, individual: bool
+        self,
+        problem: Problem,
+        chunks: Chunks,
+        store: Store,
+        reporter: Reporter,
+        individual: bool,
+        shard: tuple[int, int] | None,
     ) -> None:
         self._problem, self._chunks, self._store = problem, chunks, store
         self._reporter, self._individual = reporter, individual
+        self._rows = slice(None) if shard is None else slice(shard[0], None, shard[1])
         self._plan = list(problem.plan.items())
         number = len(problem.labels)
         self._images = problem.images.copy()
@@ -57,10 +65,10 @@ class Ledger:
 
     def run(self) -> None:
         """The clean pass and those of every attack, one after the other."""
-        self._pass("clean", -1, _CLEAN, np.arange(len(self._robust)))
+        self._pass("clean", -1, _CLEAN, np.arange(len(self._robust))[self._rows])
         self._not_finite = int((~np.isfinite(self._logits)).any(axis=1).sum())
         self._broken_by[~self._robust] = "clean"
-        self._accuracy["clean"] = float(self._robust.mean())
+        self._accuracy["clean"] = float(self._robust[self._rows].mean())
         for place, (name, kernel) in enumerate(self._plan):
             alive = self._alive()
             self._left = alive.copy()
@@ -75,7 +83,7 @@ class Ledger:
                 self._alone[name] = self._left | (alive & ~attacked)
             # As published, one more look at what the attack returned, counted with the clean pass.
             self._pass("clean", place, _RECHECK, entered)
-            self._accuracy[name] = float(self._robust.mean())
+            self._accuracy[name] = float(self._robust[self._rows].mean())
 
     def _alive(self) -> np.ndarray:
         """The images that the next attack gets."""
@@ -90,11 +98,15 @@ class Ledger:
             run: run of the attack, negative for predictions.
             ids: the images.
         """
-        tag = np.array([place, run])
-        known = [r for r in self._store.records if (r["tag"] == tag).all()]
-        for record in known:
-            self._apply(name, run, record)
-        left = np.setdiff1d(ids, np.concatenate([np.zeros(0, int), *(r["ids"] for r in known)]))
+        tag, missing = np.array([place, run]), np.zeros(len(self._robust), bool)
+        missing[ids] = True
+        for record in self._store.records:
+            # A shard that is completed after the others were merged has images that the merge has
+            # already computed: one record counts.
+            if (record["tag"] == tag).all() and missing[record["ids"]].all():
+                self._apply(name, run, record)
+                missing[record["ids"]] = False
+        left = np.flatnonzero(missing)
         points = self._images if run == _RECHECK else self._problem.images
 
         def compute(ids: np.ndarray) -> dict:
@@ -168,8 +180,8 @@ class Ledger:
 
     def checks(self, before: list[Check]) -> list[Check]:
         """The checks before the attacks, on all clean images, and by the verification."""
-        found = [check_finite(self._not_finite, len(self._robust))]
-        found += [check for check in before if check.name != "finite"]
+        broken_by = self._broken_by[self._rows]
+        found = [check_finite(self._not_finite, len(broken_by)), *before]
         number = len(self._violations)
         detail = "; ".join(self._violations[:5]) + ("; ..." if number > 5 else "")
         message = f"{number} adversarial images were rejected: {detail}"
@@ -178,27 +190,28 @@ class Ledger:
         if self._unstable:
             text = f"{self._unstable} predictions changed between two passes over the same image"
             found.append(Check("repeatability", False, text, self._unstable))
-        return found + check_black_box(dict(self._plan), self._broken_by)
+        return found + check_black_box(dict(self._plan), broken_by)
 
     def result(self, checks: list[Check], settings: dict) -> AutoAttackResult:
         """The result of everything that was run."""
-        labels = self._problem.labels.astype(np.int32)
-        rows = np.arange(len(labels))
-        others = self._logits.copy()
-        others[rows, labels] = -np.inf
+        at, images = self._rows, self._images[self._rows]
+        labels, logits = self._problem.labels[at].astype(np.int32), self._logits[at]
+        own = labels[:, None] == np.arange(logits.shape[1])
         with np.errstate(invalid="ignore"):  # logits that are not finite: reported by the checks
-            margins = others.max(axis=1) - self._logits[rows, labels]
+            margins = np.where(own, -np.inf, logits).max(axis=1) - logits[own]
         return AutoAttackResult(
-            images=self._images,
+            images=images,
             labels=labels,
-            predictions=self._logits.argmax(axis=1).astype(np.int32),
-            robust=self._robust,
-            broken_by=self._broken_by,
-            broken_run=self._broken_run,
-            broken_step=self._broken_step,
-            norms=perturbation_norms(self._images, self._problem.images, self._problem.norm),
+            predictions=logits.argmax(axis=1).astype(np.int32),
+            robust=self._robust[at],
+            broken_by=self._broken_by[at],
+            broken_run=self._broken_run[at],
+            broken_step=self._broken_step[at],
+            norms=perturbation_norms(images, self._problem.images[at], self._problem.norm),
             margins=margins,
-            individual=np.array(list(self._alone.values()), bool).reshape(-1, len(labels)),
+            individual=np.array([v[at] for v in self._alone.values()], bool).reshape(
+                -1, len(labels)
+            ),
             accuracy=self._accuracy,
             evaluations={k: Evaluations(int(f), int(b)) for k, (f, b) in self._costs.items()},
             seconds=dict(self._seconds),

@@ -12,12 +12,17 @@ from ...types import Key, Norm
 from .._kernel import Kernel
 from .store import digest
 
+# "default" is what JAX is set to, for float32 often less than float32 on accelerators.
+PRECISIONS = ("default", "high", "highest")
+
 
 class Problem(NamedTuple):
     """A model on images, and the attacks.
 
     Attributes:
-        trace: maps a number of rows to the model traced for them.
+        trace: maps a number of rows and a precision of matrix products and convolutions to the
+            model traced for them.
+        precision: that of the attacks, one of ``PRECISIONS``. Verdicts have the highest.
         key: typed PRNG key.
         images: clean images, (N, H, W, C).
         labels: true classes, (N,), integers; the dtype is part of the digest.
@@ -29,7 +34,8 @@ class Problem(NamedTuple):
         code: what each of them computes, see :func:`jaxadv.attacks._driver.code_of`.
     """
 
-    trace: Callable[[int], Partial]
+    trace: Callable[[int, str], Partial]
+    precision: str
     key: Key
     images: np.ndarray
     labels: np.ndarray
@@ -41,17 +47,22 @@ class Problem(NamedTuple):
     code: dict[str, str]
 
     def model(self, rows: int) -> Partial:
-        """The model for so many rows; one that draws takes them one by one."""
-        return self.trace(1 if self.randomized else rows)
+        """The model that is attacked, for so many rows; one that draws takes them one by one."""
+        return self.trace(1 if self.randomized else rows, self.precision)
+
+    def judge(self, rows: int) -> Partial:
+        """The model that decides, for so many rows."""
+        return self.trace(1 if self.randomized else rows, "highest")
 
     def describe(self) -> dict[str, Any]:
         """The problem in JSON values: equal for equal problems."""
         return {
             "norm": self.norm,
             "eps": self.eps,
+            "precision": self.precision,
             "attacks": {name: repr(kernel) for name, kernel in self.plan.items()},
             "key": [str(jax.random.key_impl(self.key)), jax.random.key_data(self.key).tolist()],
             "images": digest(self.images),
             "labels": digest(self.labels),
-            "model": program_digest(self.trace(1)),
+            "model": program_digest(self.model(1)),
         }

@@ -4,8 +4,13 @@
 digest of the manifest, its number and its content. A damaged record, or one copied from another
 store or number, does not match its digest: it is set aside and its images are recomputed. ``lock``
 keeps other processes and threads out.
+
+Shards of an evaluation have a folder each, ``shard-0-of-4``, with a manifest, records and a lock of
+its own; they share the lock of the store, which an evaluation that is not a shard holds alone. That
+one reads the records of all shards, and deletes and renames nothing that another writes.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +34,8 @@ except ImportError:  # Windows
 FORMAT = 2
 _MANIFEST, _LOCK, _SEAL = "manifest.json", "lock", "seal"
 _RECORD = r"\d{6}\.npz"
+_SHARD, _SHARDS = "shard-{}-of-{}", r"shard-\d+-of-\d+"
+_ADDED = {"precision": "default"}  # entries that manifests did not have from the beginning
 # Files that file browsers and version control put into otherwise empty folders.
 _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore"}
 
@@ -38,19 +45,29 @@ class Store:
 
     Args:
         folder: created if it does not exist, "~" expanded; None keeps nothing.
+        shard: (i, n) to keep the records of shard i of n, beside the others.
 
     Raises:
         ValueError: if the folder is in use or contains files that are not a store.
         OSError: if it cannot be created or written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, shard: tuple[int, int] | None = None
+    ) -> None:
         self.records: list[dict[str, np.ndarray]] = []
-        self._folder = None if folder is None else pathlib.Path(folder).expanduser()
-        self._lock: int | None = None
-        self._next = 0
-        if self._folder is not None:
-            self._claim(self._folder)
+        self._locks = contextlib.ExitStack()
+        self._next, self._seal = 0, b""
+        self._root = self._own = None if folder is None else pathlib.Path(folder).expanduser()
+        if self._root is None:
+            return
+        with contextlib.ExitStack() as locks:
+            locks.callback(os.close, _claim(self._root, shared=shard is not None))
+            if shard is not None:
+                _check_number(self._root, *shard)
+                self._own = self._root / _SHARD.format(*shard)
+                locks.callback(os.close, _claim(self._own))
+            self._locks = locks.pop_all()
 
     def open(self, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
         """Loads the records of an evaluation, or initializes the store for a new one.
@@ -63,17 +80,25 @@ class Store:
             ValueError: if the folder belongs to a different model, images or arguments, or its
             manifest cannot be read.
         """
-        if self._folder is None:
+        if self._root is None or self._own is None:
             return
         manifest = {"format": FORMAT, **manifest}
-        path = self._folder / _MANIFEST
-        if path.exists():
-            self._compare(path, manifest, probe)
-        else:
-            text = json.dumps({**manifest, "probe": probe.tolist()}, indent=1)
-            write_atomically(path, lambda file: file.write(text.encode()))
-        self._seal = hashlib.sha256(path.read_bytes()).digest()
-        self._read(self._folder)
+        shards = _shards(self._root)
+        wanted = {self._root: manifest} | {p: {**manifest, "shard": p.name} for p in shards}
+        for part, entries in wanted.items():
+            _check_contents(part)
+            if (part / _MANIFEST).exists():
+                _compare(part / _MANIFEST, entries, probe)
+        own = self._own / _MANIFEST
+        if not own.exists():
+            text = json.dumps({**wanted[self._own], "probe": probe.tolist()}, indent=1)
+            write_atomically(own, lambda file: file.write(text.encode()))
+        self._seal = _seal_of(self._own)
+        for part in wanted if self._own == self._root else [self._own]:
+            if (part / _MANIFEST).exists():
+                records, number = _read(part, _seal_of(part))
+                self.records += records
+                self._next = number if part == self._own else self._next
 
     def __enter__(self) -> Self:
         return self
@@ -83,97 +108,123 @@ class Store:
 
     def close(self) -> None:
         """Releases the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._locks.close()
 
     def add(self, **record: Any) -> dict[str, np.ndarray]:
         """Saves a record; on return it is on disk."""
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in record.items()}
-        if self._folder is not None:
+        if self._own is not None:
             data = _pack(arrays, self._seal + str(self._next).encode())
-            path = self._folder / f"{self._next:06d}.npz"
+            path = self._own / f"{self._next:06d}.npz"
             write_atomically(path, lambda file: file.write(data))
             self._next += 1
         self.records.append(arrays)
         return arrays
 
-    def _claim(self, folder: pathlib.Path) -> None:
-        """Checks that the folder is a store or empty, and locks it."""
-        name = f"store={str(folder)!r}"
-        if fcntl is None:
-            raise ValueError(f"{name} needs file locks, which this system lacks; pass store=None")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _check_contents(folder, name)
-            self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            text = f"cannot be a store ({error.strerror}); pass another folder"
-            raise type(error)(error.errno, text, str(folder)) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise ValueError(
-                f"{name} is in use by another evaluation; wait for it, or pass another folder"
-            ) from None
 
-    def _compare(self, path: pathlib.Path, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            version, old = stored["format"], np.asarray(stored["probe"], np.float64)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{path} is damaged ({type(error).__name__}); restore it, or pass another folder"
-            ) from error
-        if version != FORMAT:
-            raise ValueError(
-                f"store={str(self._folder)!r} was written by another version of jaxadv; "
-                "pass another folder"
-            )
-        different = [
-            f"{name} was {_short(stored.get(name))} and is {_short(value)}"
-            for name, value in manifest.items()
-            if stored.get(name) != json.loads(json.dumps(value))
-        ]
-        if not _same_logits(old, probe):
-            different.append("the model's logits differ")
-        if different:
-            raise ValueError(
-                f"store={str(self._folder)!r} belongs to another evaluation: "
-                f"{'; '.join(different)}; pass another folder, or the same arguments to resume"
-            )
+def _claim(folder: pathlib.Path, *, shared: bool = False) -> int:
+    """Checks that the folder is a store or empty, and locks it; returns the open lock file."""
+    name = f"store={str(folder)!r}"
+    if fcntl is None:
+        raise ValueError(f"{name} needs file locks, which this system lacks; pass store=None")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_contents(folder)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        text = f"cannot be a store ({error.strerror}); pass another folder"
+        raise type(error)(error.errno, text, str(folder)) from error
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise ValueError(
+            f"{name} is in use by another evaluation; wait for it, pass another folder, or "
+            "give every process its own shard=(i, n)"
+        ) from None
+    return lock
 
-    def _read(self, folder: pathlib.Path) -> None:
-        """The records with a valid digest; others are renamed."""
-        aside = []
-        for path in sorted(folder.iterdir()):
-            if is_partial(path.name, f"{_RECORD}|{re.escape(_MANIFEST)}"):
-                path.unlink()  # left by a killed evaluation
-            if not re.fullmatch(_RECORD, path.name):
-                continue
-            number = int(path.name[:6])
-            self._next = max(self._next, number + 1)
-            record = _unpack(path.read_bytes(), self._seal + str(number).encode())
-            if record is None:
-                aside.append(path.name)
-                os.replace(path, _unused(path))
-            else:
-                self.records.append(record)
-        if aside:
-            listed = ", ".join(aside[:3]) + (", ..." if len(aside) > 3 else "")
-            warnings.warn(
-                f"store={str(folder)!r}: {len(aside)} records are damaged or not from this "
-                f"evaluation ({listed}); they were renamed and will be recomputed",
-                stacklevel=4,
+
+def _shards(root: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of shards in a store."""
+    return sorted(p for p in root.iterdir() if re.fullmatch(_SHARDS, p.name) and p.is_dir())
+
+
+def _check_number(root: pathlib.Path, index: int, number: int) -> None:
+    """Raises a ``ValueError`` if the store has shards of another number."""
+    for path in _shards(root):
+        other = int(path.name.rpartition("-")[2])
+        if other != number:
+            raise ValueError(
+                f"store={str(root)!r} has shards of {other}; pass n = {other} instead of "
+                f"shard=({index}, {number}), or another folder"
             )
 
 
-def _check_contents(folder: pathlib.Path, name: str) -> None:
+def _seal_of(folder: pathlib.Path) -> bytes:
+    return hashlib.sha256((folder / _MANIFEST).read_bytes()).digest()
+
+
+def _compare(path: pathlib.Path, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
+    """Raises a ``ValueError`` unless the file is the manifest of this evaluation."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version, old = stored["format"], np.asarray(stored["probe"], np.float64)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}); restore it, or pass another folder"
+        ) from error
+    name = f"store={str(path.parent)!r}"
+    if version != FORMAT:
+        raise ValueError(f"{name} was written by another version of jaxadv; pass another folder")
+    stored = _ADDED | stored
+    different = [
+        f"{entry} was {_short(stored.get(entry))} and is {_short(value)}"
+        for entry, value in manifest.items()
+        if stored.get(entry) != json.loads(json.dumps(value))
+    ]
+    if not _same_logits(old, probe):
+        different.append("the model's logits differ")
+    if different:
+        raise ValueError(
+            f"{name} belongs to another evaluation: {'; '.join(different)}; "
+            "pass another folder, or the same arguments to resume"
+        )
+
+
+def _read(folder: pathlib.Path, seal: bytes) -> tuple[list[dict[str, np.ndarray]], int]:
+    """The records with a valid digest, and the next free number; other records are renamed."""
+    records, aside, free = [], [], 0
+    for path in sorted(folder.iterdir()):
+        if is_partial(path.name, f"{_RECORD}|{re.escape(_MANIFEST)}"):
+            path.unlink()  # left by a killed evaluation
+        if not re.fullmatch(_RECORD, path.name):
+            continue
+        number = int(path.name[:6])
+        free = number + 1
+        record = _unpack(path.read_bytes(), seal + str(number).encode())
+        if record is None:
+            aside.append(path.name)
+            os.replace(path, _unused(path))
+        else:
+            records.append(record)
+    if aside:
+        listed = ", ".join(aside[:3]) + (", ..." if len(aside) > 3 else "")
+        warnings.warn(
+            f"store={str(folder)!r}: {len(aside)} records are damaged or not from this "
+            f"evaluation ({listed}); they were renamed and will be recomputed",
+            stacklevel=4,
+        )
+    return records, free
+
+
+def _check_contents(folder: pathlib.Path) -> None:
     """Raises a ``ValueError`` for a folder that is neither empty nor a store."""
     names = {path.name for path in folder.iterdir()} - _IGNORED - {_LOCK}
+    names -= {path.name for path in _shards(folder)}
     if _MANIFEST in names:
         return
+    name = f"store={str(folder)!r}"
     if any(re.fullmatch(_RECORD, other) for other in names):
         raise ValueError(
             f"{name} contains records without {_MANIFEST}; restore that file, or pass a new folder"
@@ -202,16 +253,12 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _pack(arrays: Mapping[str, np.ndarray], owner: bytes) -> bytes:
+def _pack(arrays: Mapping[str, Any], owner: bytes) -> bytes:
     """An npz file with a digest: SHA-256 of its owner and its members' names and bytes."""
-    buffer, sha = io.BytesIO(), hashlib.sha256(owner)
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            member = io.BytesIO()
-            np.lib.format.write_array(member, array, allow_pickle=False)
-            sha.update(f"{name} {len(member.getvalue())} ".encode() + member.getvalue())
-            archive.writestr(f"{name}.npy", member.getvalue())
-        archive.writestr(_SEAL, sha.hexdigest())
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(_SEAL, _sign(_members(archive), owner))
     return buffer.getvalue()
 
 
@@ -220,21 +267,28 @@ def _unpack(data: bytes, owner: bytes) -> dict[str, np.ndarray] | None:
 
     Nothing is parsed before the digest is checked, and nothing is decompressed.
     """
-    sha = hashlib.sha256(owner)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 return None
-            *members, seal = [(entry.filename, archive.read(entry)) for entry in entries]
+            *members, seal = _members(archive)
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, OSError):
         return None
-    for name, content in members:
-        sha.update(f"{name.removesuffix('.npy')} {len(content)} ".encode() + content)
-    if seal != (_SEAL, sha.hexdigest().encode()):
+    if seal != (_SEAL, _sign(members, owner)):
         return None
     read = np.lib.format.read_array
     return {name.removesuffix(".npy"): read(io.BytesIO(content)) for name, content in members}
+
+
+def _members(archive: zipfile.ZipFile) -> list[tuple[str, bytes]]:
+    return [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+
+
+def _sign(members: list[tuple[str, bytes]], owner: bytes) -> bytes:
+    sha = hashlib.sha256(owner)
+    for name, content in members:
+        sha.update(f"{name.removesuffix('.npy')} {len(content)} ".encode() + content)
+    return sha.hexdigest().encode()
 
 
 def digest(*arrays: np.ndarray) -> str:
