@@ -10,14 +10,15 @@ run the same command to resume.
 """
 
 import argparse
+import functools
 
 from jaxadv.checks import NORMS
 
 from . import data
 from .cli import process
 from .cli.options import Parser, folder, fraction, numbers, seed
-from .evaluation import subjects
-from .evaluation.evaluate import ATTACKS, VERSIONS, describe, evaluate
+from .evaluation import shards, subjects
+from .evaluation.evaluate import ATTACKS, PRECISIONS, VERSIONS, describe, evaluate
 from .run.directory import RunDirectory
 
 
@@ -57,6 +58,19 @@ def _parser() -> argparse.ArgumentParser:
         help="AutoAttack version; default standard",
     )
     parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="default",
+        help="of matrix products and convolutions in AutoAttack's attacks; its verdicts always "
+        "have the highest",
+    )
+    parser.add_argument(
+        "--shard",
+        type=shards.parse,
+        help="i/n: only AutoAttack's images i, i + n, ..., on one of n machines with a common "
+        "disk; the command without it merges. auto: the shard of this process under a launcher",
+    )
+    parser.add_argument(
         "--checkpoint",
         choices=subjects.CHECKPOINTS,
         default="selected",
@@ -90,6 +104,7 @@ def main() -> None:
     """The command line."""
     options = vars(_parser().parse_args())
     output, download = options.pop("output"), options.pop("download") == "true"
+    shard = options.pop("shard")
 
     def run():
         wanted = options["dataset"]
@@ -97,9 +112,14 @@ def main() -> None:
             wanted = RunDirectory(options["workdir"]).config().dataset
         if wanted is not None:
             data.ensure(wanted, options["data_dir"], download=download)
-        report = evaluate(**options, save=output or True)
+        call = functools.partial(evaluate, **options, save=output or True)
+        report, part = shards.run(call, shard)
+        if report is None:
+            return
         print(describe(report))
         print(f"written to {', '.join(report['files'])}")
+        if part is not None:
+            print(f"shard {part[0]}/{part[1]}; after all, run this without --shard to merge them")
 
     process.execute(run)
 

@@ -20,8 +20,10 @@ def run_autoattack(
     norm: Any,
     eps: float,
     version: str = "standard",
+    precision: str = "default",
     batch_size: int | None = None,
     store: Path | None = None,
+    shard: tuple[int, int] | None = None,
     verbose: bool = True,
 ) -> tuple[dict, AutoAttackResult]:
     """Runs AutoAttack on a subject's images.
@@ -31,8 +33,10 @@ def run_autoattack(
         norm: norm of the ball.
         eps: radius, images in [0, 1].
         version: "standard", "plus" or "rand".
+        precision: of the attacks, "default", "high" or "highest".
         batch_size: images in flight; no effect on the result.
         store: folder for saving progress, or None.
+        shard: (i, n) for the images i, i + n, ... only; needs a store.
         verbose: whether to show progress and a summary.
 
     Returns:
@@ -50,10 +54,13 @@ def run_autoattack(
         norm=norm,
         eps=eps,
         version=version,
+        precision=precision,
         batch_size=batch_size,
         store=store,
+        shard=shard,
         progress=verbose,
     )
+    labels = result.labels
     clean = np.where(result.broken_by == "clean", -1, labels)
     robust = np.where(result.robust, labels, -1)
     report = accuracy.summarize(

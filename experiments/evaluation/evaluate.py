@@ -17,6 +17,7 @@ from .subjects import Subject
 
 ATTACKS = ("pgd", "autoattack")
 VERSIONS = ("standard", "plus")
+PRECISIONS = ("default", "high", "highest")
 _PGD_OPTIONS = ("step_size", "num_steps", "num_restarts")
 
 
@@ -35,6 +36,8 @@ def evaluate(
     number: int | None = None,
     attack: str = "pgd",
     version: str = "standard",
+    precision: str = "default",
+    shard: tuple[int, int] | None = None,
     norm: str | None = None,
     eps: float | None = None,
     step_size: float | None = None,
@@ -63,6 +66,9 @@ def evaluate(
         number: use only the first images.
         attack: "pgd" or "autoattack".
         version: AutoAttack version, "standard" or "plus".
+        precision: of AutoAttack's attacks, see :func:`jaxadv.attacks.autoattack`.
+        shard: (i, n): only these of AutoAttack's images, see there; needs ``save``, which then
+        keeps them for a call without a shard and writes nothing else.
         norm: norm of the ball; defaults to the run's, like all arguments below.
         eps: radius, images in [0, 1].
         step_size: PGD step size.
@@ -91,6 +97,11 @@ def evaluate(
         raise ValueError(
             f"{name}={own[name]} applies only to attack='pgd'; AutoAttack sets its own {name}"
         )
+    if attack == "pgd" and (shard is not None or precision != "default"):
+        name = "precision" if shard is None else "shard"
+        raise ValueError(f"{name} applies only to attack='autoattack'; leave it out")
+    if shard is not None and not save:
+        raise ValueError(f"shard={shard} needs save=True or a path: where all shards are kept")
     if isinstance(save, Path):
         save = save.expanduser()
         check_writable(save)
@@ -117,22 +128,27 @@ def evaluate(
         found, details, result = _pgd(subject, threat | options, batch_size, verbose), options, None
         name = f"evaluation-{checkpoint}-{images}"
         name += "" if number is None else f"-first{number}"
+        path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
     else:
-        details = {"version": version}
-        name = _autoattack_name(subject, threat, version, seed, number, checkpoint, images)
+        details = {"version": version, "precision": precision}
+        name = _autoattack_name(
+            subject, threat, version, seed, number, checkpoint, images, precision
+        )
         path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
         store = path.with_suffix(".progress") if save else None
         found, result = autoattack.run_autoattack(
-            subject, **threat, version=version, batch_size=batch_size, store=store, verbose=verbose
-        )
+            subject, **threat, version=version, precision=precision, batch_size=batch_size,
+            store=store, shard=shard, verbose=verbose,
+        )  # fmt: skip
     report = {
         **subject.record,
         "attack": {"name": attack, **threat, **details},
         **found,
         "environment": environment.describe(),
     }
-    if save:
-        path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
+    if shard is not None:
+        report["files"] = [str(path.with_suffix(".progress"))]
+    elif save:
         path.parent.mkdir(parents=True, exist_ok=True)
         report["files"] = [str(path)]
         if result is not None:
@@ -207,12 +223,15 @@ def _pgd(subject: Subject, attack: dict, batch_size: int | None, verbose: bool) 
     return accuracy.summarize(predictions, subject.labels, subject.class_names)
 
 
-def _autoattack_name(subject, threat, version, seed, number, checkpoint, images) -> str:
+def _autoattack_name(
+    subject, threat, version, seed, number, checkpoint, images, precision="default"
+) -> str:
     """The default evaluation gets the short name that run directories look for."""
     name = f"autoattack-{checkpoint}-{images}"
     if threat != {"norm": subject.norm, "eps": subject.eps}:
         name += f"-{threat['norm']}-{threat['eps']:.5g}"
     name += "" if version == "standard" else f"-{version}"
+    name += "" if precision == "default" else f"-{precision}"
     name += "" if seed is None else f"-seed{seed}"
     return name + ("" if number is None else f"-first{number}")
 

@@ -26,7 +26,8 @@ def test_report_of_a_run(finished, tmp_path):
     clean = evaluate.evaluate(done.directory.path, number=20, num_steps=0, verbose=False)
     assert found["images"] == 20 and found["clean"] == clean["clean"]
     assert found["attack"] == {
-        "name": "autoattack", "norm": "linf", "eps": 0.3, "version": "standard"
+        "name": "autoattack", "norm": "linf", "eps": 0.3, "version": "standard",
+        "precision": "default",
     }  # fmt: skip
     accuracy = found["accuracy"]
     assert list(accuracy) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
@@ -65,6 +66,7 @@ def test_names_of_the_files_say_what_differs(finished):
     assert name(own, "standard", None, None, "last", "test") == "autoattack-last-test"
     other = name({"norm": "l2", "eps": 0.5}, "plus", 3, 100, "last", "test")
     assert other == "autoattack-last-test-l2-0.5-plus-seed3-first100"
+    assert name(own, "standard", None, None, "last", "test", "high") == "autoattack-last-test-high"
 
 
 @pytest.fixture
