@@ -19,6 +19,8 @@ from .task import Stream, Task, key_for
 WIDTH_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "preact_resnet18": lambda width: {"width": width},  # channels of the first stage, 64
     "wrn34_10": lambda width: {"widen_factor": width},  # 10
+    "resnet50": lambda width: {"width": width},  # channels of the first stage, 64
+    "wrn50_2": lambda width: {"width": width},  # 64
     "small_convnet": lambda width: {"features": (width, 2 * width)},  # 16
     "mlp": lambda width: {"hidden": (width, width)},  # 64
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from ._imagenet import resnet50, wide_resnet50_2
 from ._layers import unknown_name
 from ._preact_resnet import preact_resnet18
 from ._small import mlp, small_convnet
@@ -13,6 +14,8 @@ from ._wide_resnet import wide_resnet34_10
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet18": preact_resnet18,
     "wrn34_10": wide_resnet34_10,
+    "resnet50": resnet50,
+    "wrn50_2": wide_resnet50_2,
     "small_convnet": small_convnet,
     "mlp": mlp,
 }

@@ -306,6 +306,8 @@ MODELS = _torch_files() | {
     "wide_resnet34_10": _network(
         models.wide_resnet34_10(4, depth=10, widen_factor=1), 8, gradient=False
     ),
+    "resnet50": _network(models.resnet50(4, width=2, blocks=(1, 1)), 16, gradient=False),
+    "wide_resnet50_2": _network(models.wide_resnet50_2(4, width=2, blocks=(1,)), 8, gradient=False),
     "small_convnet": _network(models.small_convnet(4), 8),
     "mlp": _network(models.mlp(4, hidden=(5,)), 4),
     "build": _network(models.build("small_convnet", num_classes=3), 8),

@@ -13,6 +13,8 @@ from jaxadv import models
 SMALL = {
     "preact_resnet18": dict(width=2, blocks=(1, 1)),
     "wrn34_10": dict(depth=10, widen_factor=1),
+    "resnet50": dict(width=2, blocks=(1, 1)),
+    "wrn50_2": dict(width=2, blocks=(1,)),
     "small_convnet": dict(features=(2, 3), hidden=5),
     "mlp": dict(hidden=(6, 5)),
 }
