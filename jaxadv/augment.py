@@ -1,10 +1,11 @@
 """Augmentations of image batches, written for use inside a compiled training step.
 
-Images are floats of shape (B, H, W, C) in [0, 1]; every function keeps shape, dtype and range, and
-draws independently for every image.
+Images are floats of shape (B, H, W, C) in [0, 1]; every function keeps dtype and range, all but
+`random_resized_crop` the shape, and each draws independently for every image.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -67,6 +68,83 @@ def random_flip(key: Key, images: Array) -> Array:
     return jnp.where(flips, images[:, :, ::-1], images)
 
 
+_TRIES = 10  # windows drawn until one fits into the image
+
+
+@functools.partial(jax.jit, static_argnames=("size", "scale", "ratio"))
+def random_resized_crop(
+    key: Key,
+    images: Array,
+    *,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Array:
+    """Resizes a random window of each image to a square, bilinearly and without aliasing.
+
+    A window's share of the area is uniform in ``scale`` and the logarithm of its width over its
+    height uniform in that of ``ratio``, until one fits (at most ten tries, then the largest central
+    window within ``ratio``); its position is uniform. Pixels around the window count at its edges.
+
+    Args:
+        key: PRNG key.
+        images: of shape (B, H, W, C).
+        size: height and width of the result.
+        scale: least and greatest share of the area.
+        ratio: least and greatest width over height.
+
+    Returns:
+        Images of shape (B, size, size, C).
+
+    References:
+        Szegedy et al., 2015, "Going Deeper with Convolutions", section 6; constants and rounding of
+        torchvision's RandomResizedCrop.
+
+    Example:
+        >>> random_resized_crop(jax.random.key(0), jnp.ones((2, 8, 8, 3)), size=7).shape
+        (2, 7, 7, 3)
+    """
+    shape = (size, size, images.shape[3])
+    corners, extents = _windows(typed_key(key), images.shape, scale, ratio)
+
+    def resize(image: Array, corner: Array, extent: Array) -> Array:
+        zoom = size / extent
+        return jax.image.scale_and_translate(
+            image, shape, (0, 1), zoom.astype(image.dtype), (-corner * zoom).astype(image.dtype),
+            "linear",
+        )  # fmt: skip
+
+    return jnp.clip(jax.vmap(resize)(images, corners, extents), 0, 1)
+
+
+def _windows(
+    key: Key, shape: tuple[int, ...], scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Array, Array]:
+    """Corners and extents of random windows, whole numbers of shape (B, 2)."""
+    batch, height, width = shape[:3]
+    area_key, ratio_key, corner_key = jax.random.split(key, 3)
+    areas = jax.random.uniform(
+        area_key,
+        (batch, _TRIES),
+        minval=scale[0] * height * width,
+        maxval=scale[1] * height * width,
+    )
+    low, high = map(math.log, ratio)
+    ratios = jnp.exp(jax.random.uniform(ratio_key, (batch, _TRIES), minval=low, maxval=high))
+    extents = jnp.round(jnp.sqrt(jnp.stack([areas / ratios, areas * ratios], axis=-1)))
+    whole = jnp.array([[height, width]], extents.dtype)
+    fits = ((extents >= 1) & (extents <= whole[:, None])).all(axis=-1)
+    first = jnp.argmax(fits, axis=1)
+    chosen = jnp.take_along_axis(extents, first[:, None, None], axis=1)[:, 0]
+    central = jnp.array(
+        [[min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))]], whole.dtype
+    )
+    fitting = fits.any(axis=1)[:, None]
+    places = jnp.where(fitting, jax.random.uniform(corner_key, (batch, 2)), 0.5)
+    extents = jnp.where(fitting, chosen, central)
+    return jnp.floor(places * (whole - extents + 1)), extents
+
+
 @functools.partial(jax.jit, static_argnames="degrees")
 def random_rotation(key: Key, images: Array, *, degrees: float = 15.0) -> Array:
     """Rotates each image about its center, nearest pixel, filling with zeros.
@@ -111,11 +189,18 @@ def _crop_flip_rotate(key: Key, images: Array) -> Array:
     return random_rotation(rotation_key, _crop_flip(first_key, images, "constant"))
 
 
+def _resized_crop_flip(key: Key, images: Array) -> Array:
+    crop_key, flip_key = jax.random.split(typed_key(key))
+    size = 7 * images.shape[1] // 8  # 224 of 256
+    return random_flip(flip_key, random_resized_crop(crop_key, images, size=size))
+
+
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": lambda key, images: images,
     "reflect_crop_flip": _crop_flip,
     "zero_crop_flip": lambda key, images: _crop_flip(key, images, "constant"),
     "zero_crop_flip_rotate": _crop_flip_rotate,
+    "resized_crop_flip": _resized_crop_flip,
 }
 
 
@@ -130,6 +215,8 @@ def augmentation(name: str) -> Augmentation:
     "zero_crop_flip"        4 pixels of zeros, crop, flip              TRADES on CIFAR-10
     "zero_crop_flip_rotate" the same, then rotation by up to 15        CIFAR-100 in the AWP code
                             degrees, nearest pixel
+    "resized_crop_flip"     a random window resized to 7/8 of the      ImageNet: 224 pixels of 256
+                            height, flip
     ======================= ========================================== ==========================
 
     Args:

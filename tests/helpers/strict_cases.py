@@ -140,6 +140,7 @@ BALLS = {
 AUGMENT = {
     "random_crop": lambda: augment.random_crop(new_key(), IMAGES, padding=1),
     "random_flip": lambda: augment.random_flip(new_key(), IMAGES),
+    "random_resized_crop": lambda: augment.random_resized_crop(new_key(), IMAGES, size=3),
     "random_rotation": lambda: augment.random_rotation(new_key(), IMAGES),
     "augmentation": lambda: augment.augmentation("zero_crop_flip_rotate")(new_key(), IMAGES),
 }
