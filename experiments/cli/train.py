@@ -17,10 +17,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from .. import data, settings
+from ..run import hosts
 from ..run.train import train_and_evaluate
 from ..settings import Config, files
 from . import process
 
+_FLAGS = ("config", "workdir", "data_dir", "hosts", "download", "nodownload")
+_VALUE_FLAGS = ("--workdir", "--data_dir", "--hosts")
 _FIELD_FLAG = re.compile(r"^--?(?:no)?config\.([^=]+)")
 
 
@@ -32,12 +35,14 @@ class Arguments(NamedTuple):
         workdir: run directory.
         data_dir: folder with the data sets, None for the default.
         download: whether to download a missing data set.
+        hosts: the other processes of the run, see :func:`experiments.run.hosts.start`.
     """
 
     config: Config
     workdir: Path
     data_dir: Path | None
     download: bool = True
+    hosts: str | None = None
 
 
 def parse(argv: Sequence[str], dataset: str) -> Arguments:
@@ -65,6 +70,7 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
     flags.DEFINE_string("data_dir", None, "folder with the data sets", flag_values=values)
     flags.DEFINE_boolean("download", True, "download a missing data set", flag_values=values)
+    flags.DEFINE_string("hosts", None, "the processes of the run", flag_values=values)
     try:
         rest = values(argv)
         config = values["config"].value
@@ -78,7 +84,9 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     )
     data_dir = values["data_dir"].value
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
-    return Arguments(config, workdir, data_dir, bool(values["download"].value))
+    among = values["hosts"].value
+    hosts.check(among)
+    return Arguments(config, workdir, data_dir, bool(values["download"].value), among)
 
 
 def main(dataset: str, run: Callable = train_and_evaluate) -> None:
@@ -91,13 +99,18 @@ def main(dataset: str, run: Callable = train_and_evaluate) -> None:
         arguments = parse(argv, dataset)
     except (ValueError, FileNotFoundError) as error:
         process.fail(error)
-    process.split_cpu(dataset)
+    if arguments.hosts is None:
+        process.split_cpu(dataset, arguments.config.batch_size)
+
+    def ensure():
+        data.ensure(dataset, arguments.data_dir, download=arguments.download)
 
     def action():
-        data.ensure(dataset, arguments.data_dir, download=arguments.download)
+        hosts.from_writer(ensure)  # first, in case the disk is shared
+        ensure()
         run(arguments.config, arguments.workdir, data_dir=arguments.data_dir)
 
-    process.execute(action)
+    process.execute(action, arguments.hosts)
 
 
 def help_text(dataset: str) -> str:
@@ -105,7 +118,7 @@ def help_text(dataset: str) -> str:
     configs = sorted(p for p in (files.ROOT / "configs").glob("*.py") if not p.name.startswith("_"))
     lines = [
         f"python -m experiments.{dataset} [--config=configs/METHOD.py[:SCALE]] [--workdir=DIR]",
-        "    [--data_dir=DIR] [--download=false] [--config.FIELD=VALUE ...]",
+        "    [--data_dir=DIR] [--download=false] [--hosts=HOSTS] [--config.FIELD=VALUE ...]",
         "",
         f"Trains and evaluates a robust classifier on {dataset}. To resume an interrupted run, run",
         "the same command again.",
@@ -120,6 +133,8 @@ def help_text(dataset: str) -> str:
         "workdir: default runs/DATASET-SCALE/METHOD/seedN.",
         "data_dir: default $JAXADV_DATA, else data.",
         "download: whether to download and verify a missing data set; default true.",
+        "hosts: several processes, each with this command: auto under SLURM, Open MPI, Kubernetes",
+        "    or on a Cloud TPU, else ADDRESS:PORT,NUMBER,INDEX; default one process.",
         "VALUE: a number, a fraction such as 8/255, true or false, a name, or (0.5,0.75).",
         "",
         f"FIELD and its default on {dataset} at scale paper:",
@@ -153,7 +168,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
         field = _FIELD_FLAG.match(name)
-        takes_value = name in ("--config", "-config", "--workdir", "--data_dir") or (
+        takes_value = name in ("--config", "-config", *_VALUE_FLAGS) or (
             field is not None and field[1] in known and not name.lstrip("-").startswith("no")
         )
         if not equals and takes_value and words and _is_value(field, words[0]):
@@ -195,13 +210,8 @@ def _check_fields(argv: Sequence[str]) -> None:
         if match and "=" in argument:
             _check_type(match[1], argument.split("=", 1)[1], known[match[1]])
         flag = re.match(r"^--?(\w+)", argument)
-        if (
-            flag
-            and not match
-            and flag[1] not in ("config", "workdir", "data_dir", "download", "nodownload")
-        ):
-            flag_names = ("config", "workdir", "data_dir", "download", "nodownload")
-            near = files.nearest(flag[1], flag_names, "--") or _nearest_leaf(flag[1], known)
+        if flag and not match and flag[1] not in _FLAGS:
+            near = files.nearest(flag[1], _FLAGS, "--") or _nearest_leaf(flag[1], known)
             raise ValueError(f"unknown flag {argument.split('=')[0]}{near}")
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from jaxadv.training import Predictions
 
+from . import devices, hosts
 from .patience import wait
 
 
@@ -24,7 +25,7 @@ def predict_all(
     batch_size: int,
     description: str | None = None,
 ) -> Predictions:
-    """Predicts a whole set in batches; the result does not depend on the batch size.
+    """Predicts a whole set in batches over all devices; the batch size does not change the result.
 
     Args:
         predict: from :func:`jaxadv.training.make_predict`.
@@ -33,34 +34,28 @@ def predict_all(
         key: typed key of the attack.
         images: uint8 of shape (N, H, W, C).
         labels: int32 of shape (N,).
-        batch_size: images per compiled call; the last batch is padded to it.
+        batch_size: images per compiled call, rounded up to a multiple of the devices; the last
+        batch is padded to it.
         description: progress bar label; None for no bar.
 
     Returns:
         Predicted classes, NumPy arrays of shape (N,).
     """
+    split = devices.data_sharding(jax.device_count())
+    params, batch_stats = hosts.place((params, batch_stats), devices.everywhere(split))
     batch_size = min(batch_size, len(images))
+    batch_size += -batch_size % jax.device_count()
     parts = []
     starts = range(0, len(images), batch_size)
-    split = _split(params, batch_size)
     silent = description is None or not sys.stderr.isatty()
     for start in tqdm(starts, description, disable=silent, leave=False, unit="batch"):
         rows = np.arange(start, start + batch_size)
         inside = np.minimum(rows, len(images) - 1)
-        arrays = jax.device_put((images[inside], labels[inside], rows), split)
-        batch = wait(predict(params, batch_stats, key, *arrays))
+        arrays = hosts.place((images[inside], labels[inside], rows), split)
+        batch = hosts.fetch(wait(predict(params, batch_stats, key, *arrays)))
         keep = rows < len(images)
-        parts.append(Predictions(*(np.asarray(part)[keep] for part in batch)))
+        parts.append(Predictions(*(part[keep] for part in batch)))
     return Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def _split(params: Any, batch_size: int) -> jax.sharding.Sharding | None:
-    """A batch layout that gives each device with ``params`` a part."""
-    layouts = {getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)}
-    mesh = next((s.mesh for s in layouts if isinstance(s, jax.sharding.NamedSharding)), None)
-    if mesh is None or batch_size % mesh.size:
-        return None
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
 
 
 def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[str, ...]) -> dict:

@@ -30,7 +30,7 @@ def announce(
     """
     seconds = total_steps * minibatch_seconds(config, task, run)
     say(
-        f"{environment.device_name()}, {config.precision}, {config.model} with "
+        f"{environment.device_name()}{_shares(config)}, {config.precision}, {config.model} with "
         f"{run.num_parameters:,} parameters, {total_steps:,} minibatches of "
         f"{config.batch_size} in {config.num_epochs} epochs, about {duration(seconds)} in total"
     )
@@ -70,6 +70,15 @@ def minibatch_seconds(config: Config, task: Task, run: build.Run) -> float:
     jax.block_until_ready(gradient(*arguments))
     seconds = time.monotonic() - started
     return seconds * (config.threat.num_steps + passes) * config.batch_size / len(labels)
+
+
+def _shares(config: Config) -> str:
+    """Hosts, devices, and images a device, where there are several devices."""
+    count, hosts = jax.device_count(), jax.process_count()
+    if count == 1:
+        return ""
+    of_hosts = f" of {hosts} processes" if hosts > 1 else ""
+    return f", {count} devices{of_hosts} with {config.batch_size // count} images each"
 
 
 def _scaled_down(config, task) -> str:

@@ -45,13 +45,14 @@ def save(path: Path, tree: Any, record: dict) -> None:
     write_atomically(path, header + body)
 
 
-def load(path: Path, template: Any) -> tuple[Any, dict]:
+def load(path: Path, template: Any, data: bytes | None = None) -> tuple[Any, dict]:
     """Reads a checkpoint into the structure of ``template``.
 
     Args:
         path: file written by :func:`save`.
         template: a pytree with the same structure, shapes and dtypes, for example from
             ``jax.eval_shape``.
+        data: the file's content, default read from ``path``.
 
     Returns:
         The pytree of NumPy arrays (PRNG keys rewrapped) and the record.
@@ -60,7 +61,7 @@ def load(path: Path, template: Any) -> tuple[Any, dict]:
         CheckpointError: if the file is damaged, is not a checkpoint or belongs to another
         architecture.
     """
-    content = _read(path)
+    content = _read(path, data)
     return restore(path, content["tree"], template), json.loads(content["record"])
 
 
@@ -69,9 +70,11 @@ def load_record(path: Path) -> dict:
     return json.loads(_read(path)["record"])
 
 
-def load_part(path: Path, names: tuple[str, ...], templates: tuple) -> tuple:
+def load_part(
+    path: Path, names: tuple[str, ...], templates: tuple, data: bytes | None = None
+) -> tuple:
     """Reads some top-level parts of a checkpoint, each into the structure of its template."""
-    tree = _read(path)["tree"]
+    tree = _read(path, data)["tree"]
     missing = [name for name in names if name not in tree]
     if missing:
         raise CheckpointError(f"{path}: has no {missing[0]!r}; was it written by another program?")
@@ -127,10 +130,19 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _read(path: Path) -> dict:
+def read_bytes(path: Path) -> bytes:
+    """The content of a checkpoint, unverified.
+
+    Raises:
+        CheckpointError: if there is no such file.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; train first, or check --workdir")
-    data = path.read_bytes()
+    return path.read_bytes()
+
+
+def _read(path: Path, data: bytes | None = None) -> dict:
+    data = read_bytes(path) if data is None else data
     start = len(_MAGIC) + 40
     if not data.startswith(_MAGIC):
         raise CheckpointError(

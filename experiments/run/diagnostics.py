@@ -14,7 +14,7 @@ import numpy as np
 from jaxadv import attacks, theory
 
 from ..settings import Config
-from . import build
+from . import build, devices, hosts
 from .phases import schedule
 from .task import Stream, Task, key_for
 
@@ -41,9 +41,14 @@ class Diagnostics:
             low, high = self.images - threat.eps, self.images + threat.eps
             self.bounds = np.maximum(low, 0), np.minimum(high, 1)
         self.rate = schedule(config, config.learning_rate, run.batches_per_epoch)
+        # Attacks and gradients, which are most of the work, run over all devices.
+        split = devices.data_sharding(jax.device_count())
+        everywhere = devices.everywhere(split)
+        self._place = lambda x: hosts.place(x, everywhere if number % jax.device_count() else split)
         attack = jax.jit(self._attack)
-        self._attack_fn = lambda params, stats: attack(self.images, self.labels, params, stats)
-        self._gradient = jax.jit(jax.grad(self._loss, argnums=1))
+        placed = self._place((self.images, self.labels))
+        self._attack_fn = lambda params, stats: hosts.fetch(attack(*placed, params, stats))
+        self._gradient = jax.jit(jax.grad(self._loss, argnums=1), out_shardings=everywhere)
         self._input_gradient = jax.jit(jax.grad(self._loss))
         self._curved = jax.jit(self._frozen_product)
         self._variables_loss = lambda x, v: self._loss(x, v["params"], v["batch_stats"])
@@ -92,7 +97,7 @@ class Diagnostics:
             return row
         points = {id(theta): self._attack_fn(theta, batch_stats) for theta in (before, after)}
         x_before, x_after = points[id(before)], points[id(after)]
-        gradient = lambda x, theta: self._gradient(x, theta, batch_stats)
+        gradient = lambda x, theta: hosts.fetch(self._gradient(self._place(x), theta, batch_stats))
         is_entropy = self.run.program.phase_at(step).n_in > 0
         split = theory.smoothness_along(
             gradient,

@@ -1,6 +1,8 @@
 """The training loop: epochs, metrics, selection, checkpoints, interruption and resumption."""
 
 import copy
+import os
+import signal
 import time
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 
 from jaxadv import training
 
-from . import accuracy, checkpoints, devices, environment, signals
+from . import accuracy, checkpoints, devices, environment, hosts, signals
 from .announce import announce
 from .diagnostics import Diagnostics
 from .patience import CALL_SECONDS, Waiter
@@ -20,7 +22,7 @@ CHECKPOINT_SECONDS = 300  # between checkpoints within a long epoch
 CALL_MINIBATCHES = {"cpu": 8}  # SGD minibatches per compiled call; 64 on other platforms
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(FloatingPointError, hosts.Common):
     """The loss became infinite or NaN; says where, what was saved and what to try."""
 
 
@@ -37,12 +39,13 @@ class Trainer:
         self.shapes, self.verbose, self.say = shapes, verbose, say
         self.key = key_for(config, Stream.TRAIN)
         self.placement = devices.everywhere(devices.data_sharding(config.batch_size))
-        self.data = jax.device_put(training.DeviceData(*task.train), self.placement)
+        self.data = hosts.place(training.DeviceData(*task.train), self.placement)
         self.total_steps = config.num_epochs * run.batches_per_epoch
         self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": {}}
         self.identity = {"config": directory.digest(config), "machine": environment.machine()}
         self.diagnostics = Diagnostics.of(config, task, run)
         self.waiter = Waiter()
+        self.forwarded = False  # whether a signal was passed on to all processes
         self.pending = None  # metrics of the last call and its minibatches, not yet waited for
         self.kept = None  # state and record before a long call, saved if it is abandoned
         self.step = self.first_step = 0
@@ -70,14 +73,16 @@ class Trainer:
             self.waiter.close()
 
     def _initial_state(self) -> training.TrainState:
-        if not self.directory.last.is_file():
-            return jax.device_put(self.run.make_state(), self.placement)
-        state, self.record = checkpoints.load(self.directory.last, self.shapes)
-        self._check_record()
+        last = self.directory.last
+        data = hosts.from_writer(lambda: last.read_bytes() if last.is_file() else None)
+        if data is None:
+            return hosts.place(self.run.make_state(), self.placement)
+        state, self.record = checkpoints.load(last, self.shapes, data)
+        hosts.from_writer(self._check_record)
         self.step = int(state.step)
-        self.directory.write_metrics(self.record["rows"])
+        self._write_metrics()
         self.say(f"resuming at minibatch {self.step:,} of {self.total_steps:,}")
-        return jax.device_put(state, self.placement)
+        return hosts.place(state, self.placement)
 
     def _train_epoch(self, state: training.TrainState, end: int) -> training.TrainState:
         """Runs all updates up to minibatch ``end``, except an outer step that would cross it."""
@@ -101,13 +106,14 @@ class Trainer:
                 called = time.monotonic()
                 self._settle()
                 self.waiter.usual = time.monotonic() - called
-            if self.waiter.signum or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            asked = self._asked()
+            if asked or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self._settle()
                 self._count_seconds()
                 self._check_finite(state)
                 self._save(state)
                 self.started = saved = time.monotonic()
-                self._stop_if_asked()
+                self._stop(asked)
         self._settle()
         self._count_seconds()
         return state
@@ -234,9 +240,9 @@ class Trainer:
         self.record["sums"] = {}
         self.waiter.usual, self.kept = usual, None
         self._save(state)
-        self.directory.write_metrics(rows)
+        self._write_metrics()
         self.say(_epoch_line(row, self.config.num_epochs))
-        self._stop_if_asked()
+        self._stop(self._asked())
         return state
 
     def _evaluate(self, state: training.TrainState) -> dict:
@@ -261,12 +267,18 @@ class Trainer:
             return
         self.record["best"] = {"epoch": row["epoch"], "robust": row["selection_robust"]}
         part = {"params": state.params, "batch_stats": state.batch_stats}
-        # Twice: once training moves on, the best parameters exist nowhere else.
-        for path in (self.directory.selected_copy, self.directory.selected):
-            checkpoints.save(path, part, self.record["best"] | self.identity)
+        if hosts.is_writer():
+            # Twice: once training moves on, the best parameters exist nowhere else.
+            for path in (self.directory.selected_copy, self.directory.selected):
+                checkpoints.save(path, part, self.record["best"] | self.identity)
 
     def _save(self, state: training.TrainState) -> None:
-        checkpoints.save(self.directory.last, state, self.record | self.identity)
+        if hosts.is_writer():
+            checkpoints.save(self.directory.last, state, self.record | self.identity)
+
+    def _write_metrics(self) -> None:
+        if hosts.is_writer():
+            self.directory.write_metrics(self.record["rows"])
 
     def _check_record(self) -> None:
         """Checks that the last checkpoint belongs to this run and the selected one is intact."""
@@ -279,16 +291,24 @@ class Trainer:
             changes = ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in different)
             self.say(f"resuming on a different machine ({changes}): the last bits may differ")
 
-    def _stop_if_asked(self) -> None:
-        if self.waiter.signum:
+    def _asked(self) -> int:
+        """The signal that asks this process, or all of them together, to stop; 0 for none."""
+        return self.waiter.signum or (signal.SIGTERM if hosts.stopping() else 0)
+
+    def _stop(self, signum: int) -> None:
+        if signum:
             self.say("interrupted and saved; run the same command to resume")
-            raise Stopped(self.waiter.signum)
+            raise Stopped(signum)
 
     def _on_signal(self, signum, frame) -> None:
         """Handles signals: the first makes the loop save and stop, the second stops it at once."""
-        if self.waiter.signum:
+        if self.waiter.signum or self.forwarded:
             raise Stopped(signum)
-        self.waiter.signum = signum
+        if hosts.stops_together():
+            self.forwarded = True
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
+        else:
+            self.waiter.signum = signum
         self.say(
             "interrupted: saving after the current update (press Ctrl-C again to stop immediately)"
         )

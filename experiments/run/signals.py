@@ -43,6 +43,11 @@ def installed() -> Iterator[None]:
         yield
 
 
+def leave_to_others(signum: int) -> None:
+    """Never installs a handler for ``signum``, because something else in this process has one."""
+    _left_to_others.add(signum)
+
+
 @contextlib.contextmanager
 def handled(handler) -> Iterator[None]:
     """Installs ``handler(signum, frame)`` for termination signals, if this is the main thread."""
@@ -56,7 +61,11 @@ def handled(handler) -> Iterator[None]:
         handler(signum, frame)
 
     # Under nohup, keep ignoring SIGHUP.
-    wanted = [n for n in ENDING if signal.getsignal(n) is not signal.SIG_IGN]
+    wanted = [
+        number
+        for number in ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN and number not in _left_to_others
+    ]
     before = {number: signal.signal(number, answer) for number in wanted}
     try:
         yield
@@ -130,6 +139,7 @@ def quiet_while_importing(package: str) -> None:
             signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
 
+_left_to_others: set[int] = set()
 _answered = 0.0  # when a handler last ran
 
 

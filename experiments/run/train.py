@@ -1,14 +1,20 @@
 """Trains a run resumably and evaluates it at the end."""
 
+import contextlib
+import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from jaxadv import training
+
 from ..reporting.write import write_page
 from ..settings import Config
-from . import accuracy, build, checkpoints, devices, environment
+from . import accuracy, build, checkpoints, devices, environment, hosts
 from .directory import RunDirectory, write_json
 from .loop import Trainer
 from .predictions import save_predictions
@@ -45,20 +51,22 @@ def train_and_evaluate(
         ['last', 'selected']
     """
     directory = RunDirectory(workdir)
-    say = tqdm.write if verbose else lambda text: None
+    say = tqdm.write if verbose and hosts.is_writer() else lambda text: None
     task = load_task(config, data_dir)
     run = build.build(config, task, devices.data_sharding(config.batch_size))
     shapes = jax.eval_shape(run.make_state)
     state_bytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes))
-    report = directory.report_of(config)
+    hosts.check_equal(directory.digest(config), "the configuration")
+    report = _from_writer(lambda: directory.report_of(config))
     if report is not None:
         say(f"{directory.path} is finished; its report:")
     else:
-        with directory.held(config, needed_bytes=5 * state_bytes):
+        with contextlib.ExitStack() as held:
+            _from_writer(lambda: held.enter_context(directory.held(config, 5 * state_bytes)))
             Trainer(config, directory, task, run, shapes, verbose, say).train()
-            report = _final_report(config, directory, task, run, shapes)
-            write_json(directory.report_file, report)
-            write_page(directory, say, task=task)
+            predictions = _final_predictions(config, directory, task, run, shapes)
+            report = _from_writer(lambda: _finish(config, directory, task, run, predictions, say))
+    assert report is not None
     say(describe_report(report))
     return report
 
@@ -77,13 +85,21 @@ def describe_report(report: dict) -> str:
     )
 
 
-def _final_report(config, directory, task, run, shapes) -> dict:
+def _from_writer(read: Callable[[], dict | None]) -> dict | None:
+    """The JSON value of process 0 in every process."""
+    data = hosts.from_writer(lambda: json.dumps(read()).encode())
+    return None if data is None else json.loads(data)
+
+
+def _final_predictions(config, directory, task, run, shapes) -> dict[str, training.Predictions]:
+    """Predictions for the test images by checkpoint, computed by all processes together."""
     parts = ("params", "batch_stats")
     templates = (shapes.params, shapes.batch_stats)
-    results = {}
+    found = {}
     for name, path in (("selected", directory.selected), ("last", directory.last)):
-        params, batch_stats = checkpoints.load_part(path, parts, templates)
-        predictions = accuracy.predict_all(
+        data = hosts.from_writer(functools.partial(checkpoints.read_bytes, path))
+        params, batch_stats = checkpoints.load_part(path, parts, templates, data)
+        found[name] = accuracy.predict_all(
             run.predict,
             params,
             batch_stats,
@@ -91,9 +107,23 @@ def _final_report(config, directory, task, run, shapes) -> dict:
             *task.test,
             batch_size=config.eval.batch_size,
         )
-        results[name] = accuracy.summarize(predictions, task.test.labels, task.dataset.class_names)
-        if name == "selected":
-            save_predictions(directory, predictions, task.test.labels)
+    return found
+
+
+def _finish(config, directory, task, run, predictions, say) -> dict:
+    """Writes the report, its page and the predictions of a finished run."""
+    save_predictions(directory, predictions["selected"], task.test.labels)
+    report = _report(config, directory, task, run, predictions)
+    write_json(directory.report_file, report)
+    write_page(directory, say, task=task)
+    return report
+
+
+def _report(config, directory, task, run, predictions) -> dict:
+    results = {
+        name: accuracy.summarize(found, task.test.labels, task.dataset.class_names)
+        for name, found in predictions.items()
+    }
     rows = directory.metrics()
     best = max(
         (row for row in rows if row["selection_robust"] is not None),

@@ -1,6 +1,7 @@
 """The command line: where configs are found, overrides of every type, and one-line mistakes."""
 
 import os
+import sys
 
 import pytest
 
@@ -231,6 +232,7 @@ def test_expected_failures_end_without_a_traceback(monkeypatch, capsys, error, s
     def run(*_, **__):
         raise error
 
+    monkeypatch.setattr("os._exit", sys.exit)
     with pytest.raises(SystemExit) as exit_:
         run_main(monkeypatch, run=run)
     assert exit_.value.code == status

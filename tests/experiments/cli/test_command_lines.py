@@ -142,7 +142,9 @@ def test_ctrl_c_while_importing_prints_no_traceback():
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"HOME": "/nowhere"}
     )
     with started:
-        time.sleep(0.4)  # JAX takes longer
+        maps = Path(f"/proc/{started.pid}/maps")
+        while "numpy" not in maps.read_text():  # the imports have begun, and JAX takes longer
+            time.sleep(0.01)
         started.send_signal(signal.SIGINT)
         _, errors = started.communicate(timeout=60)
     assert started.returncode == 130 and "Traceback" not in errors

@@ -132,7 +132,9 @@ def test_another_seed_gives_another_run(finished, tmp_path):
 
 def test_one_device_and_two_agree(finished, tmp_path, monkeypatch):
     assert jax.device_count() == 2
-    assert devices.data_sharding(24) is not None and devices.data_sharding(25) is None
+    assert devices.data_sharding(24) is not None
+    with pytest.raises(ValueError, match=r"batch_size=25 .* 2 devices; .*batch_size=24 or 26"):
+        devices.data_sharding(25)
     monkeypatch.setattr(devices, "data_sharding", lambda batch_size: None)
     run(tiny(), tmp_path)
     one = parts(tmp_path / "last.ckpt", tiny())

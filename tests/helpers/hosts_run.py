@@ -1,0 +1,62 @@
+"""Tiny runs of a BatchNorm network in one of several processes.
+
+    python -m tests.helpers.hosts_run WORKDIR METHOD[,METHOD] [SIGNAL@PROCESS:CALL] --hosts=HOSTS
+
+Each method's run is in a folder of its own. The signal reaches the process before a compiled call
+of it; "SLEEP@PROCESS:SECONDS" delays the start of a process instead.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from experiments.cli import process
+from experiments.run import loop, train
+from jaxadv import training
+from jaxadv.models import MODELS
+from tests.helpers.tiny_runs import tiny, tiny_norm
+
+
+def config(method: str, **overrides):
+    """The configuration that the processes train."""
+    return tiny(method, model="tiny_norm", width=None, **overrides)
+
+
+def main():
+    *words, last = sys.argv[1:]
+    hosts = last.removeprefix("--hosts=")
+    workdir, methods = Path(words[0]), words[1].split(",")
+    name, _, where = (words[2] if len(words) > 2 else "NONE@0:0").partition("@")
+    at, count = map(int, where.split(":"))
+    if at == int(hosts.split(",")[2]):
+        if name == "SLEEP":
+            time.sleep(count)
+        elif name != "NONE":
+            strike(name, count)
+    MODELS["tiny_norm"] = tiny_norm
+    loop.CALL_MINIBATCHES = {"cpu": 2}
+
+    def action():
+        for method in methods:
+            train.train_and_evaluate(config(method), workdir / method)
+
+    process.execute(action, hosts)
+
+
+def strike(name: str, count: int) -> None:
+    """Sends this process a signal before its ``count``-th call."""
+    real, left = training.Program.advance, [count]
+
+    def advance(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), getattr(signal, name))
+        return real(*arguments)
+
+    training.Program.advance = advance
+
+
+if __name__ == "__main__":
+    main()
