@@ -19,6 +19,7 @@ from .cli import process
 from .cli.options import Parser, folder, fraction, numbers, seed
 from .evaluation import shards, subjects
 from .evaluation.evaluate import ATTACKS, PRECISIONS, VERSIONS, describe, evaluate
+from .run import hosts
 from .run.directory import RunDirectory
 
 
@@ -97,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         help="download missing data; default true",
     )
     parser.add_argument("--output", type=folder, help="JSON file; default: in the run directory")
+    parser.add_argument(
+        "--hosts",
+        type=process.processes,
+        help="several processes, each with this command and a common disk: auto under SLURM, Open "
+        "MPI, Kubernetes or on a Cloud TPU, else ADDRESS:PORT,NUMBER,INDEX. PGD splits every batch "
+        "among them, AutoAttack takes --shard=auto",
+    )
     return parser
 
 
@@ -104,7 +112,9 @@ def main() -> None:
     """The command line."""
     options = vars(_parser().parse_args())
     output, download = options.pop("output"), options.pop("download") == "true"
-    shard = options.pop("shard")
+    shard, among = options.pop("shard"), options.pop("hosts")
+    if among is not None and options["attack"] == "autoattack":
+        shard = shard or "auto"
 
     def run():
         wanted = options["dataset"]
@@ -112,16 +122,17 @@ def main() -> None:
             wanted = RunDirectory(options["workdir"]).config().dataset
         if wanted is not None:
             data.ensure(wanted, options["data_dir"], download=download)
-        call = functools.partial(evaluate, **options, save=output or True)
-        report, part = shards.run(call, shard)
-        if report is None:
+        # AutoAttack's shards are saved by their own processes, PGD's report by process 0.
+        save = (output or True) if shard is not None or hosts.is_writer() else False
+        report, part = shards.run(functools.partial(evaluate, **options, save=save), shard)
+        if report is None or not save:
             return
         print(describe(report))
         print(f"written to {', '.join(report['files'])}")
         if part is not None:
             print(f"shard {part[0]}/{part[1]}; after all, run this without --shard to merge them")
 
-    process.execute(run)
+    process.execute(run, among, together=False)
 
 
 if __name__ == "__main__":

@@ -115,9 +115,11 @@ def commands() -> list[tuple[str, str, list[str]]]:
         lines += [" ".join(words.split()) for words in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
         for line in lines:
             words = shlex.split(line.partition(" #")[0]) if "python -m " in line else []
-            if "-m" in words:
-                place = words.index("-m")
-                found.append((page, words[place + 1], words[place + 2 :]))
+            # After "--", a launcher is given another command.
+            for command in " ".join(words).split(" -- "):
+                if "-m" in (part := command.split()):
+                    place = part.index("-m")
+                    found.append((page, part[place + 1], part[place + 2 :]))
     return found
 
 

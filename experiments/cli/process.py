@@ -1,5 +1,6 @@
 """Shared program scaffolding: devices, signals, and one-line errors."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -51,6 +52,15 @@ def execute(
             file=sys.stderr,
         )
         _exit(1)
+
+
+def processes(text: str) -> str:
+    """The processes of a command, for ``argparse``; see :func:`experiments.run.hosts.start`."""
+    try:
+        hosts.check(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def fail(error: BaseException) -> NoReturn:

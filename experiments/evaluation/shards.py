@@ -40,7 +40,7 @@ def run(
         The report, None where another process has it; and the shard that it is of.
     """
     if shard != "auto":
-        return evaluate(shard=shard, verbose=True), shard
+        return evaluate(shard=shard, verbose=jax.process_index() == 0), shard
     index, number = jax.process_index(), jax.process_count()
     if number > 1:
         evaluate(shard=(index, number), verbose=index == 0)

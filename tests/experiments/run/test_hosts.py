@@ -67,7 +67,7 @@ def test_every_method_gives_the_bits_of_one_process(one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_processes_agree_with_four_devices(tmp_path):
+def test_four_processes_agree_with_four_devices(norm_model, tmp_path):
     # Gloo adds the terms of an all-reduce of four in another order than one process does.
     done = launch(tmp_path / "four", METHODS, processes=4)
     assert done.returncode == 0, done.stdout
@@ -120,7 +120,8 @@ def test_a_run_of_one_process_goes_on_in_two(norm_model, one_process, tmp_path, 
 def test_a_killed_process_ends_the_others_and_the_run_resumes(index, one_process, tmp_path):
     began = time.monotonic()
     done = launch(tmp_path, ["at"], f"SIGKILL@{index}:4")
-    assert done.returncode == 128 + signal.SIGKILL and time.monotonic() - began < 300
+    # The others may notice before the launcher does.
+    assert done.returncode in (1, 128 + signal.SIGKILL) and time.monotonic() - began < 300
     assert "lost another process" in done.stdout or "heartbeat" in done.stdout, done.stdout
     assert not RunDirectory(tmp_path / "at").report_file.exists()
     assert launch(tmp_path, ["at"]).returncode == 0
