@@ -67,8 +67,9 @@ def test_every_method_gives_the_bits_of_one_process(one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_processes_agree_with_four_devices(norm_model, tmp_path):
+def test_four_processes_agree_with_four_devices(norm_model, tmp_path, monkeypatch):
     # Gloo adds the terms of an all-reduce of four in another order than one process does.
+    monkeypatch.setenv("EPOCHS", "1")
     done = launch(tmp_path / "four", METHODS, processes=4)
     assert done.returncode == 0, done.stdout
     program = (
@@ -77,11 +78,8 @@ def test_four_processes_agree_with_four_devices(norm_model, tmp_path):
         "MODELS['tiny_norm'] = tiny_norm; path = Path(sys.argv[1]);"
         "[run(config(m), path / m) for m in sys.argv[2].split(',')]"
     )
-    os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-    try:
-        python("-c", program, str(tmp_path / "one"), ",".join(METHODS), cwd=ROOT, check=True)
-    finally:
-        del os.environ["JAX_NUM_CPU_DEVICES"]
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
+    python("-c", program, str(tmp_path / "one"), ",".join(METHODS), cwd=ROOT, check=True)
     for method in METHODS:
         found, expected = (
             jax.tree.leaves(parts(tmp_path / where / method / "last.ckpt", config(method)))
