@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce claims figures test test-slow test-parity lint format setup help
+.PHONY: reproduce claims figures test test-slow test-parity test-lowering test-h100 lint format setup help
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
 
 setup: $(READY)  ## virtual environment with the pinned requirements
 
@@ -39,6 +39,15 @@ test-parity: setup  ## jaxadv beside the PyTorch reference, which it installs in
 	test -d .peers/pyautoattack || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--target .peers -c requirements.txt -r requirements-peers.txt
 	PYTHONPATH=.peers $(BIN)/python -m pytest -n auto tests/parity -m "slow or not slow"
+
+test-lowering: setup  ## every compiled program lowers for NVIDIA and AMD GPUs and for TPUs; none is needed
+	$(BIN)/python -m pytest -n auto tests/lowering tests/attacks/test_lowering.py -m "slow or not slow"
+
+test-h100: setup  ## programs compiled for an H100 that is not here; an hour or more on two cores
+	test -d .h100/nvidia || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --target .h100 -r requirements-h100.txt
+	$(BIN)/python -m benchmarks.h100 --output=runs/h100.json
+	H100_RESULTS=runs/h100.json $(BIN)/python -m pytest tests/benchmarks/test_h100.py
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .
