@@ -75,6 +75,8 @@ PROGRAMS: dict[str, Spec] = {
     "at_4_eval": Spec("at", devices=4, attack_bn="eval"),
     "at_bfloat16": Spec("at", dtype="bfloat16"),
     "entropy_sgd_4": Spec("entropy_sgd", devices=4),
+    "wrn_4": WRN._replace(devices=4),
+    "wrn_bfloat16_4": WRN._replace(dtype="bfloat16", devices=4),
     "apgd-t_4": Spec("apgd-t", devices=4),
     "awp": Spec("awp"),
     "trades": Spec("trades"),

@@ -141,28 +141,30 @@ def _pairs(programs: dict[str, dict]) -> Iterator[tuple[str, tuple[str, str]]]:
 
 def _pod(programs: dict[str, dict]) -> str:
     rows = []
-    for name in ("at_4", "at_4_eval", "entropy_sgd_4"):
-        if name not in programs:
+    for name, found in programs.items():
+        spec = found["spec"]
+        if spec["network"] == "tiny" or spec["what"] in KERNELS or spec["batch"] != 128:
             continue
-        found = programs[name]
         number, size = reductions(found)
         alone = seconds(found)
         cells = [_speed(1, found, alone)]
         for devices, (_, link, latency) in LINKS.items():
             moved = 2 * (devices - 1) / devices * size / link
-            cells.append(_speed(devices, found, alone + moved + number * latency))
-        rows.append(f"| {_title(name, found['spec'])} | " + " | ".join(cells) + " |")
+            time = alone + moved + number * latency
+            cells.append(_speed(devices, found, time) if spec["devices"] > 1 else "")
+        rows.append(f"| {_title(name, spec)} | " + " | ".join(cells) + " |")
     if not rows:
         return ""
     links = "; ".join(
         f"{devices} devices: {name}, {link / 1e9:.0f} GB/s, {latency * 1e6:.0f} us a reduction"
         for devices, (name, link, latency) in LINKS.items()
     )
+    peaks = ", ".join(f"{peak / 1e12:.0f} in {dtype}" for dtype, peak in PEAK.items())
     head = [
-        "Computed by a cost model, not measured: 128 images a device, whatever their number. Each "
-        "loop takes the longer of its FLOP at the peak "
-        f"({PEAK['float32'] / 1e12:.0f} TFLOP/s TF32) and its bytes at {BANDWIDTH / 1e12:.2f} TB/s "
-        "(operands and results of every kernel, without cache), without launches; all-reduces add "
+        "Computed by a cost model, not measured: least times with 128 images a device, whatever "
+        "the number of devices. Each loop takes the longer of its FLOP at the data sheet's peak "
+        f"(TFLOP/s: {peaks}; float32 is TF32) and its bytes at {BANDWIDTH / 1e12:.2f} TB/s "
+        "(operands and results of every kernel, no cache), and launches are free. All-reduces add "
         f"2 (n-1)/n bytes over the link and a latency each, not overlapped ({links}). "
         "The latencies are assumptions. Epoch: CIFAR-10.\n",
         "| program | " + " | ".join(f"{n} x H100" for n in (1, *LINKS)) + " |",
@@ -180,5 +182,9 @@ def _title(name: str, spec: dict) -> str:
     network = {"wrn34_10": "WRN-34-10"}.get(spec["network"], "PreActResNet-18")
     titles = {"at": "AT", "awp": "AWP", "trades": "TRADES", "entropy_sgd": "AT, EntropySGD"}
     what = titles.get(spec["what"], spec["what"])
-    bn = ", BatchNorm in eval mode in the attack" if spec["attack_bn"] == "eval" else ""
+    bn = (
+        ", BatchNorm in eval mode in the attack, no clean pass"
+        if spec["attack_bn"] == "eval"
+        else ""
+    )
     return f"{what}, {network}, {spec['dtype']}{bn} (`{name}`)"
