@@ -11,7 +11,7 @@ import jax
 from ..run import environment, hosts, signals
 
 
-def split_cpu(dataset: str, batch_size: int | None = None) -> None:
+def split_cpu(dataset: str, batch_size: int = 128) -> None:
     """Uses one CPU device per core when training on larger images."""
     if dataset != "digits":
         environment.split_cpu(batch_size)

@@ -27,7 +27,7 @@ def configure() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def split_cpu(batch_size: int | None = None) -> None:
+def split_cpu(batch_size: int = 128) -> None:
     """Gives JAX one CPU device per core, at most 4; training splits minibatches among them.
 
     Fewer where they would not divide ``batch_size``.
@@ -41,7 +41,7 @@ def split_cpu(batch_size: int | None = None) -> None:
         return
     with contextlib.suppress(RuntimeError):  # JAX is already initialized: no effect, as documented
         count = min(os.cpu_count() or 1, 4)
-        while batch_size is not None and batch_size % count:
+        while batch_size % count:
             count -= 1
         jax.config.update("jax_num_cpu_devices", count)
 

@@ -43,6 +43,6 @@ def test_the_command_line_says_whether(monkeypatch, tmp_path, words, allowed):
     monkeypatch.setattr(data, "ensure", lambda name, folder, download: asked.append(download))
     monkeypatch.setattr("sys.argv", ["cifar10", "--config=configs/at.py:smoke", *words])
     monkeypatch.setattr("experiments.run.environment.configure", lambda: None)
-    monkeypatch.setattr("experiments.run.environment.split_cpu", lambda: None)
+    monkeypatch.setattr("experiments.run.environment.split_cpu", lambda *_: None)
     cli.main("cifar10", run=lambda *arguments, **options: asked.append("ran"))
     assert asked == [allowed, "ran"]
