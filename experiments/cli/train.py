@@ -107,7 +107,8 @@ def main(dataset: str, run: Callable = train_and_evaluate) -> None:
 
     def action():
         hosts.from_writer(ensure)  # first, in case the disk is shared
-        ensure()
+        if not hosts.is_writer():
+            ensure()
         run(arguments.config, arguments.workdir, data_dir=arguments.data_dir)
 
     process.execute(action, arguments.hosts)
