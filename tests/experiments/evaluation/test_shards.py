@@ -2,14 +2,20 @@
 
 import argparse
 import json
+import os
+import pathlib
+import socket
+import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import evaluate as entry
 from experiments.evaluation import shards
 from experiments.evaluation.evaluate import evaluate
+from jaxadv.attacks import AutoAttackResult
 
 STRONG = dict(attack="autoattack", eps=0.3, number=20, verbose=False)
 
@@ -88,3 +94,48 @@ def test_one_process_evaluates_everything():
     assert shards.run(run, "auto") == ({"shard": None}, None)
     assert shards.run(run, None) == ({"shard": None}, None)
     assert shards.run(run, (1, 2)) == ({"shard": (1, 2)}, (1, 2))
+
+
+PROGRAM = """
+import sys, jax, numpy as np
+index, port, store, output = int(sys.argv[1]), *sys.argv[2:]
+if index >= 0:
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+from experiments.evaluation import shards
+from jaxadv.attacks import autoattack
+images = np.random.default_rng(0).uniform(size=(40, 4, 4, 1)).astype(np.float32)
+weights = np.random.default_rng(1).normal(size=(16, 5)).astype(np.float32)
+model = lambda x: x.reshape(len(x), -1) @ weights
+labels = np.asarray(model(images).argmax(1))
+def run(shard, verbose):
+    return autoattack(
+        0, model, images, labels, eps=0.2, version="custom", attacks=["apgd-ce"], num_steps=5,
+        store=store, shard=shard, progress=False,
+    )
+found, _ = shards.run(run, "auto")
+assert (found is None) == (index == 1)
+if found is not None:
+    found.save(output)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launcher(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = pathlib.Path(__file__).parents[3]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+
+    def start(index, name):
+        words = [str(index), str(port), str(tmp_path / f"{name}-store"), str(tmp_path / name)]
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, *words], env=environment)
+
+    both = [start(0, "both.npz"), start(1, "both.npz")]
+    assert [process.wait(timeout=400) for process in both] == [0, 0]
+    assert start(-1, "alone.npz").wait(timeout=400) == 0
+    both, alone = (AutoAttackResult.load(tmp_path / name) for name in ("both.npz", "alone.npz"))
+    np.testing.assert_array_equal(both.images, alone.images)
+    np.testing.assert_array_equal(both.broken_by, alone.broken_by)
+    assert both.evaluations == alone.evaluations and 0 < both.robust.sum() < 40
+    assert (tmp_path / "both.npz-store" / "shard-1-of-2").is_dir()
