@@ -88,18 +88,8 @@ def evaluate(
         FileNotFoundError: if ``workdir`` is not a run directory.
         ValueError: if an option is invalid or the checkpoint does not match.
     """
-    check_choice("attack", attack, ATTACKS)
-    check_choice("version", version, VERSIONS)
     own = {"step_size": step_size, "num_steps": num_steps, "num_restarts": num_restarts}
-    given = [name for name in _PGD_OPTIONS if own[name] is not None]
-    if attack == "autoattack" and given:
-        name = given[0]
-        raise ValueError(
-            f"{name}={own[name]} applies only to attack='pgd'; AutoAttack sets its own {name}"
-        )
-    if attack == "pgd" and (shard is not None or precision != "default"):
-        name = "precision" if shard is None else "shard"
-        raise ValueError(f"{name} applies only to attack='autoattack'; leave it out")
+    _check_attack(attack, version, precision, shard, own)
     if shard is not None and not save:
         raise ValueError(f"shard={shard} needs save=True or a path: where all shards are kept")
     if isinstance(save, Path):
@@ -124,17 +114,17 @@ def evaluate(
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
     if attack == "pgd":
-        options = {n: subject.pgd[n] if own[n] is None else own[n] for n in _PGD_OPTIONS}
-        found, details, result = _pgd(subject, threat | options, batch_size, verbose), options, None
-        name = f"evaluation-{checkpoint}-{images}"
-        name += "" if number is None else f"-first{number}"
-        path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
+        name = f"evaluation-{checkpoint}-{images}" + ("" if number is None else f"-first{number}")
     else:
-        details = {"version": version, "precision": precision}
         name = _autoattack_name(
             subject, threat, version, seed, number, checkpoint, images, precision
         )
-        path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
+    path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
+    if attack == "pgd":
+        options = {n: subject.pgd[n] if own[n] is None else own[n] for n in _PGD_OPTIONS}
+        found, details, result = _pgd(subject, threat | options, batch_size, verbose), options, None
+    else:
+        details = {"version": version, "precision": precision}
         store = path.with_suffix(".progress") if save else None
         found, result = autoattack.run_autoattack(
             subject, **threat, version=version, precision=precision, batch_size=batch_size,
@@ -157,6 +147,21 @@ def evaluate(
         page = _renew_page(workdir, path, checkpoint, data_dir)
         report["files"] += [] if page is None else [str(page)]
     return report
+
+
+def _check_attack(attack: str, version: str, precision: str, shard, own: dict) -> None:
+    """Raises a ``ValueError`` for unknown names, and for options of the other attack."""
+    check_choice("attack", attack, ATTACKS)
+    check_choice("version", version, VERSIONS)
+    given = [name for name in _PGD_OPTIONS if own[name] is not None]
+    if attack == "autoattack" and given:
+        name = given[0]
+        raise ValueError(
+            f"{name}={own[name]} applies only to attack='pgd'; AutoAttack sets its own {name}"
+        )
+    if attack == "pgd" and (shard is not None or precision != "default"):
+        name = "precision" if shard is None else "shard"
+        raise ValueError(f"{name} applies only to attack='autoattack'; leave it out")
 
 
 def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
