@@ -205,8 +205,9 @@ class RunDirectory:
         if not isinstance(stored, dict):
             raise _damaged(self.config_file, "no object")
         config = ConfigDict(stored)
-        if "diagnostics" not in config:  # from a version without diagnostics
-            config.diagnostics = settings.base().diagnostics
+        for section in ("diagnostics", "data"):
+            if section not in config:  # from a version without it
+                config[section] = settings.base()[section]
         known = {name for name, _ in settings.flatten(config)}
         missing = [name for name, _ in settings.flatten(settings.base()) if name not in known]
         if missing:
@@ -304,7 +305,10 @@ def _why_not_extended(stored: dict, asked: dict) -> str:
 
 
 def _fields(config: Config) -> dict:
-    return {name: _plain(value) for name, value in settings.flatten(config)}
+    """The fields that a run's results depend on."""
+    fields = {name: _plain(value) for name, value in settings.flatten(config)}
+    del fields["data.stream"]
+    return fields
 
 
 def _digest(fields: dict) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxadv import training
 
-from . import accuracy, checkpoints, devices, environment, hosts, signals
+from . import accuracy, checkpoints, devices, environment, hosts, signals, source
 from .announce import announce
 from .diagnostics import Diagnostics
 from .patience import CALL_SECONDS, Waiter
@@ -39,7 +39,12 @@ class Trainer:
         self.shapes, self.verbose, self.say = shapes, verbose, say
         self.key = key_for(config, Stream.TRAIN)
         self.placement = devices.everywhere(devices.data_sharding(config.batch_size))
-        self.data = hosts.place(training.DeviceData(*task.train), self.placement)
+        self.at_most = CALL_MINIBATCHES.get(jax.default_backend(), 64)
+        if source.streams(config, task.train):
+            self.data = source.open_stream(config, task.train, at_most=self.at_most)
+            self.at_most = self.data.chunk
+        else:
+            self.data = hosts.place(source.resident(task.train), self.placement)
         self.total_steps = config.num_epochs * run.batches_per_epoch
         self.record = {"rows": [], "seconds": 0.0, "best": None, "sums": {}}
         self.identity = {"config": directory.digest(config), "machine": environment.machine()}
@@ -54,6 +59,8 @@ class Trainer:
     def train(self) -> None:
         """Runs all remaining epochs."""
         announce(self.config, self.task, self.run, self.total_steps, self.say)
+        if isinstance(self.data, training.Stream):
+            self.say("the training images are streamed from the host (config.data.stream)")
         state = self._initial_state()
         self.first_step, self.began = self.step, time.monotonic()
         self.bar = Bar(self.total_steps, self.step, self.say if self.verbose else None)
@@ -71,6 +78,8 @@ class Trainer:
         finally:
             self.bar.close()
             self.waiter.close()
+            if isinstance(self.data, training.Stream):
+                self.data.close()
 
     def _initial_state(self) -> training.TrainState:
         last = self.directory.last
@@ -121,7 +130,7 @@ class Trainer:
     def _next_call(self, left: int) -> tuple[int, bool]:
         """Minibatches in the next call (0 for none), and whether the diagnostics measure it."""
         program, is_measured = self.run.program, False
-        at_most = CALL_MINIBATCHES.get(jax.default_backend(), 64)
+        at_most = self.at_most
         if self.diagnostics is not None:
             is_measured = self.diagnostics.due(self.step, program.phase_at(self.step).group)
             at_most = 1 if is_measured else min(at_most, self.diagnostics.until_due(self.step))

@@ -60,6 +60,10 @@ def base(scale: str | None = None) -> Config:
             "train_size": config_dict.placeholder(int),
             "test_size": config_dict.placeholder(int),
             "augment": config_dict.placeholder(str),
+            # Whether threads read the training images from the host ("true") or all of them are on
+            # each device ("false"), which gives the same results; "auto" streams them if they
+            # exceed a third of a device's memory (of a CPU: of its share of the machine's).
+            "data": {"stream": "auto"},
             # The loss: cross-entropy at adversarial images (AT), or "trades".
             "objective": "cross_entropy",
             # beta_T, the attack's preset on CIFAR-10 ("paper" or "awp"), and its initialization.

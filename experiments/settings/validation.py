@@ -96,6 +96,7 @@ def check(config: Any) -> None:
     check_choice("config.model", config.model, MODELS)
     check_choice("config.augment", config.augment, AUGMENTATIONS)
     check_choice("config.precision", config.precision, ("float32", "bfloat16"))
+    check_choice("config.data.stream", config.data.stream, ("auto", "true", "false"))
     check_choice("config.selection", config.selection, ("validation", "test"))
     check_choice("config.bn.attack", config.bn.attack, ("train", "eval"))
     check_choice("config.bn.slow_weights", config.bn.slow_weights, ("refresh", "inner"))
