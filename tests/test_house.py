@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("jaxadv", "experiments", "theory", "benchmarks")
 # What an installation may lack, or what takes seconds to load: imported where it is used.
 OPTIONAL = {
+    "array_record",
     "torch",
     "torchattacks",
     "foolbox",

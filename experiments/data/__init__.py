@@ -1,4 +1,4 @@
-"""Data sets as verified arrays in memory.
+"""Data sets as verified arrays in memory, or as images in files that are read by row (`Rows`).
 
 `load` reads local files and never downloads; `ensure` and `python -m experiments.data NAME`
 download what is missing. Images are uint8 NHWC, labels int32.
@@ -15,3 +15,6 @@ from ._dataset import split as split
 from ._fetch import ensure as ensure
 from ._registry import NAMES as NAMES
 from ._registry import load as load
+from ._rows import Rows as Rows
+from ._rows import central as central
+from ._rows import take as take

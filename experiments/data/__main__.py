@@ -10,7 +10,7 @@ from ..cli.options import Parser
 from ._archives import extract
 from ._dataset import DataError, DataMissingError, Dataset
 from ._fetch import fetch
-from ._registry import EMBEDDED, NAMES, SPECS, check_name
+from ._registry import EMBEDDED, NAMES, OPENED, SPECS, check_name
 from ._sources import cache_path, data_folder
 
 
@@ -75,7 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _get(name: str, data_dir: str | None) -> Dataset:
+    if name in OPENED:
+        return OPENED[name](data_dir)
     return EMBEDDED[name]() if name in EMBEDDED else fetch(SPECS[name], data_dir)
+
+
+def _opened(name: str, data_dir: str | None) -> str:
+    try:
+        return OPENED[name](data_dir).source
+    except DataMissingError:
+        return "missing: its files must be prepared by hand"
 
 
 def _list(data_dir: str | None) -> None:
@@ -83,6 +92,9 @@ def _list(data_dir: str | None) -> None:
     for name in NAMES:
         if name in EMBEDDED:
             print(f"{name:10} needs no files")
+            continue
+        if name in OPENED:
+            print(f"{name:10} {_opened(name, data_dir)}")
             continue
         spec = SPECS[name]
         searched = (folder, folder / name)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Arrays(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set held in memory.
+    """A data set: labels in memory, and images too unless they are `Rows`.
 
     Images stay uint8, as on disk; models expect float32 in [0, 1], that is, divided by 255.
 
@@ -58,9 +58,9 @@ class Dataset:
     """
 
     name: str
-    train_images: np.ndarray
+    train_images: Any
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Any
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     source: str
@@ -75,8 +75,8 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        height, width, channels = self.train_images.shape[1:]
+        """(height, width, channels) of the model's images; training images may be larger."""
+        height, width, channels = self.test_images.shape[1:]
         return height, width, channels
 
 

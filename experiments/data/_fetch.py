@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ._dataset import DataError, DataMissingError, Dataset
-from ._registry import EMBEDDED, SPECS, check_name
+from ._registry import EMBEDDED, OPENED, SPECS, check_name
 from ._sources import Download, Spec, cache_path, data_folder, load_spec
 
 _CHUNK = 1 << 20
@@ -214,7 +214,7 @@ def ensure(
       DataError: as `fetch`.
     """
     check_name(name)
-    if name in EMBEDDED:
+    if name in EMBEDDED or name in OPENED:
         return
     spec = SPECS[name]
     folder = data_folder(data_dir)

@@ -8,6 +8,7 @@ from ._cifar10 import CIFAR10
 from ._cifar100 import CIFAR100
 from ._dataset import Dataset
 from ._digits import load_digits
+from ._imagenet import load_imagenet
 from ._mnist import MNIST
 from ._sources import Spec, load_spec
 from ._svhn import SVHN
@@ -15,7 +16,9 @@ from ._svhn import SVHN
 SPECS: dict[str, Spec] = {spec.name: spec for spec in (CIFAR10, CIFAR100, SVHN, MNIST)}
 # Data sets that need no files: what makes them.
 EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
-NAMES: tuple[str, ...] = (*EMBEDDED, *SPECS)
+# Data sets whose images stay in files that the user prepares: what opens them.
+OPENED: dict[str, Callable[..., Dataset]] = {"imagenet": load_imagenet}
+NAMES: tuple[str, ...] = (*EMBEDDED, *SPECS, *OPENED)
 
 
 def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
@@ -30,7 +33,8 @@ def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -
     their published MD5 before they are read.
 
     Args:
-      name: "digits", "cifar10", "cifar100", "svhn" or "mnist".
+      name: "digits", "cifar10", "cifar100", "svhn", "mnist" or "imagenet", whose images stay in
+        their files and are not verified.
       data_dir: folder with the data; default: $JAXADV_DATA, else `data` in the current directory.
       cache: whether to keep a verified copy in `data_dir`. If that fails (a full or read-only
         disk), the data are still returned, with a warning.
@@ -51,6 +55,8 @@ def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -
     check_name(name)
     if name in EMBEDDED:
         return EMBEDDED[name]()
+    if name in OPENED:
+        return OPENED[name](data_dir)
     return load_spec(SPECS[name], data_dir, cache=cache)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxadv import losses, training
 
+from .. import data
 from ..reporting.words import duration
 from ..settings import Config
 from . import build, environment
@@ -53,7 +54,8 @@ def minibatch_seconds(config: Config, task: Task, run: build.Run) -> float:
     passes = 1.5 * (1 + (config.awp.gamma > 0)) * (1 + (config.objective == "trades"))
     state = run.make_state()
     rows = slice(0, min(config.batch_size, 64))
-    images = training.to_float(jnp.asarray(task.train.images[rows]))
+    first = data.central(task.train.images, task.dataset.image_shape)[rows]
+    images = training.to_float(jnp.asarray(first))
     labels = jnp.asarray(task.train.labels[rows])
 
     @jax.jit

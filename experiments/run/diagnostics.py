@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxadv import attacks, theory
 
+from .. import data
 from ..settings import Config
 from . import build, devices, hosts
 from .phases import schedule
@@ -33,7 +34,8 @@ class Diagnostics:
     def __init__(self, config: Config, task: Task, run: build.Run):
         self.config, self.run = config, run
         number = min(config.diagnostics.num_images, len(task.train.labels))
-        self.images = jnp.asarray(task.train.images[:number], jnp.float32) / 255
+        first = data.central(task.train.images, task.dataset.image_shape)[:number]
+        self.images = jnp.asarray(first, jnp.float32) / 255
         self.labels = jnp.asarray(task.train.labels[:number])
         threat = config.threat
         self.bounds = None

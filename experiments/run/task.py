@@ -28,11 +28,11 @@ class Images(NamedTuple):
     """Images and labels of one split, on the host.
 
     Attributes:
-        images: uint8 of shape (N, H, W, C).
+        images: uint8 of shape (N, H, W, C): an array, or rows that are read from files.
         labels: int32 of shape (N,).
     """
 
-    images: np.ndarray
+    images: np.ndarray | data.Rows
     labels: np.ndarray
 
 
@@ -75,15 +75,17 @@ def load_task(config: Config, data_dir: Any = None) -> Task:
                 f"after the selection split; use --config.{name}={available} or less"
             )
     rows = split.train[: config.train_size]
-    train = Images(dataset.train_images[rows], dataset.train_labels[rows])
+    train = Images(data.take(dataset.train_images, rows), dataset.train_labels[rows])
     if config.batch_size > len(rows):
         raise ValueError(
             f"config.batch_size={config.batch_size} exceeds the {len(rows)} training images; use "
             f"--config.batch_size={len(rows)} or less"
         )
-    test_rows = slice(None, config.test_size)
-    test = Images(dataset.test_images[test_rows], dataset.test_labels[test_rows])
-    selection = Images(dataset.train_images[split.selection], dataset.train_labels[split.selection])
+    rows = np.arange(len(dataset.test_labels))[: config.test_size]
+    test = Images(data.take(dataset.test_images, rows), dataset.test_labels[rows])
+    rows = split.selection
+    images = data.central(data.take(dataset.train_images, rows), dataset.image_shape)
+    selection = Images(images, dataset.train_labels[rows])
     return Task(dataset, train, test if config.selection == "test" else selection, test)
 
 

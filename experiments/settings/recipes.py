@@ -13,10 +13,12 @@ SCALES = ("paper", "laptop", "smoke")
 # (eps, training and evaluation step size) by data set and norm, images in [0, 1].
 # CIFAR and SVHN: Kanai et al.; for L2, the AWP authors' runs. Digits: chosen so that an
 # adversarially trained small network ends well above chance and well below its clean accuracy.
+# ImageNet: the radii of RobustBench and of Salman et al. (2020).
 THREATS = {
     "cifar10": {"linf": (8 / 255, 2 / 255), "l2": (128 / 255, 15 / 255)},
     "cifar100": {"linf": (8 / 255, 2 / 255), "l2": (128 / 255, 15 / 255)},
     "svhn": {"linf": (8 / 255, 1 / 255), "l2": (128 / 255, 15 / 255)},
+    "imagenet": {"linf": (4 / 255, 1 / 255), "l2": (3.0, 0.5)},
     "digits": {"linf": (0.2, 0.04), "l2": (1.0, 0.2)},
 }
 
@@ -30,6 +32,7 @@ NUM_FEATURES = {
     "cifar10": 32 * 32 * 3,
     "cifar100": 32 * 32 * 3,
     "svhn": 32 * 32 * 3,
+    "imagenet": 224 * 224 * 3,
     "digits": 8 * 8,
 }
 
@@ -54,6 +57,15 @@ _SVHN = _CIFAR10 | {
     "augment": "none",
     "warmup_epochs": 5,
     "entropy.n_in": 30,
+}
+# Not in the paper. The usual recipe for ImageNet has a weight decay of 1e-4 instead of 5e-4.
+_IMAGENET = _CIFAR10 | {
+    "model": "resnet50",
+    "num_epochs": 90,
+    "batch_size": 256,
+    "augment": "resized_crop_flip",
+    "selection_size": 5000,
+    "bn.clean_pass": False,
 }
 _DIGITS = {
     "model": "small_convnet",
@@ -107,7 +119,10 @@ _SMOKE_DIGITS = {
 # use, "paper" is simply the longest of the three.
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     name: {"paper": paper, "laptop": paper | _LAPTOP, "smoke": paper | _SMOKE}
-    for name, paper in {"cifar10": _CIFAR10, "cifar100": _CIFAR100, "svhn": _SVHN}.items()
+    for name, paper in {
+        **{"cifar10": _CIFAR10, "cifar100": _CIFAR100, "svhn": _SVHN},
+        "imagenet": _IMAGENET,
+    }.items()
 } | {
     "digits": {
         "paper": _DIGITS,
@@ -145,6 +160,7 @@ AWP_GAMMA = {
     "cifar10": {"sgd": 0.01, "entropy_sgd": 0.005},
     "cifar100": {"sgd": 0.01, "entropy_sgd": 0.007},
     "svhn": {"sgd": 0.01, "entropy_sgd": 0.005},
+    "imagenet": {"sgd": 0.005, "entropy_sgd": 0.005},
     # A fifth of the paper's values, with which the small network stays at chance for some seeds.
     "digits": {"sgd": 0.002, "entropy_sgd": 0.001},
 }

@@ -19,7 +19,7 @@ def resolve(config: Config, dataset: str) -> Config:
 
     Args:
         config: from a config file, with any overrides.
-        dataset: "cifar10", "cifar100", "svhn" or "digits".
+        dataset: "cifar10", "cifar100", "svhn", "imagenet" or "digits".
 
     Raises:
         ValueError: if a value is invalid; names the field, the value and the fix.
