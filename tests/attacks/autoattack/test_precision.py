@@ -51,15 +51,17 @@ def precisions(text):
 
 @pytest.fixture
 def lowered(monkeypatch):
-    """The precisions in every program that an evaluation runs, by its name."""
+    """The precisions in every program that an evaluation runs, by its name, on each platform."""
     found = {}
 
     def watch(name):
         program = getattr(_driver, name)
 
         def run(*args, **kwargs):
-            text = program.lower(*args, **kwargs).as_text()
-            found.setdefault(name, []).append(precisions(text))
+            traced = program.trace(*args, **kwargs)
+            for platform in ("cpu", "cuda", "tpu"):
+                text = traced.lower(lowering_platforms=(platform,)).as_text()
+                found.setdefault(name, []).append(precisions(text))
             return program(*args, **kwargs)
 
         monkeypatch.setattr(_driver, name, run)
