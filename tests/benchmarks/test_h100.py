@@ -5,9 +5,10 @@ import json
 import os
 import pathlib
 
+import jax
 import pytest
 
-from benchmarks.h100 import claims, hlo, table
+from benchmarks.h100 import claims, hlo, programs, table
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = pathlib.Path(
@@ -122,3 +123,16 @@ def test_the_table_names_every_program(report):
     names = [name for name in report["programs"] if not name.startswith("tiny")]
     assert len(names) > 5 and all(f"`{name}`" in text for name in names)
     assert "Computed" in text and all(f"`{name}`" in text for name in report["not_compiled"])
+
+
+@pytest.mark.parametrize("what", ["at", "square"])
+def test_programs_are_lowered_from_shapes(what):
+    spec = programs.TINY._replace(what=what, devices=2)
+    text = programs.lower(spec, jax.devices()).as_text()
+    assert "tensor<50000x3072xui8>" in text if what == "at" else "tensor<2x512x" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["awp", "trades", "entropy_sgd", "apgd-t", "fab-t"])
+def test_more_programs_are_lowered_from_shapes(what):
+    assert programs.lower(programs.TINY._replace(what=what), jax.devices()).as_text()
