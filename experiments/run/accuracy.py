@@ -10,8 +10,11 @@ from tqdm import tqdm
 
 from jaxadv.training import Predictions
 
+from ..data import Rows
 from . import devices, hosts
 from .patience import wait
+
+_MAX_CLASSES = 100  # rows of a table
 
 
 def predict_all(
@@ -19,7 +22,7 @@ def predict_all(
     params: Any,
     batch_stats: Any,
     key: jax.Array,
-    images: np.ndarray,
+    images: np.ndarray | Rows,
     labels: np.ndarray,
     *,
     batch_size: int,
@@ -97,7 +100,7 @@ def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[s
 
 
 def format_table(results: dict[str, dict], attack: str) -> str:
-    """Formats several summaries side by side, one row per class.
+    """Formats several summaries side by side, one row per class unless there are hundreds.
 
     Args:
         results: summaries by title, all with the same classes.
@@ -115,5 +118,6 @@ def format_table(results: dict[str, dict], attack: str) -> str:
 
     classes = zip(*(result["classes"] for result in results.values()), strict=True)
     lines = [head, units, row("all", list(results.values()))]
-    lines += [row(records[0]["class"], records) for records in classes]
+    if len(results[next(iter(results))]["classes"]) <= _MAX_CLASSES:
+        lines += [row(records[0]["class"], records) for records in classes]
     return "\n".join(lines)
