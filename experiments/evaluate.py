@@ -121,7 +121,8 @@ def main() -> None:
         if wanted is None and options["workdir"] is not None:
             wanted = RunDirectory(options["workdir"]).config().dataset
         if wanted is not None:
-            data.ensure(wanted, options["data_dir"], download=download)
+            ensure = lambda: data.ensure(wanted, options["data_dir"], download=download)
+            hosts.writer_first(ensure)
         # AutoAttack's shards are saved by their own processes, PGD's report by process 0.
         save = (output or True) if shard is not None or hosts.is_writer() else False
         report, part = shards.run(functools.partial(evaluate, **options, save=save), shard)

@@ -102,13 +102,9 @@ def main(dataset: str, run: Callable = train_and_evaluate) -> None:
     if arguments.hosts is None:
         process.split_cpu(dataset, arguments.config.batch_size)
 
-    def ensure():
-        data.ensure(dataset, arguments.data_dir, download=arguments.download)
-
     def action():
-        hosts.from_writer(ensure)  # first, in case the disk is shared
-        if not hosts.is_writer():
-            ensure()
+        ensure = lambda: data.ensure(dataset, arguments.data_dir, download=arguments.download)
+        hosts.writer_first(ensure)
         run(arguments.config, arguments.workdir, data_dir=arguments.data_dir)
 
     process.execute(action, arguments.hosts)

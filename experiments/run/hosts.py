@@ -127,6 +127,17 @@ def from_writer(read: Callable[[], bytes | None]) -> bytes | None:
     return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()
 
 
+def writer_first(action: Callable[[], None]) -> None:
+    """Runs ``action`` in process 0, then in the others, which may find its files on a shared disk.
+
+    Raises:
+        WriterFailed: in the other processes if it raises an error in process 0.
+    """
+    from_writer(action)
+    if not is_writer():
+        action()
+
+
 def check_equal(value: str, what: str) -> None:
     """Raises a ``ValueError`` in every process unless ``value`` is the same in all of them."""
     if jax.process_count() == 1:

@@ -4,7 +4,7 @@
 
 Each method's run is in a folder of its own. The signal reaches the process before a compiled call
 of it; "SLEEP@PROCESS:SECONDS" delays the start of a process instead.
-``EPOCHS`` in the environment makes the runs shorter.
+``EPOCHS`` in the environment makes the runs shorter, ``STREAM=true`` streams their images.
 """
 
 import os
@@ -23,7 +23,8 @@ from tests.helpers.tiny_runs import tiny, tiny_norm
 def config(method: str, **overrides):
     """The configuration that the processes train."""
     epochs = int(os.environ.get("EPOCHS", "3"))
-    return tiny(method, model="tiny_norm", width=None, num_epochs=epochs, **overrides)
+    overrides |= {"model": "tiny_norm", "width": None, "num_epochs": epochs}
+    return tiny(method, data__stream=os.environ.get("STREAM", "false"), **overrides)
 
 
 def main():

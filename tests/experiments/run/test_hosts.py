@@ -67,6 +67,13 @@ def test_every_method_gives_the_bits_of_one_process(one_process, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_that_stream_their_part_give_the_bits_of_one(one_process, tmp_path):
+    done = launch(tmp_path, ["at_ensgd"], STREAM="true")
+    assert done.returncode == 0 and "are streamed from the host" in done.stdout, done.stdout
+    assert_same_run(RunDirectory(tmp_path / "at_ensgd"), one_process("at_ensgd"))
+
+
+@pytest.mark.slow
 def test_four_processes_agree_with_four_devices(norm_model, tmp_path, monkeypatch):
     # Gloo adds the terms of an all-reduce of four in another order than one process does.
     monkeypatch.setenv("EPOCHS", "1")
