@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxadv import models
 from tests.helpers.lowerings import PLATFORMS, check, lowered, lowerings
-from tests.test_strict_modes import CASES
+from tests.test_strict_modes import CASES as ALL
 
+# The networks are in test_training_programs.py.
+CASES = {
+    case: call
+    for case, call in ALL.items()
+    if case not in {f"models.{network.__name__}" for network in models.MODELS.values()}
+}
 # Documented: the theory computes in float64, but for products with a model of any size, which
 # follow the dtype of their inputs.
 FLOAT64 = {case for case in CASES if case.startswith("theory.")} - {"theory.matrix_free_jacobian"}
