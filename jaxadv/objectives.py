@@ -45,12 +45,14 @@ class Objective(NamedTuple):
     """How a method attacks a minibatch, and its training loss.
 
     Attributes:
-        perturb: ``(key, params, batch_stats, images, labels) -> (adversarial, batch_stats)``.
+        perturb: ``(key, params, batch_stats, images, labels) -> (adversarial, batch_stats)``. With
+            ``training.Program(sync_batch_norm=False)`` it gets some of a minibatch's images and
+            ``indices``, their positions in it, from which to derive random numbers.
         loss: ``(params, batch_stats, images, adversarial, labels) -> (scalar, LossAux)``, to be
             differentiated in ``params``.
     """
 
-    perturb: Callable[[Key, Params, PyTree, Array, Array], tuple[Array, PyTree]]
+    perturb: Callable[..., tuple[Array, PyTree]]
     loss: Callable[[Params, PyTree, Array, Array, Array], tuple[Array, LossAux]]
 
 
@@ -118,7 +120,12 @@ def adversarial_cross_entropy(
     moves_stats = attack_bn == "train" and attack_updates_stats
 
     def perturb(
-        key: Key, params: Params, batch_stats: PyTree, images: Array, labels: Array
+        key: Key,
+        params: Params,
+        batch_stats: PyTree,
+        images: Array,
+        labels: Array,
+        indices: Array | None = None,
     ) -> tuple[Array, PyTree]:
         def forward(points: Array, stats: PyTree) -> tuple[Array, PyTree]:
             logits, new_stats = apply_fn(params, stats, points, attack_bn == "train")
@@ -130,7 +137,7 @@ def adversarial_cross_entropy(
             batch_stats,
             images,
             labels,
-            indices=jnp.arange(images.shape[0]),
+            indices=jnp.arange(images.shape[0]) if indices is None else indices,
             eps=eps,
             step_size=step_size,
             norm=norm,
@@ -225,7 +232,12 @@ def trades(
             raise ValueError(f"{name}={value} must be a finite number >= 0")
 
     def perturb(
-        key: Key, params: Params, batch_stats: PyTree, images: Array, labels: Array
+        key: Key,
+        params: Params,
+        batch_stats: PyTree,
+        images: Array,
+        labels: Array,
+        indices: Array | None = None,
     ) -> tuple[Array, PyTree]:
         del labels
         key = as_key(key)
@@ -237,7 +249,8 @@ def trades(
             move = balls.ascent_step(gradient(points), points, norm=norm, step_size=step_size)
             return _into_ball_and_box(points + move, images, norm, eps)
 
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(images.shape[0]))
+        indices = jnp.arange(images.shape[0]) if indices is None else indices
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
         noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:], images.dtype))(keys)
         # As in the reference, the first gradient is taken before any clipping.
         points = jax.lax.fori_loop(0, num_steps, step, images + start_noise * noise)

@@ -28,6 +28,10 @@ from ..settings import Config
 from . import checkpoints, environment
 from .checkpoints import write_atomically
 
+# Fields that were added later, and what they were before. At these values they do not enter the
+# digest, so that the checkpoints of earlier runs still belong to them.
+_ADDED = {"bn.sync": True}
+
 
 class RunDirectory:
     """A run directory on disk.
@@ -208,6 +212,10 @@ class RunDirectory:
         for section in ("diagnostics", "data"):
             if section not in config:  # from a version without it
                 config[section] = settings.base()[section]
+        for name, value in _ADDED.items():
+            section, field = name.split(".")
+            if section in config and field not in config[section]:
+                config[section][field] = value
         known = {name for name, _ in settings.flatten(config)}
         missing = [name for name, _ in settings.flatten(settings.base()) if name not in known]
         if missing:
@@ -312,6 +320,7 @@ def _fields(config: Config) -> dict:
 
 
 def _digest(fields: dict) -> str:
+    fields = {n: value for n, value in fields.items() if n not in _ADDED or value != _ADDED[n]}
     if not _why_not_extended(fields, fields):  # an extended run keeps its checkpoints
         fields = {name: value for name, value in fields.items() if name != "num_epochs"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

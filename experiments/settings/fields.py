@@ -137,6 +137,9 @@ def base(scale: str | None = None) -> Config:
                 "attack": config_dict.placeholder(str),
                 "attack_updates_stats": True,
                 "clean_pass": config_dict.placeholder(bool),
+                # On several devices: one statistic for the whole minibatch, or (false) one for each
+                # device's images, as in the published code, which exchanges only the gradients.
+                "sync": True,
                 # EntropySGD: "refresh" the slow weights' statistics before an evaluation, or use
                 # those of the "inner" iterates.
                 "slow_weights": "refresh",

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .._devices import averaged
 from ..checks import is_concrete
 from ..types import Array, Params, PyTree
 from ._masks import check_floating, check_like, expand_mask
@@ -80,6 +81,7 @@ def awp_value_and_grad(
     has_aux: bool = False,
     mask: PyTree | Callable = kernels,
     weight_decay: ArrayLike = 0.0,
+    axis_name: str | None = None,
 ) -> Callable:
     r"""``jax.value_and_grad(loss_fn)`` at adversarially perturbed weights.
 
@@ -108,6 +110,9 @@ def awp_value_and_grad(
         mask: which leaves are perturbed, by default those of more than one dimension; see
             `awp_perturbation`.
         weight_decay: :math:`\lambda` of the SGD that follows, for decay at :math:`\theta + v`.
+        axis_name: a mapped axis (``jax.shard_map``), each of whose devices has the loss of its own
+            images: v is then that of the mean gradient, and the same on all. The value and the
+            gradient returned are the device's own, to be averaged by the caller.
 
     Returns:
         A function with the arguments of ``loss_fn`` and the results of ``jax.value_and_grad``. A
@@ -144,7 +149,9 @@ def awp_value_and_grad(
 
         def perturbation() -> Params:
             grads = jax.grad(loss_fn, has_aux=has_aux)(params, *args, **kwargs)
-            return _masked_perturbation(params, grads[0] if has_aux else grads, gamma, chosen)
+            grads = grads[0] if has_aux else grads
+            grads = grads if axis_name is None else averaged(grads, axis_name)
+            return _masked_perturbation(params, grads, gamma, chosen)
 
         def nothing() -> Params:
             return jax.tree.map(jnp.zeros_like, params)

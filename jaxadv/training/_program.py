@@ -1,5 +1,6 @@
 """The compiled training programs: consecutive minibatches in one call, phase by phase."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._devices import batch_axis, on_each_device
 from .._transfers import on_host
 from ..augment import Augmentation
 from ..checks import check_count
@@ -38,6 +40,13 @@ class Program:
             schedule of the minibatch counter; 0 disables it.
         sharding: sharding of minibatches over devices, for example
             ``NamedSharding(mesh, PartitionSpec("batch"))``; default one device.
+        sync_batch_norm: whether BatchNorm's statistics in train mode are those of the whole
+            minibatch, which the devices exchange in every layer of every pass. False: those of each
+            device's own images, as with ``torch.nn.DataParallel``. Then nothing is exchanged but
+            the gradients, once per minibatch (twice with weight perturbation). The running
+            statistics are averaged over the devices, where PyTorch keeps those of the first: both
+            have the same mean, but the average is over all images. Random numbers are those of one
+            device. No effect on one device.
         phases: the parts of a run, in order, for :meth:`advance`. Empty phases are dropped. Pass
         the program in place of an optimizer to :meth:`TrainState.create`.
 
@@ -75,6 +84,7 @@ class Program:
         clean_pass: bool = False,
         weight_perturbation: optax.ScalarOrSchedule = 0.0,
         sharding: jax.sharding.Sharding | None = None,
+        sync_batch_norm: bool = True,
         phases: Sequence[Phase] = (),
     ) -> None:
         check_count("batch_size", batch_size, 1)
@@ -85,6 +95,14 @@ class Program:
         self.clean_pass = clean_pass
         self.weight_perturbation = weight_perturbation
         self.sharding = sharding
+        self._axis = None  # the devices' axis if each has statistics of its own
+        if sharding is not None and not sync_batch_norm:
+            self._axis, devices = batch_axis(sharding)
+            if batch_size % devices:
+                raise ValueError(
+                    f"batch_size={batch_size} is not a multiple of {devices} devices, which "
+                    "sync_batch_norm=False needs; change either"
+                )
         self.phases = placed(phases)
         self._feed = Feed(apply_fn, batch_size, augment, sharding)
         self._optimizers: list[Any] = [p.optimizer(p.first, p.n_in) for p in self.phases]
@@ -195,7 +213,7 @@ class Program:
                 params = optax.apply_updates(state.params, updates)
                 if self.clean_pass:
                     images, labels, _ = batch
-                    logits, batch_stats = self.apply_fn(params, batch_stats, images, True)
+                    logits, batch_stats = self._forward(params, batch_stats, images)
                     found["clean"] = jnp.sum(logits.argmax(axis=1) == labels, dtype=jnp.int32)
                 state = TrainState(state.step + 1, params, batch_stats, opt_state)
                 return state, _added(metrics, found)
@@ -286,11 +304,18 @@ class Program:
             def body(index: Array, batch_stats: PyTree) -> PyTree:
                 images, labels, attack_key = minibatch(state.step + index)
 
-                def attacked(_: None) -> Array:
-                    return perturb(attack_key, state.params, batch_stats, images, labels)[0]
+                def passed(shared: Any, rows: Any, indices: Array | None) -> tuple[PyTree, Array]:
+                    (index, key, params, batch_stats), (images, labels) = shared, rows
 
-                images = jax.lax.cond(index % 2 == 0, attacked, lambda _: images, None)
-                return self.apply_fn(state.params, batch_stats, images, True)[1]
+                    def attacked(_: None) -> Array:
+                        return _at(indices, perturb)(key, params, batch_stats, images, labels)[0]
+
+                    images = jax.lax.cond(index % 2 == 0, attacked, lambda _: images, None)
+                    logits, batch_stats = self.apply_fn(params, batch_stats, images, True)
+                    return batch_stats, logits
+
+                shared = (index, attack_key, state.params, batch_stats)
+                return self._spread(passed)(shared, (images, labels))[0]
 
             return jax.lax.fori_loop(first, end, body, state.batch_stats)
 
@@ -343,18 +368,45 @@ class Program:
         decay: float = 0.0,
     ) -> tuple[Params, PyTree, Metrics]:
         images, labels, attack_key = batch
-        adversarial, batch_stats = self.objective.perturb(
-            attack_key, params, batch_stats, images, labels
-        )
         gamma = self.weight_perturbation
         value_and_grad = awp_value_and_grad(
             self.objective.loss,
             gamma(step) if callable(gamma) else gamma,
             has_aux=True,
             weight_decay=decay,
+            axis_name=self._axis,
         )
-        (loss, aux), grads = value_and_grad(params, batch_stats, images, adversarial, labels)
-        return grads, aux.batch_stats, _measured(step, loss, aux, labels, grads)
+
+        def gradient(shared: Any, rows: Any, indices: Array | None) -> tuple[Any, Array]:
+            (key, params, batch_stats), (images, labels) = shared, rows
+            adversarial, batch_stats = _at(indices, self.objective.perturb)(
+                key, params, batch_stats, images, labels
+            )
+            (loss, aux), grads = value_and_grad(params, batch_stats, images, adversarial, labels)
+            return (loss, aux.batch_stats, grads), aux.logits
+
+        (loss, batch_stats, grads), logits = self._spread(gradient)(
+            (attack_key, params, batch_stats), (images, labels)
+        )
+        aux = LossAux(batch_stats, logits)
+        return grads, batch_stats, _measured(step, loss, aux, labels, grads)
+
+    def _forward(self, params: Params, batch_stats: PyTree, images: Array) -> tuple[Array, PyTree]:
+        """One train-mode pass: the logits, and the new running statistics."""
+
+        def forward(shared: Any, images: Any, _: Array | None) -> tuple[PyTree, Array]:
+            params, batch_stats = shared
+            logits, batch_stats = self.apply_fn(params, batch_stats, images, True)
+            return batch_stats, logits
+
+        batch_stats, logits = self._spread(forward)((params, batch_stats), images)
+        return logits, batch_stats
+
+    def _spread(self, function: Callable) -> Callable:
+        """``function(shared, rows, indices)`` of a minibatch, or of each device's part of it."""
+        if self._axis is not None:
+            return on_each_device(function, self.sharding)
+        return lambda shared, rows: function(shared, rows, None)
 
     def _no_metrics(self, state: TrainState, data: Source) -> Metrics:
         """Metrics of zero minibatches; only their shapes are computed."""
@@ -366,6 +418,11 @@ class Program:
         found = jax.eval_shape(_measured, state.step, loss, aux, labels, state.params)
         zeros = {name: jnp.zeros(value.shape, value.dtype) for name, value in found.items()}
         return zeros | {"bad_step": jnp.int32(NEVER)}
+
+
+def _at(indices: Array | None, perturb: Callable) -> Callable:
+    """``perturb`` of the images at these positions of the minibatch; None for all."""
+    return perturb if indices is None else functools.partial(perturb, indices=indices)
 
 
 def _measured(step: Array, loss: Array, aux: LossAux, labels: Array, grads: Params) -> Metrics:

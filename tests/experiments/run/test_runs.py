@@ -1,11 +1,13 @@
 """Run directories: what they hold, and when they refuse."""
 
 import collections
+import hashlib
 import json
 import shutil
 
 import pytest
 
+from experiments import settings
 from experiments.run.directory import RunDirectory, write_json
 from tests.helpers.tiny_runs import tiny
 
@@ -73,6 +75,25 @@ def test_a_read_only_folder_is_one_clear_error(tmp_path, monkeypatch):
 def test_what_is_no_run_directory_says_how_to_get_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="no config.json.; train first, for example python"):
         RunDirectory(tmp_path).config()
+
+
+def test_a_run_from_before_a_field_was_added_goes_on(tmp_path):
+    config, directory = tiny(), RunDirectory(tmp_path)
+    directory.open(config, needed_bytes=1)
+    stored = json.loads(directory.config_file.read_text())
+    del stored["bn"]["sync"]
+    directory.config_file.write_text(json.dumps(stored))
+    assert directory.config().bn.sync is True
+    directory.check_same(config)
+    # The digest in its checkpoints: it has no such field.
+    fields = {name: value for name, value in settings.flatten(config) if name != "bn.sync"}
+    fields = json.dumps(fields, sort_keys=True, default=list).encode()
+    assert directory.digest(config) == hashlib.sha256(fields).hexdigest()
+    config.unlock()
+    config.bn.sync = False
+    assert directory.digest(config) != hashlib.sha256(fields).hexdigest()
+    with pytest.raises(ValueError, match="bn.sync=True there"):
+        directory.check_same(config)
 
 
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "report.json"])
