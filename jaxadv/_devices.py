@@ -11,11 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .types import Array, PyTree
 
 
-def batch_axis(sharding: Any) -> tuple[str, int]:
-    """The name and the size of the mesh axis over which ``sharding`` splits the first axis.
+def batch_axis(sharding: Any, batch_size: int) -> str:
+    """The name of the mesh axis over which ``sharding`` splits the images of a minibatch.
 
     Raises:
-        ValueError: if it is not a ``NamedSharding`` of the first axis over one mesh axis.
+        ValueError: if it is not a ``NamedSharding`` of the first axis over one mesh axis, or the
+            devices cannot get equal shares.
     """
     spec = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else ()
     if len(spec) != 1 or not isinstance(spec[0], str):
@@ -23,7 +24,13 @@ def batch_axis(sharding: Any) -> tuple[str, int]:
             f"sharding={sharding} does not split the first axis over one mesh axis; pass "
             "NamedSharding(mesh, PartitionSpec('batch'))"
         )
-    return spec[0], sharding.mesh.shape[spec[0]]
+    devices = sharding.mesh.shape[spec[0]]
+    if batch_size % devices:
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of {devices} devices, which "
+            "sync_batch_norm=False needs; change either"
+        )
+    return spec[0]
 
 
 def averaged(tree: PyTree, axis: str) -> PyTree:
@@ -31,6 +38,11 @@ def averaged(tree: PyTree, axis: str) -> PyTree:
     # As one vector: an all-reduce per leaf would cost its latency a hundred times per minibatch.
     vector, restore = ravel_pytree(tree)
     return restore(jax.lax.pmean(vector, axis)) if vector.size else tree
+
+
+def all_at_once(function: Callable) -> Callable:
+    """``function(shared, rows, None)`` of all rows at once; see `on_each_device`."""
+    return lambda shared, rows: function(shared, rows, None)
 
 
 def on_each_device(
@@ -48,7 +60,7 @@ def on_each_device(
     Returns:
         A function of ``shared`` and all ``rows``, for use inside ``jax.jit``.
     """
-    axis, _ = batch_axis(sharding)
+    [axis] = sharding.spec
 
     def local(shared: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
         size = jax.tree.leaves(rows)[0].shape[0]

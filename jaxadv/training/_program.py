@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._devices import batch_axis, on_each_device
+from .._devices import all_at_once, batch_axis, on_each_device
 from .._transfers import on_host
 from ..augment import Augmentation
 from ..checks import check_count
@@ -17,9 +17,10 @@ from ..optim import awp_value_and_grad
 from ..types import Array, Key, Params, PyTree
 from ._data import CheckedStep
 from ._feed import Feed
+from ._metrics import added, measured, nothing
 from ._minibatches import REFRESH, Source, num_minibatches
 from ._phases import Phase, placed
-from ._state import NEVER, DeviceData, Metrics, TrainState
+from ._state import DeviceData, Metrics, TrainState
 from ._stream import Stream
 
 
@@ -95,14 +96,10 @@ class Program:
         self.clean_pass = clean_pass
         self.weight_perturbation = weight_perturbation
         self.sharding = sharding
-        self._axis = None  # the devices' axis if each has statistics of its own
+        self._axis, self._spread = None, all_at_once
         if sharding is not None and not sync_batch_norm:
-            self._axis, devices = batch_axis(sharding)
-            if batch_size % devices:
-                raise ValueError(
-                    f"batch_size={batch_size} is not a multiple of {devices} devices, which "
-                    "sync_batch_norm=False needs; change either"
-                )
+            self._axis = batch_axis(sharding, batch_size)
+            self._spread = functools.partial(on_each_device, sharding=sharding)
         self.phases = placed(phases)
         self._feed = Feed(apply_fn, batch_size, augment, sharding)
         self._optimizers: list[Any] = [p.optimizer(p.first, p.n_in) for p in self.phases]
@@ -216,7 +213,7 @@ class Program:
                     logits, batch_stats = self._forward(params, batch_stats, images)
                     found["clean"] = jnp.sum(logits.argmax(axis=1) == labels, dtype=jnp.int32)
                 state = TrainState(state.step + 1, params, batch_stats, opt_state)
-                return state, _added(metrics, found)
+                return state, added(metrics, found)
 
             metrics = self._no_metrics(state, data)
             if self.clean_pass:
@@ -254,7 +251,7 @@ class Program:
                 grads, batch_stats, found = self._gradient(
                     params, batch_stats, step, minibatch(step)
                 )
-                return grads, (batch_stats, _added(metrics, found))
+                return grads, (batch_stats, added(metrics, found))
 
             grads, carry = None, (state.batch_stats, self._no_metrics(state, data))
             if extra_minibatch:
@@ -389,7 +386,7 @@ class Program:
             (attack_key, params, batch_stats), (images, labels)
         )
         aux = LossAux(batch_stats, logits)
-        return grads, batch_stats, _measured(step, loss, aux, labels, grads)
+        return grads, batch_stats, measured(step, loss, aux, labels, grads)
 
     def _forward(self, params: Params, batch_stats: PyTree, images: Array) -> tuple[Array, PyTree]:
         """One train-mode pass: the logits, and the new running statistics."""
@@ -402,12 +399,6 @@ class Program:
         batch_stats, logits = self._spread(forward)((params, batch_stats), images)
         return logits, batch_stats
 
-    def _spread(self, function: Callable) -> Callable:
-        """``function(shared, rows, indices)`` of a minibatch, or of each device's part of it."""
-        if self._axis is not None:
-            return on_each_device(function, self.sharding)
-        return lambda shared, rows: function(shared, rows, None)
-
     def _no_metrics(self, state: TrainState, data: Source) -> Metrics:
         """Metrics of zero minibatches; only their shapes are computed."""
         images = self._feed.shape_of(data)
@@ -415,30 +406,9 @@ class Program:
         loss, aux = jax.eval_shape(
             self.objective.loss, state.params, state.batch_stats, images, images, labels
         )
-        found = jax.eval_shape(_measured, state.step, loss, aux, labels, state.params)
-        zeros = {name: jnp.zeros(value.shape, value.dtype) for name, value in found.items()}
-        return zeros | {"bad_step": jnp.int32(NEVER)}
+        return nothing(jax.eval_shape(measured, state.step, loss, aux, labels, state.params))
 
 
 def _at(indices: Array | None, perturb: Callable) -> Callable:
     """``perturb`` of the images at these positions of the minibatch; None for all."""
     return perturb if indices is None else functools.partial(perturb, indices=indices)
-
-
-def _measured(step: Array, loss: Array, aux: LossAux, labels: Array, grads: Params) -> Metrics:
-    """The metrics of one minibatch: integers count images, floats are sums over images.
-
-    To log another number, add a line here; for example, a norm of ``grads``.
-    """
-    correct = aux.logits.argmax(axis=1) == labels
-    return {
-        "loss": loss.astype(jnp.result_type(float)) * labels.size,
-        "robust": jnp.sum(correct, dtype=jnp.int32),
-        "count": jnp.int32(labels.size),
-        "bad_step": jnp.where(jnp.isfinite(loss), NEVER, step),
-    }
-
-
-def _added(metrics: Metrics, found: Metrics) -> Metrics:
-    add = lambda name: jnp.minimum if name == "bad_step" else jnp.add
-    return {name: add(name)(metrics[name], value) for name, value in found.items()}

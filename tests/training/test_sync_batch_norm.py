@@ -40,7 +40,7 @@ def make_program(method, *, sync=False, **options):
         OBJECTIVES[method],
         batch_size=SIZE,
         augment=augmentation("reflect_crop_flip"),
-        weight_perturbation=GAMMA if method == "awp" else 0.0,
+        weight_perturbation=(lambda step: GAMMA + 0.0 * step) if method == "awp" else 0.0,
         sharding=ROWS,
         sync_batch_norm=sync,
         **options,
@@ -88,7 +88,9 @@ def forward(params, stats, images):
 
 
 def minibatches(program, data, count, key=KEY):
-    make = jax.jit(lambda data, step: program._minibatches(data, key, jnp.int32(0), count)(step))
+    make = jax.jit(
+        lambda data, step: program._feed.minibatches(data, key, jnp.int32(0), count)(step)
+    )
     batches = [make(data, jnp.int32(step)) for step in range(count)]
     return [(np.asarray(images), np.asarray(labels), key) for images, labels, key in batches]
 
