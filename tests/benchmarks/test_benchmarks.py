@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import (
     _timing,
+    batch_norm,
     entropy_sgd,
     gpu,
     matrix_free,
@@ -52,6 +53,21 @@ def test_the_scanned_chain_does_not_grow(tmp_path):
     few, many = json.loads(path.read_text())["rows"]
     assert abs(many["instructions"] - few["instructions"]) < 0.01 * few["instructions"]
     assert few["ratio"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_combined_statistics_are_as_accurate_as_two_passes_with_half_the_collectives():
+    sizes = ["--batch_size=4", "--image_size=8", "--channels=4", "--means=0,1000"]
+    found = batch_norm.main(sizes)
+    variance = {
+        (row["input_mean"], row["form"]): row["errors"]["variance"] for row in found["accuracy"]
+    }
+    for mean in (0.0, 1000.0):
+        assert max(variance[mean, form] for form in ("two passes", "combined")) < 1e-6
+    assert variance[1000.0, "shifted, after 0 minibatches"] > 1e-2
+    for way, number in found["collectives"]["two passes"].items():
+        assert found["collectives"]["combined"][way] == number / 2
+        assert found["collectives"]["shifted"][way] == number / 2
 
 
 @pytest.mark.slow
