@@ -114,16 +114,10 @@ def collectives(apply, x):
     """Collectives of a forward pass, and of a forward and a backward pass."""
     shift = jnp.zeros(x.shape[-1])
     loss = lambda x: jnp.sum(apply(x, shift)[0] ** 3)
-    count = lambda f: len(
-        re.findall(
-            r" (?:all-reduce|all-gather|reduce-scatter)(?:-start)?\(",
-            jax.jit(f).lower(x).compile().as_text(),
-        )
-    )
-    return {
-        "forward": count(lambda x: apply(x, shift)),
-        "forward and backward": count(jax.grad(loss)),
-    }
+    passes = {"forward": lambda x: apply(x, shift), "forward and backward": jax.grad(loss)}
+    texts = {name: jax.jit(f).lower(x).compile().as_text() or "" for name, f in passes.items()}
+    pattern = r" (?:all-reduce|all-gather|reduce-scatter)(?:-start)?\("
+    return {name: len(re.findall(pattern, text)) for name, text in texts.items()}
 
 
 def main(arguments=None):
@@ -147,6 +141,7 @@ def main(arguments=None):
             running = np.full(options.channels, (1 - 0.9**number) * offset)
             measure(f"shifted, after {number} minibatches", errors(applies["shifted"], x, running))
         measure("combined", errors(applies["combined"], x, np.zeros(options.channels)))
+    x = jax.device_put(np.float32(draws), sharding)
     for name, apply in applies.items():
         found["collectives"][name] = collectives(apply, x)
         print(f"{name:12}{found['collectives'][name]}")

@@ -214,8 +214,9 @@ class RunDirectory:
                 config[section] = settings.base()[section]
         for name, value in _ADDED.items():
             section, field = name.split(".")
-            if section in config and field not in config[section]:
-                config[section][field] = value
+            part: Any = config.get(section)
+            if part is not None and field not in part:
+                part[field] = value
         known = {name for name, _ in settings.flatten(config)}
         missing = [name for name, _ in settings.flatten(settings.base()) if name not in known]
         if missing:
