@@ -119,6 +119,16 @@ def _memory(report):
         yield f"peak memory, {names[name]}{images}", f"{found['peak_gib']:.2f} GiB"
 
 
+def _streaming(report):
+    options, found = report["options"], report["throughput of streamed relative to resident"]
+    what = (
+        f"streamed from the host, AT, PreActResNet-18 of width {options['width']}, batch "
+        f"{options['batch_size']}, against on the device"
+    )
+    spread = f"({found['least']:.2f} to {found['greatest']:.2f})"
+    yield what, f"{found['median']:.2f} {spread} times as fast"
+
+
 _ROWS = {"training": _training, "pgd": _pgd, "autoattack": _autoattack, "entropy": _entropy}
 _MEASURES = {
     "reproduce": _reproduce,
@@ -126,6 +136,7 @@ _MEASURES = {
     "matrix": _matrix,
     "scaling": _scaling,
     "memory": _memory,
+    "streaming": _streaming,
 }
 
 

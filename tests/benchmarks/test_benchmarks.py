@@ -14,6 +14,7 @@ from benchmarks import (
     reproduce,
     scaling,
     startup,
+    streaming,
     summary,
 )
 
@@ -109,6 +110,16 @@ def test_a_warm_cache_compiles_less():
     found = startup.main(["--dataset=digits", "--scale=smoke"])
     assert found["warm"]["compiled"] == 0 < found["cold"]["compiled"]
     assert set(found["cold"]["seconds"]) == {"import", "data", "build", "first step", "next step"}
+
+
+@pytest.mark.slow
+def test_streaming_beside_the_device(tmp_path):
+    path = tmp_path / "streaming_tiny.json"
+    sizes = ["--width=2", "--num_images=64", "--batch_size=8", "--num_steps=1"]
+    streaming.main([*sizes, "--call=1", "--repeats=1", f"--output={path}"])
+    found = json.loads(path.read_text())
+    assert found["states_are_bitwise_equal"]
+    assert "against on the device" in summary.render(tmp_path)["measures"]
 
 
 @pytest.mark.slow
