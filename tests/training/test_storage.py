@@ -25,7 +25,9 @@ def lowered(name, data):
     steps = {
         "sgd": lambda: program.sgd_steps(tx).trace(state, data, KEY, 3),
         "entropy": lambda: program.entropy_step(tx, 2).trace(state, data, KEY),
-        "refresh": lambda: program.refresh_stats(2, objective.perturb).trace(state, data, KEY),
+        "refresh": lambda: jax.jit(program.refresh_stats(2, objective.perturb)).trace(
+            state, data, KEY
+        ),
     }
     return steps[name]().lower(lowering_platforms=("tpu",)).as_text()
 
