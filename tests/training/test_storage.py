@@ -13,7 +13,7 @@ from tests.helpers.training_cases import ATTACK, KEY, apply_bn, init_bn
 PIXELS = np.random.default_rng(0).integers(0, 256, (22, 3, 3, 1)).astype(np.uint8)
 LABELS = (np.arange(22) % 4).astype(np.int32)
 # They pass arrays on.
-CLOSED = {"func.func", "stablehlo.while", "stablehlo.return", "return", "func.call"}
+CLOSED = {"func.func", "stablehlo.while", "stablehlo.return", "return", "func.call", "call"}
 
 
 def lowered(name, data):
