@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,6 +147,47 @@ def test_devices_that_do_not_divide_a_batch_and_other_configurations_are_refused
     assert "batch_size=24 cannot be divided among 5 devices" in done.stdout
     assert "use --config.batch_size=20 or 25" in done.stdout
     assert not (tmp_path / "at").exists()
+
+
+def under_open_mpi(port, index):
+    """What Open MPI tells process ``index`` of two on this machine."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"1.0;tcp://127.0.0.1:{port}",
+        "JAX_COORDINATOR_PORT": str(port),
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }
+
+
+def under_slurm(port, index):
+    """What SLURM tells process ``index`` of two on this machine."""
+    return {
+        "SLURM_JOB_ID": str(port),
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "JAX_COORDINATOR_PORT": str(port),
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [under_open_mpi, under_slurm])
+def test_auto_finds_the_processes_of_a_launcher(launcher, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "experiments.digits", "--config=configs/at.py:smoke"]
+    command += ["--hosts=auto", f"--workdir={tmp_path / 'run'}"]
+    running = [
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | launcher(port, index),
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "2 devices of 2 processes with 16 images each" in said[0]
 
 
 @pytest.mark.parametrize("text", ["", "1", "host,2,0", "host:1,2", "host:1,2,2", "host:1,0,0"])
