@@ -27,12 +27,29 @@ PACKAGES = ("jax-cuda12-pjrt", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
 
 def parse(arguments=None):
     """The command line."""
-    parser = Parser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--programs", default=",".join(PROGRAMS))
-    parser.add_argument("--site", type=folder, default=".h100", help="folder with the packages")
-    parser.add_argument("--compiled", type=folder, default="runs/h100", help="a file a program")
-    parser.add_argument("--output", type=folder, help="JSON of all")
-    parser.add_argument("--only-read", action="store_true", help="of what is compiled already")
+    parser = Parser(
+        prog="python -m benchmarks.h100", description=str(__doc__).split("\n", maxsplit=1)[0]
+    )
+    parser.add_argument(
+        "--programs", default=",".join(PROGRAMS), help="which, separated by commas; default all"
+    )
+    parser.add_argument(
+        "--site",
+        type=folder,
+        default=".h100",
+        help="folder with the packages of requirements-h100.txt; default .h100",
+    )
+    parser.add_argument(
+        "--compiled",
+        type=folder,
+        default="runs/h100",
+        help="folder for one JSON file per program, which are not compiled again; default "
+        "runs/h100",
+    )
+    parser.add_argument("--output", type=folder, help="JSON file for all results")
+    parser.add_argument(
+        "--only-read", action="store_true", help="compile nothing, collect what is compiled"
+    )
     return parser.parse_args(arguments)
 
 

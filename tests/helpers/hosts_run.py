@@ -4,7 +4,8 @@
 
 Each method's run is in a folder of its own. The signal reaches the process before a compiled call
 of it; "SLEEP@PROCESS:SECONDS" delays the start of a process instead.
-``EPOCHS`` in the environment makes the runs shorter, ``STREAM=true`` streams their images.
+``EPOCHS`` in the environment makes the runs shorter, ``STREAM=true`` streams their images, and
+``DIAGNOSTICS=N`` measures every N-th minibatch. Only process 0 is told the real folder.
 """
 
 import os
@@ -24,6 +25,8 @@ def config(method: str, **overrides):
     """The configuration that the processes train."""
     epochs = int(os.environ.get("EPOCHS", "3"))
     overrides |= {"model": "tiny_norm", "width": None, "num_epochs": epochs}
+    if "DIAGNOSTICS" in os.environ:
+        overrides |= {"diagnostics__every": int(os.environ["DIAGNOSTICS"])}
     return tiny(method, data__stream=os.environ.get("STREAM", "false"), **overrides)
 
 
@@ -33,7 +36,9 @@ def main():
     workdir, methods = Path(words[0]), words[1].split(",")
     name, _, where = (words[2] if len(words) > 2 else "NONE@0:0").partition("@")
     at, count = map(int, where.split(":"))
-    if at == int(hosts.split(",")[2]):
+    index = int(hosts.split(",")[2])
+    workdir = workdir if index == 0 else workdir / "elsewhere"
+    if at == index:
         if name == "SLEEP":
             time.sleep(count)
         elif name != "NONE":

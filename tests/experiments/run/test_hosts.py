@@ -54,6 +54,7 @@ def test_two_processes_give_the_bits_of_one(one_process, tmp_path):
     assert done.returncode == 0, done.stdout
     assert "2 devices of 2 processes with 12 images each" in done.stdout
     assert_same_run(RunDirectory(tmp_path / "at"), one_process("at"))
+    assert not (tmp_path / "elsewhere").exists()
     # Process 1 says nothing but what its libraries say.
     said = [line for line in done.stdout.splitlines() if line.startswith("[1] ")]
     assert all("[Gloo]" in line for line in said), said
@@ -72,6 +73,18 @@ def test_two_processes_that_stream_their_part_give_the_bits_of_one(one_process, 
     done = launch(tmp_path, ["at_ensgd"], STREAM="true")
     assert done.returncode == 0 and "are streamed from the host" in done.stdout, done.stdout
     assert_same_run(RunDirectory(tmp_path / "at_ensgd"), one_process("at_ensgd"))
+
+
+@pytest.mark.slow
+def test_diagnostics_are_those_of_one_process(one_process, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIAGNOSTICS", "5")
+    done = launch(tmp_path, ["at"])
+    assert done.returncode == 0, done.stdout
+    expected = [d for row in one_process("at").directory.metrics() for d in row["diagnostics"]]
+    found = [d for row in RunDirectory(tmp_path / "at").metrics() for d in row["diagnostics"]]
+    assert len(found) == len(expected) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == {name: pytest.approx(value, rel=1e-3) for name, value in theirs.items()}
 
 
 @pytest.mark.slow
