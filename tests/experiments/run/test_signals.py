@@ -26,8 +26,9 @@ def computes():
     square(jnp.ones((64, 64))).block_until_ready()
 
 def stuck():
+    matrix = np.random.default_rng(0).normal(size=(5000, 5000))
     print("computing", flush=True)
-    np.linalg.eig(np.random.default_rng(0).normal(size=(5000, 5000)))
+    np.linalg.eig(matrix)
 
 def sleeps():
     print("computing", flush=True)
