@@ -125,15 +125,22 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_a_refused_command_leaves_nothing_behind(tmp_path):
-    for words in (["--config.seed=-1"], ["--config.threat.eps=8"], ["--config.nonsense=1"]):
-        command = [sys.executable, "-m", "experiments.digits", SMOKE, *words]
-        workdir = tmp_path / "run"
-        done = subprocess.run(
-            [*command, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-        assert done.stderr.startswith("error: ") and not workdir.exists()
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--config.seed=-1",
+        pytest.param("--config.threat.eps=8", marks=pytest.mark.slow),
+        pytest.param("--config.nonsense=1", marks=pytest.mark.slow),
+    ],
+)
+def test_a_refused_command_leaves_nothing_behind(word, tmp_path):
+    command = [sys.executable, "-m", "experiments.digits", SMOKE, word]
+    workdir = tmp_path / "run"
+    done = subprocess.run(
+        [*command, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ") and not workdir.exists()
 
 
 def test_ctrl_c_while_importing_prints_no_traceback():
