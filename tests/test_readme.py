@@ -153,7 +153,7 @@ def test_every_configuration_and_target_exists():
         for name in re.findall(r"configs/(\w+)\.py", text):
             if name != "METHOD":
                 assert (ROOT / "experiments" / "configs" / f"{name}.py").is_file(), (page, name)
-        for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+        for target in re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE):
             assert f"\n{target}:" in makefile, (page, target)
     listed = set(re.findall(r"`(\w+)`", PAGES["docs/training.md"]))
     files = {path.stem for path in (ROOT / "experiments" / "configs").glob("*.py")}
