@@ -1,5 +1,6 @@
 """Accuracies of a model on a set of images: computing, formatting and comparing them."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from jaxadv.training import Predictions
 from ..data import Rows
 from . import devices, hosts
 from .patience import wait
+from .signals import Stopped
 
 _MAX_CLASSES = 100  # rows of a table
 
@@ -54,6 +56,8 @@ def predict_all(
     for start in tqdm(starts, description, disable=silent, leave=False, unit="batch"):
         rows = np.arange(start, start + batch_size)
         inside = np.minimum(rows, len(images) - 1)
+        if hosts.stopping():
+            raise Stopped(signal.SIGTERM, computing=True)
         arrays = hosts.place((images[inside], labels[inside], rows), split)
         batch = hosts.fetch(wait(predict(params, batch_stats, key, *arrays)))
         keep = rows < len(images)

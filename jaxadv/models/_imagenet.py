@@ -1,6 +1,5 @@
 """ResNet-50 and WideResNet-50-2 for 224-pixel images (He et al., 2016), as in torchvision."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ from ._layers import (
     Head,
     activation_fn,
     as_tuple,
+    check_blocks,
     check_positive,
     kaiming_fan_out,
     normalize,
@@ -186,7 +186,7 @@ def resnet50(
       (2, 10)
     """
     check_positive(num_classes=num_classes, width=width, widen_factor=widen_factor)
-    check_positive(**_stages(blocks))
+    check_blocks(blocks)
     activation_fn(activation)
     return ResNet50(
         num_classes=num_classes,
@@ -258,9 +258,3 @@ def wide_resnet50_2(
         param_dtype=param_dtype,
         gradients=gradients,
     )
-
-
-def _stages(blocks: Sequence[int]) -> dict[str, int]:
-    if not blocks:
-        raise ValueError(f"blocks is {blocks!r}; it must give the number of blocks of each stage.")
-    return {f"blocks[{i}]": n for i, n in enumerate(blocks)}

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -166,6 +166,13 @@ def check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} is {size!r}; it must be a positive integer.")
+
+
+def check_blocks(blocks: Sequence[int]) -> None:
+    """Raises a ``ValueError`` unless every stage has at least one block, and there is a stage."""
+    if not blocks:
+        raise ValueError(f"blocks is {blocks!r}; it must give the number of blocks of each stage.")
+    check_positive(**{f"blocks[{i}]": n for i, n in enumerate(blocks)})
 
 
 def as_tuple(values: Any) -> tuple[Any, ...] | None:

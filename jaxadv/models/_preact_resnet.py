@@ -1,6 +1,5 @@
 """Pre-activation ResNet-18 for small images (He et al., 2016), as in the AWP code."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -17,6 +16,7 @@ from ._layers import (
     Head,
     activation_fn,
     as_tuple,
+    check_blocks,
     check_positive,
     normalize,
     torch_uniform,
@@ -191,7 +191,8 @@ def preact_resnet18(
       >>> module.apply(variables, images).shape
       (2, 10)
     """
-    check_positive(num_classes=num_classes, width=width, **_stages(blocks))
+    check_positive(num_classes=num_classes, width=width)
+    check_blocks(blocks)
     activation_fn(activation)
     if shortcut_input not in ("activated", "raw"):
         raise ValueError(f'shortcut_input is {shortcut_input!r}; it must be "activated" or "raw".')
@@ -208,9 +209,3 @@ def preact_resnet18(
         param_dtype=param_dtype,
         gradients=gradients,
     )
-
-
-def _stages(blocks: Sequence[int]) -> dict[str, int]:
-    if not blocks:
-        raise ValueError(f"blocks is {blocks!r}; it must give the number of blocks of each stage.")
-    return {f"blocks[{i}]": n for i, n in enumerate(blocks)}

@@ -9,24 +9,15 @@ import numpy as np
 import pytest
 
 from jaxadv import models
+from tests.helpers.golden_weights import filled
 
 NAMES = ("resnet50", "wide_resnet50_2")
 AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # from PyTorch's layout to ours
 
 
-def filled(number, name, shape):
-    """The tensor that the rule of tests/golden/torch_models.json gives, in our layout."""
-    size = int(np.prod(shape))
-    w = np.sin(0.1 * np.arange(size) + 0.7 * number)
-    if len(shape) >= 2:
-        w = w * np.sqrt(2 / (size / shape[0]))
-    elif name.endswith("running_var"):
-        w = 1 + 0.5 * w**2
-    elif name.endswith(("running_mean", ".bias")):
-        w = 0.1 * w
-    else:
-        w = 1 + 0.1 * w
-    return w.reshape(shape).astype(np.float32).transpose(AXES[len(shape)])
+def ours(number, name, shape):
+    """A tensor of the golden file, in our layout."""
+    return filled(number, name, shape).transpose(AXES[len(shape)])
 
 
 def path(name):
@@ -61,7 +52,7 @@ def test_tensors_are_those_of_torchvision(golden, name):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("float64", 1e-6)])
 def test_logits_are_those_of_torchvision(x64, golden, name, dtype, tolerance):
     reference = json.loads((golden / "torch_imagenet.json").read_text())[name]
-    flat = {path(t[1]): jnp.asarray(filled(*t), dtype) for t in reference["tensors"]}
+    flat = {path(t[1]): jnp.asarray(ours(*t), dtype) for t in reference["tensors"]}
     shape = reference["image_shape"]
     images = 0.5 + 0.5 * np.sin(0.05 * np.arange(np.prod(shape)))
     images = images.astype(np.float32).reshape(shape).transpose(0, 2, 3, 1)

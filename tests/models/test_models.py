@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from jaxadv import models
+from tests.helpers.golden_weights import filled
 
 SMALL = {
     "preact_resnet18": dict(width=2, blocks=(1, 1)),
@@ -50,30 +51,12 @@ def _cross_entropy(logits, labels):
 # ---------------------------------------------------------------- architecture
 
 
-def _fill(tensors):
-    """The fill rule that tests/golden/torch_models.json states."""
-    state_dict = {}
-    for t, name, shape in tensors:
-        size = int(np.prod(shape))
-        w = np.sin(0.1 * np.arange(size) + 0.7 * t)
-        if len(shape) >= 2:
-            w = w * np.sqrt(2 / (size / shape[0]))
-        elif name.endswith("running_var"):
-            w = 1 + 0.5 * w**2
-        elif name.endswith(("running_mean", ".bias")):
-            w = 0.1 * w
-        else:
-            w = 1 + 0.1 * w
-        state_dict[name] = w.reshape(shape).astype(np.float32)
-    return state_dict
-
-
 @pytest.mark.parametrize(
     "name", ["preact_resnet18", pytest.param("wide_resnet34_10", marks=pytest.mark.slow)]
 )
 def test_logits_are_those_of_the_pytorch_definitions(golden, name):
     reference = json.loads((golden / "torch_models.json").read_text())[name]
-    state_dict = _fill(reference["tensors"])
+    state_dict = {name: filled(t, name, shape) for t, name, shape in reference["tensors"]}
     module = getattr(models, name)(10, mean=None, std=None)
     flat = (0.5 + 0.5 * np.sin(0.05 * np.arange(4 * 3 * 32 * 32))).astype(np.float32)
     images = flat.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.run import hosts
+from experiments.run import accuracy, hosts, signals
 from experiments.run.directory import RunDirectory
 from tests.helpers.hosts_run import config
 from tests.helpers.tiny_runs import (
@@ -24,6 +24,7 @@ from tests.helpers.tiny_runs import (
     python,
     run,
     stop_after,
+    tiny,
 )
 
 METHODS = ("at", "at_ensgd", "awp", "trades")
@@ -110,10 +111,29 @@ def test_four_processes_agree_with_four_devices(norm_model, tmp_path, monkeypatc
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_a_signal_during_an_evaluation_saves_the_epoch(finished, tmp_path, monkeypatch):
+    real = accuracy.predict_all
+
+    def interrupted(*arguments, **options):
+        monkeypatch.setattr(hosts, "stopping", lambda: True)
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(signals.Stopped):
+        patch.setattr(accuracy, "predict_all", interrupted)
+        run(tiny(), tmp_path)
+    monkeypatch.undo()
+    assert int(parts(tmp_path / "last.ckpt", tiny(), ("step",))[0]) == 5
+    run(tiny(), tmp_path)
+    assert_same_run(RunDirectory(tmp_path), finished("at"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_signal_to_one_process_stops_all_and_one_process_goes_on(index, one_process, tmp_path):
-    done = launch(tmp_path, ["at_ensgd"], f"SIGINT@{index}:2")
+@pytest.mark.parametrize(("processes", "index"), [(1, 0), (2, 0), (2, 1)])
+def test_a_signal_to_one_process_stops_all_and_one_process_goes_on(
+    processes, index, one_process, tmp_path
+):
+    done = launch(tmp_path, ["at_ensgd"], f"SIGINT@{index}:2", processes=processes,
+                  JAX_NUM_CPU_DEVICES=str(2 // processes))  # fmt: skip
     assert done.returncode == 128 + signal.SIGTERM, done.stdout
     assert done.stdout.count("interrupted and saved") == 1
     directory = RunDirectory(tmp_path / "at_ensgd")
