@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from ._imagenet import resnet50, wide_resnet50_2
+from ._resnet import resnet50, wide_resnet50_2
 from ._layers import unknown_name
 from ._preact_resnet import preact_resnet18
 from ._small import mlp, small_convnet
