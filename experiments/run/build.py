@@ -18,8 +18,14 @@ from .task import Stream, Task, key_for
 # The meaning of config.width for each architecture.
 WIDTH_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "preact_resnet18": lambda width: {"width": width},  # channels of the first stage, 64
+    "dm_preact_resnet18": lambda width: {"width": width},  # 64
+    "wide_resnet": lambda width: {"width": width},  # channels of the first stage over 16, 10
     "wrn34_10": lambda width: {"widen_factor": width},  # 10
-    "resnet50": lambda width: {"width": width},  # channels of the first stage, 64
+    "dm_wide_resnet": lambda width: {"width": width},  # 10
+    "resnet18_cifar": lambda width: {"width": width},  # channels of the first stage, 64
+    "resnet50_cifar": lambda width: {"width": width},  # 64
+    "resnet18": lambda width: {"width": width},  # 64
+    "resnet50": lambda width: {"width": width},  # 64
     "wrn50_2": lambda width: {"width": width},  # 64
     "small_convnet": lambda width: {"features": (width, 2 * width)},  # 16
     "mlp": lambda width: {"hidden": (width, width)},  # 64

@@ -1,9 +1,9 @@
-"""Shared layers: input normalization, BatchNorm, initializers, activations, head."""
+"""Shared layers: input normalization, BatchNorm, MeanSparse, initializers, activations, head."""
 
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,13 @@ import jax.numpy as jnp
 from jaxadv.types import Array
 
 Activation: TypeAlias = str | Callable[[Array], Array]
+Standardize: TypeAlias = Literal["image"] | None
+Padding: TypeAlias = Literal["symmetric", "same"]
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
@@ -59,13 +63,18 @@ def activation_fn(activation: Activation) -> Callable[[Array], Array]:
 
 
 def normalize(
-    images: Array, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    images: Array,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    standardize: Standardize = None,
 ) -> Array:
-    """(images - mean) / std per channel; None for both leaves the images unchanged."""
+    """(images - mean) / std per channel, or of each image; None leaves the images unchanged."""
     if images.ndim != 4:
         raise ValueError(f"images has shape {images.shape}; it must be (B, H, W, C).")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images is {images.dtype}; convert to float in [0, 1] (uint8 / 255).")
+    if standardize == "image":
+        return _standardized(images)
     if mean is None and std is None:
         return images
     channels = images.shape[-1]
@@ -77,6 +86,14 @@ def normalize(
     shape = (1, 1, 1, channels)
     mean_, std_ = (jnp.asarray(v, images.dtype).reshape(shape) for v in (mean, std))
     return (images - mean_) / std_
+
+
+def _standardized(images: Array) -> Array:
+    """(x - mean(x)) / max(std(x), 1/sqrt(n)) over the n numbers of each image; unbiased std."""
+    axes, count = (1, 2, 3), math.prod(images.shape[1:])
+    centered = images - jnp.mean(images, axes, keepdims=True)
+    variance = jnp.sum(jnp.square(centered), axes, keepdims=True) / (count - 1)
+    return centered * jax.lax.rsqrt(jnp.maximum(variance, 1 / count))
 
 
 class BatchNorm(nn.Module):
@@ -135,29 +152,60 @@ class BatchNorm(nn.Module):
         return y.astype(x.dtype)
 
 
+class MeanSparse(nn.Module):
+    r"""Snaps values near their channel's mean to it (Amini et al., 2024, "MeanSparse").
+
+    .. math:: y = \mu \text{ where } |x - \mu| < t \sigma, \text{ else } x
+
+    Mean, variance and threshold t (0, the initial one: y = x) are fixed after training; they are in
+    "batch_stats". The derivative is 0 where a value is snapped, also in RobustBench.
+
+    Attributes:
+      param_dtype: dtype of mean, variance and threshold.
+    """
+
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map (..., C) to the same shape and dtype."""
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        mean, var, threshold = (
+            self.variable("batch_stats", name, jnp.zeros, size, self.param_dtype).value
+            for name, size in (("mean", x.shape[-1:]), ("var", x.shape[-1:]), ("threshold", ()))
+        )
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, reach = mean.reshape(shape), (threshold * jnp.sqrt(var)).reshape(shape)
+        return jnp.where(jnp.abs(wide - mean) < reach, mean, wide).astype(x.dtype)
+
+
 class Head(nn.Module):
     """Global average pooling and a linear layer; the logits are at least float32.
 
     Attributes:
       num_classes: K.
       zero_bias: initialize the bias to 0 (WideResNet) instead of PyTorch's default (PreActResNet).
+      use_bias: whether there is a bias.
       param_dtype: dtype of the parameters.
     """
 
     num_classes: int
     zero_bias: bool = False
+    use_bias: bool = True
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map (B, H, W, C) to (B, K)."""
         pooled = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (1, 2))
-        bias_init = nn.initializers.zeros if self.zero_bias else torch_uniform_bias(x.shape[-1])
         kernel = self.param(
             "kernel", torch_uniform, (x.shape[-1], self.num_classes), self.param_dtype
         )
-        bias = self.param("bias", bias_init, (self.num_classes,), self.param_dtype)
         logits = pooled @ kernel
+        if not self.use_bias:
+            return logits
+        bias_init = nn.initializers.zeros if self.zero_bias else torch_uniform_bias(x.shape[-1])
+        bias = self.param("bias", bias_init, (self.num_classes,), self.param_dtype)
         return logits + bias.reshape(1, -1)
 
 
@@ -173,6 +221,26 @@ def check_blocks(blocks: Sequence[int]) -> None:
     if not blocks:
         raise ValueError(f"blocks is {blocks!r}; it must give the number of blocks of each stage.")
     check_positive(**{f"blocks[{i}]": n for i, n in enumerate(blocks)})
+
+
+def check_normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, standardize: Any
+) -> None:
+    """Raises a ``ValueError`` for an unknown ``standardize``, or one beside ``mean`` or ``std``."""
+    if standardize not in (None, "image"):
+        raise ValueError(f'standardize is {standardize!r}; it must be "image" or None.')
+    if standardize and (mean is not None or std is not None):
+        raise ValueError(
+            f"standardize is {standardize!r}, which replaces the mean {mean} and std {std}; pass "
+            "mean=None, std=None."
+        )
+
+
+def check_literal(name: str, value: Any, kind: Any) -> None:
+    """Raises a ``ValueError`` unless the value is one of the literals of a type."""
+    if value not in get_args(kind):
+        known = " or ".join(f'"{choice}"' for choice in get_args(kind))
+        raise ValueError(f"{name} is {value!r}; it must be {known}.")
 
 
 def as_tuple(values: Any) -> tuple[Any, ...] | None:

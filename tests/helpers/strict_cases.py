@@ -307,6 +307,20 @@ MODELS = _torch_files() | {
     "wide_resnet34_10": _network(
         models.wide_resnet34_10(4, depth=10, widen_factor=1), 8, gradient=False
     ),
+    "wide_resnet": _network(
+        models.wide_resnet(4, depth=10, width=1, mean=None, std=None, standardize="image"),
+        8,
+        gradient=False,
+    ),
+    "dm_wide_resnet": _network(
+        models.dm_wide_resnet(4, depth=10, width=1, mean_sparse=True), 8, gradient=False
+    ),
+    "dm_preact_resnet18": _network(
+        models.dm_preact_resnet18(4, width=2, blocks=(1, 1)), 8, gradient=False
+    ),
+    "resnet18_cifar": _network(models.resnet18_cifar(4, width=2, blocks=(1, 1)), 8, gradient=False),
+    "resnet50_cifar": _network(models.resnet50_cifar(4, width=2, blocks=(1, 1)), 8, gradient=False),
+    "resnet18": _network(models.resnet18(4, width=2, blocks=(1, 1)), 16, gradient=False),
     "resnet50": _network(models.resnet50(4, width=2, blocks=(1, 1)), 16, gradient=False),
     "wide_resnet50_2": _network(models.wide_resnet50_2(4, width=2, blocks=(1,)), 8, gradient=False),
     "small_convnet": _network(models.small_convnet(4), 8),
