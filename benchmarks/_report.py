@@ -43,7 +43,11 @@ def provenance(options) -> dict:
 
 
 def _short(value):
-    """Strips folders from the paths in a text."""
+    """Strips folders from the absolute paths in a text."""
     if isinstance(value, pathlib.Path):
         return value.name
-    return re.sub(r"/(?:[^\s/=]+/)*(?=[^\s/=]+)", "", value) if isinstance(value, str) else value
+    return (
+        re.sub(r"(?<![^\s=])/(?:[^\s/=]+/)*(?=[^\s/=]+)", "", value)
+        if isinstance(value, str)
+        else value
+    )

@@ -5,6 +5,7 @@ theta differs. Attacks use the run's evaluation PGD in eval mode, with the runni
 the update at both ends; they are not exact, and ``violates_mon`` says where it matters.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -43,16 +44,18 @@ class Diagnostics:
             low, high = self.images - threat.eps, self.images + threat.eps
             self.bounds = np.maximum(low, 0), np.minimum(high, 1)
         self.rate = schedule(config, config.learning_rate, run.batches_per_epoch)
-        # Attacks and gradients, which are most of the work, run over all devices.
-        split = devices.data_sharding(jax.device_count())
-        everywhere = devices.everywhere(split)
-        self._place = lambda x: hosts.place(x, everywhere if number % jax.device_count() else split)
-        attack = jax.jit(self._attack)
-        placed = self._place((self.images, self.labels))
+        # All devices share the images in every pass through the network.
+        self._split = devices.data_sharding(jax.device_count())
+        self._everywhere = devices.everywhere(self._split)
+        if number % jax.device_count():
+            self._split = self._everywhere
+        compiled = functools.partial(jax.jit, out_shardings=self._everywhere)
+        attack = compiled(self._attack)
+        placed = hosts.place((self.images, self.labels), self._split)
         self._attack_fn = lambda params, stats: hosts.fetch(attack(*placed, params, stats))
-        self._gradient = jax.jit(jax.grad(self._loss, argnums=1), out_shardings=everywhere)
-        self._input_gradient = jax.jit(jax.grad(self._loss))
-        self._curved = jax.jit(self._frozen_product)
+        self._gradient = compiled(jax.grad(self._loss, argnums=1))
+        self._input_gradient = compiled(jax.grad(self._loss))
+        self._curved = compiled(self._frozen_product)
         self._variables_loss = lambda x, v: self._loss(x, v["params"], v["batch_stats"])
 
     @classmethod
@@ -99,7 +102,7 @@ class Diagnostics:
             return row
         points = {id(theta): self._attack_fn(theta, batch_stats) for theta in (before, after)}
         x_before, x_after = points[id(before)], points[id(after)]
-        gradient = lambda x, theta: hosts.fetch(self._gradient(self._place(x), theta, batch_stats))
+        gradient = lambda x, theta: hosts.fetch(self._gradient(x, theta, batch_stats))
         is_entropy = self.run.program.phase_at(step).n_in > 0
         split = theory.smoothness_along(
             gradient,
@@ -113,7 +116,7 @@ class Diagnostics:
         row |= self._monotonicity(gradient, before, after, x_before, x_after, batch_stats)
         top = theory.extreme_eigenvalues(
             jax.random.key(0),
-            lambda u: self._curved(u, x_after, after, batch_stats),
+            lambda u: hosts.fetch(self._curved(u, x_after, after, batch_stats)),
             after,
             num_steps=_LANCZOS_STEPS,
         )
@@ -124,7 +127,8 @@ class Diagnostics:
             spacing=length / 2,
             num_levels=_KINK_LEVELS,
         )
-        flat = self._input_gradient(x_after, after, batch_stats).reshape(len(self.labels), -1)
+        flat = hosts.fetch(self._input_gradient(x_after, after, batch_stats))
+        flat = flat.reshape(len(self.labels), -1)
         row |= {
             "frozen_largest": _number(top.largest),
             "exponent": _number(slope.exponent),
@@ -172,6 +176,9 @@ class Diagnostics:
         return {"radius": _number(found.radius), "predicted_flips": float(predicted)}
 
     def _loss(self, images, params, batch_stats):
+        if self._split is not None:  # twice, so that its gradient is everywhere too
+            images = jax.lax.with_sharding_constraint(images, self._everywhere)
+            images = jax.lax.with_sharding_constraint(images, self._split)
         logits, _ = self.run.apply_fn(params, batch_stats, images, False)
         chosen = jnp.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
         return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)

@@ -1,11 +1,13 @@
 """Every comparison in benchmarks/ runs, at tiny sizes, and writes what its tables need."""
 
+import argparse
 import json
 
 import jax
 import pytest
 
 from benchmarks import (
+    _report,
     _timing,
     batch_norm,
     entropy_sgd,
@@ -165,3 +167,9 @@ def test_the_choices_of_the_main_job_change_no_result():
     assert apart.pop("one minibatch a call") == 0
     assert set(apart) == {"gradients of JAX", "one device"}
     assert max(apart.values()) < 1e-5
+
+
+def test_recorded_commands_keep_relative_paths_only():
+    options = argparse.Namespace(output="benchmarks/results/a.json", data="/home/name/data", n=3)
+    recorded = _report.provenance(options)["options"]
+    assert recorded == {"output": "benchmarks/results/a.json", "data": "data", "n": 3}

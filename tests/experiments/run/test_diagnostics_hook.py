@@ -4,11 +4,14 @@ import json
 import math
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from experiments.run import build
 from experiments.run.diagnostics import Diagnostics
 from experiments.run.directory import RunDirectory
+from experiments.run.task import load_task
 from tests.helpers.tiny_runs import assert_bitwise, parts, run, tiny
 
 ALWAYS = (
@@ -87,6 +90,31 @@ def test_l2_has_no_bounds_to_flip_between_and_a_resumed_run_logs_the_same(tmp_pa
     assert [entry["step"] for entry in found] == [entry["step"] for entry in expected]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours["total"], theirs["total"], rtol=1e-6)
+
+
+def test_devices_share_the_images_in_every_pass():
+    assert jax.device_count() == 2
+
+    def flops(num_images):
+        config = tiny(diagnostics__every=4, diagnostics__num_images=num_images)
+        task = load_task(config)
+        run = build.build(config, task)
+        module = build.build_model(config, task.dataset)
+        params, stats = build.init_variables(module, jax.random.key(0), task.dataset.image_shape)
+        found = Diagnostics(config, task, run)
+        x = found.images
+        calls = {
+            "gradient": (found._gradient, x, params, stats),
+            "input_gradient": (found._input_gradient, x, params, stats),
+            "curved": (found._curved, params, x, params, stats),
+            "loss": (jax.jit(found._variables_loss), x, {"params": params, "batch_stats": stats}),
+        }
+        lowered = {name: f.lower(*arguments) for name, (f, *arguments) in calls.items()}
+        return {name: l.compile().cost_analysis()["flops"] for name, l in lowered.items()}
+
+    whole, shared = flops(63), flops(64)  # 63 images cannot be divided
+    for name in whole:
+        assert 0.4 * whole[name] < shared[name] < 0.7 * whole[name], name
 
 
 def test_off_is_the_default_and_older_runs_are_read(finished, tmp_path):
