@@ -76,13 +76,18 @@ def _several_devices(programs: dict[str, dict]) -> Iterator[str]:
         outer = f"main/{spec['n_in']}" if spec["what"] == "entropy_sgd" else "main/n"
         inner = collectives(found, f"{outer}/{spec['num_steps']}").get("all-reduce")
         # mean and variance, forward and backward
-        expected = 4 * BATCH_NORMS if spec["attack_bn"] == "train" else 0
+        shared = spec["attack_bn"] == "train" and spec["sync"]
+        expected = 4 * BATCH_NORMS if shared else 0
         number = inner["number"] if inner else 0
         if number != expected:
             yield f"{name} has {number} all-reduces in a PGD step, not {expected}"
         if inner and inner["bytes"] > expected * LAYERS_4_KB:
             yield f"{name} reduces {inner['bytes']:,} bytes in a PGD step: a gradient of weights?"
         gradient = collectives(found, outer)["all-reduce"]["bytes"]
+        reductions = collectives(found, outer)["all-reduce"]["number"]
+        # the gradient, and the clean pass's running statistics
+        if not spec["sync"] and reductions != 2:
+            yield f"{name} reduces {reductions} times a minibatch, not twice"
         if not 44e6 < gradient < 48e6:
             yield f"{name} reduces {gradient:,} bytes a minibatch, not one gradient of 45 MB"
 

@@ -41,6 +41,7 @@ class Spec(NamedTuple):
         num_steps: PGD steps.
         n_in: inner iterations of EntropySGD.
         attack_bn: BatchNorm during the attack.
+        sync: whether BatchNorm's statistics are those of the minibatch on all devices.
     """
 
     what: str
@@ -51,6 +52,7 @@ class Spec(NamedTuple):
     num_steps: int = 10
     n_in: int = 20
     attack_bn: str = "train"
+    sync: bool = True
 
 
 WRN = Spec("at", "wrn34_10")
@@ -73,6 +75,7 @@ PROGRAMS: dict[str, Spec] = {
     "wrn_bfloat16_256": WRN._replace(dtype="bfloat16", batch=256),
     "wrn_2048": WRN._replace(batch=2048),
     "at_4_eval": Spec("at", devices=4, attack_bn="eval"),
+    "at_4_local": Spec("at", devices=4, sync=False),
     "at_bfloat16": Spec("at", dtype="bfloat16"),
     "entropy_sgd_4": Spec("entropy_sgd", devices=4),
     "wrn_4": WRN._replace(devices=4),
@@ -134,6 +137,7 @@ def _training(spec: Spec, mesh: Mesh) -> tuple[Any, tuple]:
         clean_pass=spec.what == "at" and spec.attack_bn == "train",
         weight_perturbation=0.01 if spec.what == "awp" else 0.0,
         sharding=NamedSharding(mesh, PartitionSpec("batch")) if spec.devices > 1 else None,
+        sync_batch_norm=spec.sync,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     if spec.what == "entropy_sgd":

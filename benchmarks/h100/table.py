@@ -182,9 +182,7 @@ def _title(name: str, spec: dict) -> str:
     network = {"wrn34_10": "WRN-34-10"}.get(spec["network"], "PreActResNet-18")
     titles = {"at": "AT", "awp": "AWP", "trades": "TRADES", "entropy_sgd": "AT, EntropySGD"}
     what = titles.get(spec["what"], spec["what"])
-    bn = (
-        ", BatchNorm in eval mode in the attack, no clean pass"
-        if spec["attack_bn"] == "eval"
-        else ""
-    )
+    bn = "" if spec["sync"] else ", bn.sync=false"
+    if spec["attack_bn"] == "eval":
+        bn += ", BatchNorm in eval mode in the attack, no clean pass"
     return f"{what}, {network}, {spec['dtype']}{bn} (`{name}`)"

@@ -96,6 +96,16 @@ def _reduce_weights(found):
     found["at_4"]["loops"]["main/n/10"]["collectives"]["all-reduce"]["bytes"] = 45_000_000
 
 
+def _reduce_often(found):
+    found["at_4_local"]["loops"]["main/n"]["collectives"]["all-reduce"]["number"] = 30
+
+
+def _share_statistics(found):
+    found["at_4_local"]["loops"]["main/n/10"]["collectives"] = {
+        "all-reduce": {"number": 68, "bytes": 4096}
+    }
+
+
 def _grow(found):
     found["tiny_at_20_steps"]["instructions"] *= 2
 
@@ -106,6 +116,8 @@ def _grow(found):
         (_unroll, "at has no loop of 10 PGD steps"),
         (_gather, "at_4 communicates by"),
         (_reduce_weights, "a gradient of weights?"),
+        (_reduce_often, "at_4_local reduces 30 times a minibatch"),
+        (_share_statistics, "at_4_local has 68 all-reduces in a PGD step, not 0"),
         (_grow, "a loop is unrolled"),
         (lambda found: found["at"].update(data_set_copies=["copy.1"]), "copies the data set"),
         (lambda found: found["at"].update(float64=1), "float64"),

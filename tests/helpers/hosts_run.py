@@ -4,8 +4,9 @@
 
 Each method's run is in a folder of its own. The signal reaches the process before a compiled call
 of it; "SLEEP@PROCESS:SECONDS" delays the start of a process instead.
-``EPOCHS`` in the environment makes the runs shorter, ``STREAM=true`` streams their images, and
-``DIAGNOSTICS=N`` measures every N-th minibatch. Only process 0 is told the real folder.
+``EPOCHS`` in the environment makes the runs shorter, ``STREAM=true`` streams their images,
+``SYNC=false`` keeps BatchNorm's statistics apart, and ``DIAGNOSTICS=N`` measures every N-th
+minibatch. Only process 0 is told the real folder.
 """
 
 import os
@@ -25,6 +26,8 @@ def config(method: str, **overrides):
     """The configuration that the processes train."""
     epochs = int(os.environ.get("EPOCHS", "3"))
     overrides |= {"model": "tiny_norm", "width": None, "num_epochs": epochs}
+    if "SYNC" in os.environ:
+        overrides |= {"bn__sync": os.environ["SYNC"] == "true"}
     if "DIAGNOSTICS" in os.environ:
         overrides |= {"diagnostics__every": int(os.environ["DIAGNOSTICS"])}
     return tiny(method, data__stream=os.environ.get("STREAM", "false"), **overrides)
