@@ -159,9 +159,14 @@ def adversarial_cross_entropy(
     return Objective(perturb, loss)
 
 
+def _moved_again(old: Array, once: Array, now: Array) -> Array:
+    """The running statistic ``now`` after another pass that has moved ``old`` to ``once``."""
+    return once + BATCH_NORM_MOMENTUM * (now - old)
+
+
 def _moved_twice(old: Array, once: Array) -> Array:
     """The running statistic after a second pass over the batch."""
-    return once + BATCH_NORM_MOMENTUM * (once - old)
+    return _moved_again(old, once, once)
 
 
 def trades(
@@ -173,6 +178,7 @@ def trades(
     step_size: float = 0.003,
     num_steps: int = 10,
     start_noise: float = 0.001,
+    bn_order: str = "adversarial_first",
 ) -> Objective:
     r"""TRADES: cross-entropy at the clean images, and consistency with the adversarial ones.
 
@@ -190,8 +196,11 @@ def trades(
     0.031 only thanks to the start noise. The command line of the AWP code passes
     ``eps=8 / 255, step_size=2 / 255``; for L2 the reference uses ``step_size=2 * eps / num_steps``.
 
-    BatchNorm: three train-mode passes per step, at the adversarial images and twice at the clean
-    ones. The second clean pass equals the first: its effect on the statistics is computed.
+    BatchNorm: three train-mode passes per step move the running statistics, at the adversarial
+    images and twice at the clean ones. ``bn_order="adversarial_first"`` is the AWP code's order
+    (adversarial, clean, clean), "clean_first" the original's (clean, adversarial, clean). The
+    second clean pass equals the first: its effect on the statistics is computed. The loss does not
+    depend on the order.
 
     Args:
         apply_fn: the model, ``(params, batch_stats, images, train) -> (logits, batch_stats)``.
@@ -201,6 +210,7 @@ def trades(
         step_size: step size of the attack.
         num_steps: steps of the attack.
         start_noise: standard deviation of the start around the clean image.
+        bn_order: "adversarial_first" or "clean_first".
 
     Returns:
         The objective; :attr:`LossAux.logits` are at the adversarial images.
@@ -224,6 +234,7 @@ def trades(
         and its code; Wu et al. 2020 (AWP), directory trades_AWP; Kanai et al., section 6.
     """
     check_choice("norm", norm, ("linf", "l2"))
+    check_choice("bn_order", bn_order, ("adversarial_first", "clean_first"))
     check_eps(eps, norm)
     check_step(step_size)
     check_count("num_steps", num_steps, 0)
@@ -259,9 +270,15 @@ def trades(
     def loss(
         params: Params, batch_stats: PyTree, images: Array, adversarial: Array, labels: Array
     ) -> tuple[Array, LossAux]:
-        attacked, batch_stats = apply_fn(params, batch_stats, adversarial, True)
-        clean, new_stats = apply_fn(params, batch_stats, images, True)
-        new_stats = jax.tree.map(_moved_twice, batch_stats, new_stats)
+        forward = lambda points, stats: apply_fn(params, stats, points, True)
+        if bn_order == "adversarial_first":
+            attacked, between = forward(adversarial, batch_stats)
+            clean, moved = forward(images, between)
+            new_stats = jax.tree.map(_moved_twice, between, moved)
+        else:
+            clean, moved = forward(images, batch_stats)
+            attacked, between = forward(adversarial, moved)
+            new_stats = jax.tree.map(_moved_again, batch_stats, moved, between)
         value = losses.cross_entropy(clean, labels) + beta * losses.kl_divergence(clean, attacked)
         return value.mean(), LossAux(new_stats, attacked)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv import attacks, losses, objectives, optim
+from jaxadv import attacks, balls, losses, objectives, optim
 from tests.helpers.training_cases import (
     ATTACK,
     KEY,
@@ -158,11 +158,22 @@ def trades_case(options, x):
 def test_the_attack_of_trades_is_that_of_the_reference(x64, preset, x):
     found, arguments = trades_case(PRESETS[preset], x)
     expected = reference.attack(*arguments, **PRESETS[preset])
-    # The L2 step of jaxadv divides by the norm plus 1e-10.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7 if preset == "l2" else 1e-12)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     size = np.linalg.norm(found - x, axis=1, ord=2 if preset == "l2" else np.inf)
     assert (size <= PRESETS[preset]["eps"] + 1e-12).all() and size.max() > 0.9 * 0.03
     assert found.min() >= 0 and found.max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-5])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_tiny_gradients_do_not_weaken_the_attack_of_trades(x64, norm, scale):
+    linear = lambda params, stats, x, train: (x.reshape(x.shape[0], -1) @ params, stats)
+    params = scale * np.random.default_rng(7).normal(size=(9, 4))  # |gradient| about 1e-3 scale^2
+    options = PRESETS["l2" if norm == "l2" else "paper"]
+    objective = objectives.trades(linear, **options)
+    found, _ = objective.perturb(KEY, params, {}, as_images(INSIDE), LABELS)
+    size = balls.norm_of(found - as_images(INSIDE), norm)
+    np.testing.assert_allclose(size, options["eps"], rtol=0.02)
 
 
 def test_the_start_noise_of_trades(x64):
@@ -197,6 +208,19 @@ def test_the_loss_of_trades_its_gradient_and_statistics(x64, beta):
                 slope = (above - evaluate(params)[0]) / (2 * h)
                 leaf[index] = old
                 assert float(grads[layer][name][index]) == pytest.approx(slope, abs=1e-7)
+
+
+def test_the_statistics_of_trades_in_the_original_order(x64):
+    params, stats = numpy_variables()
+    objective = objectives.trades(apply_bn, beta=6.0, bn_order="clean_first")
+    images, x_adv = as_images(INSIDE), as_images(AT_THE_EDGE)
+    value, aux = objective.loss(params, stats, images, x_adv, LABELS)
+    arguments = (params, stats["BatchNorm_0"], INSIDE, AT_THE_EDGE, LABELS, 6.0)
+    expected, moved = reference.loss(*arguments, order="clean_first")
+    assert float(value) == pytest.approx(expected, rel=1e-10)
+    close(aux.batch_stats["BatchNorm_0"], moved, rtol=1e-10)
+    other = reference.loss(*arguments)[1]
+    assert np.abs(moved["mean"] - other["mean"]).max() > 1e-3
 
 
 def test_trades_without_consistency_is_cross_entropy_on_clean_images(x64):

@@ -146,9 +146,8 @@ def _objectives(config: Config, apply_fn: objectives.ApplyFn):
         norm=threat.norm, eps=threat.eps, step_size=threat.step_size, num_steps=threat.num_steps
     )
     if config.objective == "trades":
-        objective = objectives.trades(
-            apply_fn, beta=config.trades.beta, start_noise=config.trades.start_noise, **attack
-        )
+        fields = {name: config.trades[name] for name in ("beta", "start_noise", "bn_order")}
+        objective = objectives.trades(apply_fn, **fields, **attack)
         return objective, objective
     if config.objective != "cross_entropy":
         raise ValueError(f"config.objective={config.objective!r} is not built; add it here")

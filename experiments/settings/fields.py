@@ -66,11 +66,14 @@ def base(scale: str | None = None) -> Config:
             "data": {"stream": "auto"},
             # The loss: cross-entropy at adversarial images (AT), or "trades".
             "objective": "cross_entropy",
-            # beta_T, the attack's preset on CIFAR-10 ("paper" or "awp"), and its initialization.
+            # beta_T, the attack's preset on CIFAR-10 ("paper" or "awp") and initialization, and the
+            # order in which passes move BatchNorm's running statistics: "adversarial_first" as in
+            # the AWP code, or "clean_first" as in the original.
             "trades": {
                 "beta": 6.0,
                 "preset": config_dict.placeholder(str),
                 "start_noise": 0.001,
+                "bn_order": "adversarial_first",
             },
             # Adversarial weight perturbation: gamma_A, and whether SGD's weight decay acts on the
             # perturbed weights, as in the AWP code (the default with SGD; never inside EntropySGD).

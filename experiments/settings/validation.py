@@ -112,6 +112,8 @@ def _check_method(config: Any) -> None:
     if config.objective == "trades":
         check_choice("config.threat.norm (under TRADES)", config.threat.norm, ("linf", "l2"))
         check_choice("config.bn.attack (under TRADES)", config.bn.attack, ("eval",))
+        orders = ("adversarial_first", "clean_first")
+        check_choice("config.trades.bn_order", config.trades.bn_order, orders)
     elif config.trades.preset is not None:
         raise ValueError(
             f"config.trades.preset={config.trades.preset!r} has no effect; give "

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from ..types import Array, Norm
 
 TINY = 1e-12  # keeps a division by a norm finite
+_SMALL = -13  # rows of gradients whose largest entry is below 2**_SMALL are scaled up
 
 
 def norms(deltas: Array, norm: Norm) -> Array:
@@ -23,3 +24,15 @@ def column(values: Array, like: Array) -> Array:
 def where(mask: Array, yes: Array, no: Array) -> Array:
     """``yes`` in the rows of the mask, ``no`` in the others."""
     return jnp.where(column(mask, yes), yes, no)
+
+
+def enlarged(gradients: Array, *values: Array) -> tuple[Array, ...]:
+    """Gradients (B, ...) and values (B,) of them, with tiny rows scaled up by a power of two.
+
+    Published attacks compare gradients with absolute constants and square them, so a confident
+    network, whose gradients are tiny, would escape. Other rows keep their bits.
+    """
+    largest = jnp.abs(gradients).reshape(gradients.shape[0], -1).max(axis=1)
+    exponents = jnp.where(largest > 0, jnp.frexp(largest)[1], 0)
+    exponents = jnp.clip(_SMALL - exponents, 0, 100)  # no overflow of the values
+    return tuple(jnp.ldexp(x, column(exponents, x)) for x in (gradients, *values))

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._transfers import on_host
 from ..checks import check_labels, is_concrete
-from ..types import Array
+from ..types import Array, Params
 from ._minibatches import Source
 from ._state import DeviceData
 
@@ -18,14 +18,15 @@ _REMEDY = "pass uint8, or floats in [0, 1]"
 
 
 @on_host
-def to_float(images: Array) -> Array:
+def to_float(images: Array, *, dtype: Any = jnp.float32) -> Array:
     """8-bit images as floats in [0, 1]; floats are assumed to be in [0, 1].
 
     Args:
         images: integers of 0 to 255, or floats in [0, 1].
+        dtype: of the result.
 
     Returns:
-        float32 of the same shape.
+        Floats of the same shape.
 
     Raises:
         ValueError: for other dtypes.
@@ -37,8 +38,17 @@ def to_float(images: Array) -> Array:
         [0.0, 0.5]
     """
     _check_dtype(images)
-    floats = images.astype(jnp.float32)
+    floats = images.astype(dtype)
     return floats if jnp.issubdtype(images.dtype, jnp.floating) else floats / 255
+
+
+def image_dtype(params: Params) -> Any:
+    """The dtype of a model's images: float64 if a parameter has it, otherwise float32."""
+    return jnp.result_type(jnp.float32, *(x for x in jax.tree.leaves(params) if _is_double(x)))
+
+
+def _is_double(x: Any) -> bool:
+    return jnp.result_type(x) == jnp.float64
 
 
 def check_pixels(images: Any) -> None:
@@ -88,11 +98,11 @@ class CheckedStep:
         step: ``jax.jit`` of ``(state, data, ...) -> (state, metrics)``; this object forwards other
         attributes, such as ``lower``.
         apply_fn: the model, for its number of classes.
-        shape_of: shape and dtype of a minibatch of the data, as the model gets it.
+        shape_of: ``(data, params)`` to shape and dtype of a minibatch, as the model gets it.
     """
 
     def __init__(
-        self, step: Callable, apply_fn: Callable, shape_of: Callable[[Source], Any]
+        self, step: Callable, apply_fn: Callable, shape_of: Callable[[Source, Params], Any]
     ) -> None:
         self._step, self._apply_fn, self._shape_of = step, apply_fn, shape_of
         self._seen: tuple[weakref.ref, weakref.ref] | None = None
@@ -115,7 +125,7 @@ class CheckedStep:
         pixels, labels = data.pixels, data.labels
         check_pixels(pixels)
         check_labels(labels, pixels.shape[0])
-        check_labels_fit(self._apply_fn, state, labels, self._shape_of(data))
+        check_labels_fit(self._apply_fn, state, labels, self._shape_of(data, state.params))
         # JAX arrays never change; NumPy arrays are rechecked in every call.
         if all(isinstance(leaf, jax.Array) and is_concrete(leaf) for leaf in (pixels, labels)):
             self._seen = weakref.ref(pixels), weakref.ref(labels)

@@ -4,12 +4,11 @@ import weakref
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from ..augment import Augmentation
 from ..objectives import ApplyFn
-from ..types import Array, Key
-from ._data import check_labels_fit, to_float
+from ..types import Array, Key, Params
+from ._data import check_labels_fit, image_dtype, to_float
 from ._minibatches import ATTACK, AUGMENT, Source, gather
 from ._state import DeviceData, TrainState
 from ._stream import Stream
@@ -45,7 +44,7 @@ class Feed:
         if isinstance(data, DeviceData):
             return data
         if self._checked is None or self._checked() is not data:
-            check_labels_fit(self.apply_fn, state, data.labels, self.shape_of(data))
+            check_labels_fit(self.apply_fn, state, data.labels, self.shape_of(data, state.params))
             self._checked = weakref.ref(data)
         return data.take(
             key,
@@ -56,23 +55,25 @@ class Feed:
             size=max(data.chunk, group),
         )
 
-    def shape_of(self, data: Source | Stream) -> jax.ShapeDtypeStruct:
+    def shape_of(self, data: Source | Stream, params: Params) -> jax.ShapeDtypeStruct:
         """Shape and dtype of a minibatch, as the model gets it."""
-        images = jax.ShapeDtypeStruct((self.batch_size, *data.image_shape), jnp.float32)
+        shape = (self.batch_size, *data.image_shape)
+        images = jax.ShapeDtypeStruct(shape, image_dtype(params))
         augment = self.augment
         if augment is None:
             return images
         return jax.eval_shape(lambda images: augment(jax.random.key(0), images), images)
 
     def minibatches(
-        self, data: Source, key: Key, first_step: Array, num_steps: int | None
+        self, data: Source, key: Key, state: TrainState, num_steps: int | None
     ) -> Callable[[Array], tuple[Array, Array, Key]]:
         """Maps the next ``num_steps`` minibatch counters to images, labels and attack key."""
-        pick = gather(data, key, first_step, num_steps, self.batch_size)
+        pick = gather(data, key, state.step, num_steps, self.batch_size)
+        dtype = image_dtype(state.params)
 
         def minibatch(step: Array) -> tuple[Array, Array, Key]:
             images, labels = pick(step)
-            images = to_float(images)
+            images = to_float(images, dtype=dtype)
             if self.augment is not None:
                 augment_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT), step)
                 images = self.augment(augment_key, images)

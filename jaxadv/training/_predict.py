@@ -11,7 +11,7 @@ from ..attacks import pgd
 from ..checks import check_labels
 from ..objectives import ApplyFn
 from ..types import Array, Key, Params, PyTree
-from ._data import check_pixels, check_range, to_float
+from ._data import check_pixels, check_range, image_dtype, to_float
 from ._state import Predictions
 
 
@@ -51,7 +51,7 @@ def make_predict(
         indices: Array,
     ) -> Predictions:
         logits_fn = lambda points: model(params, batch_stats, points)
-        images = to_float(images)
+        images = to_float(images, dtype=image_dtype(params))
         adversarial = pgd(key, logits_fn, images, labels, indices=indices, **attack)
         return Predictions(logits_fn(images).argmax(axis=1), logits_fn(adversarial).argmax(axis=1))
 
@@ -60,7 +60,7 @@ def make_predict(
     ) -> Predictions:
         check_pixels(images)
         check_labels(labels, images.shape[0])
-        points = jax.eval_shape(to_float, images)
+        points = jax.ShapeDtypeStruct(images.shape, image_dtype(params))
         eval_fn = lambda params, batch_stats, points: apply_fn(params, batch_stats, points, False)[
             0
         ]

@@ -198,7 +198,7 @@ class Program:
         def run(
             state: TrainState, data: Source, key: Key, num_steps: Array
         ) -> tuple[TrainState, Metrics]:
-            minibatch = self._feed.minibatches(data, key, state.step, None)
+            minibatch = self._feed.minibatches(data, key, state, None)
 
             def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
                 state, metrics = carry
@@ -242,7 +242,7 @@ class Program:
 
         def run(state: TrainState, data: Source, key: Key) -> tuple[TrainState, Metrics]:
             num_steps = n_in + extra_minibatch
-            minibatch = self._feed.minibatches(data, key, state.step, num_steps)
+            minibatch = self._feed.minibatches(data, key, state, num_steps)
 
             def grad_fn(
                 params: Params, step: Array, carry: tuple[PyTree, Metrics]
@@ -296,7 +296,7 @@ class Program:
         def run(
             state: TrainState, data: Source, key: Key, first: Array | int, end: Array | int
         ) -> PyTree:
-            minibatch = self._feed.minibatches(data, key, state.step, num_batches)
+            minibatch = self._feed.minibatches(data, key, state, num_batches)
 
             def body(index: Array, batch_stats: PyTree) -> PyTree:
                 images, labels, attack_key = minibatch(state.step + index)
@@ -401,7 +401,7 @@ class Program:
 
     def _no_metrics(self, state: TrainState, data: Source) -> Metrics:
         """Metrics of zero minibatches; only their shapes are computed."""
-        images = self._feed.shape_of(data)
+        images = self._feed.shape_of(data, state.params)
         labels = jax.ShapeDtypeStruct((self.batch_size,), data.labels.dtype)
         loss, aux = jax.eval_shape(
             self.objective.loss, state.params, state.batch_stats, images, images, labels

@@ -57,11 +57,16 @@ def attack(p, stats, x, noise, *, norm, eps, step_size, num_steps):
     return np.clip(x + delta, 0.0, 1.0)
 
 
-def loss(p, stats, x, x_adv, y, beta):
+def loss(p, stats, x, x_adv, y, beta, order="adversarial_first"):
     """The training loss and the running statistics after its three passes."""
-    z_adv, stats = train_mode(p, x_adv, stats)
-    target, stats = train_mode(p, x, stats)
-    z, stats = train_mode(p, x, stats)
+    if order == "adversarial_first":
+        z_adv, stats = train_mode(p, x_adv, stats)
+        target, stats = train_mode(p, x, stats)
+        z, stats = train_mode(p, x, stats)
+    else:
+        z, stats = train_mode(p, x, stats)
+        z_adv, stats = train_mode(p, x_adv, stats)
+        target, stats = train_mode(p, x, stats)
     rows = np.arange(len(x))
     natural = -np.log(softmax(z)[rows, y]).mean()
     q = softmax(target)

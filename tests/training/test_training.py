@@ -46,7 +46,8 @@ def bn_program(batch_size=8, clean_pass=False, **options):
 
 
 def all_minibatches(program, data, key, first, count):
-    minibatch = program._feed.minibatches(data, key, jnp.int32(first), count)
+    state = training.TrainState(jnp.int32(first), START, {}, ())
+    minibatch = program._feed.minibatches(data, key, state, count)
     return [minibatch(first + i) for i in range(count)]
 
 

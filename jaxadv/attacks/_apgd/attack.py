@@ -103,8 +103,9 @@ def apgd(
     Follows the reference code, even where it differs from the paper: checkpoints from truncated
     recursions, the first loss compared with 0 instead of :math:`\ell(x_0)`, "at most" instead of
     "fewer than" rho k increases, momentum kept when returning to the best point. It deviates in its
-    random numbers (one key per image instead of one stream per batch) and, for L1, in that
-    coordinates projected back to 0 equal the image's exactly.
+    random numbers (one key per image instead of one stream per batch), for L1 in that coordinates
+    projected back to 0 equal the image's exactly, and for L2 in that gradients below 1e-4 are
+    scaled up before the division by their norm plus 1e-12, which would shorten tiny ones.
 
     Args:
         key: typed PRNG key. Image i draws from ``fold_in(fold_in(key, indices[i]), run)``.

@@ -242,8 +242,8 @@ class APGD(Kernel):
         eps = self.factor * batch.eps
         direction = jnp.sign(state.gradients)
         if norm == "l2":
-            lengths = _rows.norms(state.gradients, "l2") + _rows.TINY
-            direction = state.gradients / _rows.column(lengths, x)
+            [gradients] = _rows.enlarged(state.gradients)
+            direction = gradients / _rows.column(_rows.norms(gradients, "l2") + _rows.TINY, x)
         target = _project(images, x + _rows.column(state.step_sizes, x) * direction, eps, norm)
         # There is no last move to repeat at step 0.
         a = jnp.where(number == 0, 1.0, _MOMENTUM).astype(x.dtype)

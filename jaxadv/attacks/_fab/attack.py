@@ -80,7 +80,9 @@ def fab(
     r"""Untargeted FAB: every step uses the boundary that is nearest to first order.
 
     Costs K backward passes per step. The first run starts at the clean image, the others at random
-    points at half the radius; later runs skip images broken within the radius.
+    points at half the radius; later runs skip images broken within the radius. Unlike the reference
+    code, gradients below 1e-4 are scaled up, together with the value of the linearization: it would
+    ignore entries below 1e-8.
 
     Args:
         key: typed PRNG key of the random starts; image i draws from ``fold_in(key, indices[i])``.

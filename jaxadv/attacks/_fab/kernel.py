@@ -185,7 +185,8 @@ def _towards_nearest(batch: Batch, state: State, number: Any) -> tuple[Array, Ar
         cotangent = jnp.zeros_like(values).at[:, label].set(1)
         gradient = finite(pull(cotangent)[0])
         value = jnp.where(labels == label, 1e10, values[:, label])  # never the label itself
-        distance = jnp.abs(value) / (1e-12 + _rows.norms(gradient, _DUALS[batch.norm]))
+        slope, difference = _rows.enlarged(gradient, value)
+        distance = jnp.abs(difference) / (_rows.TINY + _rows.norms(slope, _DUALS[batch.norm]))
         nearer = distance < distances
         return (
             jnp.where(nearer, distance, distances),

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from ..._l1 import bisect_bits
 from ...types import Array, Norm
+from .. import _rows
 
 _IMMOVABLE = 1e-8
 _MAX_STEPS = 60
@@ -51,6 +52,7 @@ def project_to_hyperplane(points: Array, normals: Array, offsets: Array, norm: N
         Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
         attack", 2020, section 2.
     """
+    normals, offsets = _rows.enlarged(normals, offsets)
     flipped = jnp.where(offsets < 0, -1, 1).astype(points.dtype)
     needed = jnp.abs(offsets)
     normals = normals * flipped[:, None]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxadv import balls
 from jaxadv.attacks import apgd, apgd_targeted
 from jaxadv.attacks._apgd.state import checkpoints
 from tests.helpers import autoattack_cases as cases
@@ -146,6 +147,30 @@ def test_result_is_inside_the_ball_and_misclassified(attack, norm):
     rows = jnp.array([7, 2, 9])
     part = attack(jax.random.key(0), LOGITS, X[rows], Y[rows], **options, indices=rows)
     np.testing.assert_allclose(part.images, found.images[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_steps_do_not_see_the_size_of_the_gradient(norm):
+    eps = {"linf": 0.1, "l2": 0.3, "l1": 2.0}[norm]
+    x, y = jnp.full((1, 3, 3, 3), 0.5), jnp.zeros(1, jnp.int32)
+    sizes = 10.0 ** jnp.array([0, -4, -12, -20, -30])
+    weights = jax.random.normal(jax.random.key(3), (27,))
+    # Between two classes the gradient of the cross-entropy has one direction everywhere.
+    gain = (
+        jnp.abs(weights).max()
+        if norm == "l1"
+        else balls.norm_of(weights[None], {"linf": "l1", "l2": "l2"}[norm])[0]
+    )
+    needed = {"linf": 0.95, "l2": 0.95, "l1": 0.2}[norm] * eps * gain
+
+    def logits_fn(images, size):
+        moved = (images - 0.5).reshape(-1, 27) @ weights - needed
+        return size * jnp.stack([jnp.zeros_like(moved), moved], axis=1)
+
+    attack = lambda logits_fn: apgd(
+        jax.random.key(0), logits_fn, x, y, norm=norm, eps=eps, num_steps=3, start=x
+    ).success[0]
+    assert [bool(attack(lambda x, size=size: logits_fn(x, size))) for size in sizes] == [True] * 5
 
 
 def test_evaluations_of_an_unbroken_image_are_those_of_the_reference():

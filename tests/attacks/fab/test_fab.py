@@ -109,8 +109,9 @@ def test_result_is_the_nearest_misclassified_image(norm):
     assert early.forward.sum() < found.forward[rows].sum()
 
 
-def test_the_nearest_boundary_of_a_linear_model_is_found_exactly():
-    weights = jax.random.normal(jax.random.key(0), (48, 4)) * 0.1
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-12, 1e-20, 1e-30])
+def test_the_nearest_boundary_of_a_linear_model_is_found_exactly(size):
+    weights = jax.random.normal(jax.random.key(0), (48, 4)) * 0.1 * size
     linear = lambda x: x.reshape(x.shape[0], -1) @ weights
     x = jnp.full((1, 4, 4, 3), 0.5)
     y = linear(x).argmax(1).astype(jnp.int32)
@@ -118,7 +119,8 @@ def test_the_nearest_boundary_of_a_linear_model_is_found_exactly():
     logits = np.asarray(linear(x))[0]
     others = [k for k in range(4) if k != int(y[0])]
     gaps = [
-        (logits[y[0]] - logits[k]) / np.linalg.norm(weights[:, k] - weights[:, int(y[0])])
+        (logits[y[0]] - logits[k])
+        / np.linalg.norm(np.float64(weights[:, k] - weights[:, int(y[0])]))
         for k in others
     ]
     np.testing.assert_allclose(found.norms[0], min(gaps), rtol=1e-2)
