@@ -1,4 +1,4 @@
-"""Figure 3 of the paper: robust accuracy against epochs (a) and training time (b), four methods.
+"""Figure 3 of the paper: robust accuracy against epochs and passes, four methods.
 
     python -m experiments.fig3                          # paper scale, CIFAR-10
     python -m experiments.fig3 --scale=laptop           # the digits runs of Table 1

@@ -30,8 +30,9 @@ STYLE: Any = {
     "legend.fontsize": 8,
     "legend.frameon": False,
     "mathtext.fontset": "cm",
-    "savefig.dpi": 200,
 }
+DPI = 200  # of PNG, and of what is rasterized in PDF
+KINK = "crimson"
 
 
 class Check(NamedTuple):
@@ -94,8 +95,8 @@ def write(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(suffix) for suffix in (".png", ".pdf", ".npz", ".json")]
-    figure.savefig(files[0])
-    figure.savefig(files[1], metadata={"CreationDate": None})  # the same bytes every time
+    figure.savefig(files[0], dpi=DPI)
+    figure.savefig(files[1], dpi=DPI, metadata={"CreationDate": None})  # the same bytes every time
     np.savez_compressed(files[2], **dict(data))  # pyright: ignore[reportArgumentType]
     report = {
         "settings": dict(settings),
@@ -107,7 +108,14 @@ def write(
 
 
 def surface(
-    axes, axis: np.ndarray, values: np.ndarray, *, limits, title: str, azimuth: float = -120
+    axes,
+    axis: np.ndarray,
+    values: np.ndarray,
+    *,
+    limits,
+    title: str,
+    height: str,
+    azimuth: float = -120,
 ) -> None:
     """A surface over the (theta_1, theta_2) square with its contour lines on the floor.
 
@@ -118,6 +126,7 @@ def surface(
         values: shape (n, n), index [i, j] at (axis[i], axis[j]).
         limits: of the values; the floor lies below.
         title: of the panel.
+        height: name of the values, for the third axis.
         azimuth: of the camera, in degrees.
     """
     low, high = limits
@@ -155,10 +164,11 @@ def surface(
     axes.set_yticks([-1, 0, 1])
     ticks = MaxNLocator(4).tick_values(low, high)
     axes.set_zticks([tick for tick in ticks if low - 1e-9 <= tick <= high])
-    for side in (axes.xaxis, axes.yaxis):
+    for side in (axes.xaxis, axes.yaxis, axes.zaxis):
         side.set_rotate_label(False)  # or the symbols are sheared along the axis
     axes.set_xlabel(r"$\theta_1$", labelpad=-4)
     axes.set_ylabel(r"$\theta_2$", labelpad=-4)
+    axes.set_zlabel(height, labelpad=-5, rotation=90)
     axes.tick_params(pad=-2)
     axes.view_init(elev=30, azim=azimuth)
     axes.set_box_aspect((1, 1, 0.75), zoom=1.0)

@@ -15,7 +15,7 @@ from jaxadv.models import MODELS
 from .. import settings
 from ..cli import process
 from ..cli.options import Parser, folder
-from ..reporting import reference_curves, style
+from ..reporting import passes, reference_curves, style
 from ..reporting.curves import average, draw_curves
 from ..reporting.reference_curves import ReferenceCurve
 from ..run import environment
@@ -159,7 +159,7 @@ def collect(workdirs: Sequence[Path], *, reference: bool) -> Collected:
                 f"{workdir} and another run are both {name!r} but differ in "
                 f"config.{different[0]}; draw them in separate figures"
             )
-        rows.setdefault(name, []).append(metrics)
+        rows.setdefault(name, []).append(passes.counted(config, metrics))
         starts = directory.environment()
         runs.setdefault(name, []).append(
             {
@@ -205,8 +205,8 @@ def _parser(figure: Figure) -> argparse.ArgumentParser:
     parser = Parser(
         prog=f"python -m experiments.{name}",
         description=f"Figure {figure.number} of the paper: robust accuracy on training and "
-        "selection images against epochs (a) and training time (b), from the metrics of the runs. "
-        "Writes PNG, PDF and the data as JSON.",
+        "selection images against epochs and passes through the network, from the metrics of the "
+        "runs. Writes PNG, PDF and the data as JSON.",
     )
     add_run_options(parser)
     parser.add_argument("--seeds", type=int, default=3, help="seeds per line; default 3")

@@ -15,6 +15,7 @@ from jaxadv.checks import check_count
 from .. import data, settings
 from ..cli import process
 from ..cli.options import Parser, folder
+from ..reporting import passes
 from ..reporting.curves import training_curves
 from ..run import environment
 from ..run.directory import RunDirectory, write_json
@@ -183,7 +184,7 @@ def _main(table: Table, options: argparse.Namespace) -> None:
     written = [output / f"{name}.md", output / f"{name}.json"]
     for number, row in enumerate(result["rows"]):
         curves = {
-            label: [RunDirectory(run["workdir"]).metrics() for run in row["cells"][method]["runs"]]
+            label: [_counted(run["workdir"]) for run in row["cells"][method]["runs"]]
             for method, label in result["columns"].items()
         }
         if any(curves.values()):
@@ -191,3 +192,8 @@ def _main(table: Table, options: argparse.Namespace) -> None:
             title = f"{row['dataset']}, scale {scale}" if len(rows) == 1 else row["title"]
             written += training_curves(curves, output / stem, title=title)
     print("written: " + ", ".join(str(path) for path in written))
+
+
+def _counted(workdir: str) -> list[dict]:
+    directory = RunDirectory(workdir)
+    return passes.counted(directory.config(), directory.metrics())

@@ -10,20 +10,18 @@ from ..run.directory import write_json
 from .reference_curves import ReferenceCurve
 from .style import COLORS, check_colors, new_figure, save, styled
 
-_KINDS = (("selection_robust", "-"), ("train_robust", "--"))
-_TIMES = ((7200, "h", 3600), (300, "min", 60), (0, "s", 1))
+# Panels of a row: images, and the metric on them.
+_PANELS = (("training", "train_robust"), ("selection", "selection_robust"))
+_UNITS = ((1e9, "billions", 1e9), (1e6, "millions", 1e6), (0, "thousands", 1e3))
 
 
 def training_curves(
     runs: Mapping[str, Sequence[Sequence[dict]]], path: Path, *, title: str
 ) -> list[Path]:
-    """Plots robust accuracy against epochs and training time, like the paper's Figure 3.
-
-    Solid lines are selection images (evaluation PGD), dashed lines training images (training
-    attack); bands span the seeds.
+    """Plots robust accuracy against epochs and passes, like the paper's Figure 3.
 
     Args:
-        runs: for each method the metrics rows of its runs.
+        runs: for each method the metrics rows of its runs, from :func:`.passes.counted`.
         path: output path without suffix.
         title: title of the figure.
 
@@ -44,14 +42,17 @@ def draw_curves(
     evaluated_on: str = "selection",
     reference: Mapping[str, ReferenceCurve] | None = None,
 ):
-    """The two panels, within :data:`STYLE`.
+    """Four panels, within :data:`STYLE`: training and held-out images, epochs and passes.
+
+    On training images the training attack is measured, on the others the evaluation's. Bands span
+    the seeds. Passes through the network replace the paper's hours, which depend on what else a
+    machine does.
 
     Args:
         data: results of :func:`average`, by label.
         title: title of the figure; the number of seeds is appended.
-        evaluated_on: images behind the solid lines.
-        reference: published curves by label; drawn only in panel (a), up to our last epoch, since
-        they were timed on different machines.
+        evaluated_on: images of the right panels.
+        reference: published curves by label; drawn against epochs, up to our last.
 
     Returns:
         The figure.
@@ -59,31 +60,36 @@ def draw_curves(
     from matplotlib.lines import Line2D
 
     check_colors(data)
-    figure = new_figure(figsize=(8.0, 3.0))
-    axes = figure.subplots(1, 2, sharey=True)
-    longest = max(curves["seconds"][-1] for curves in data.values())
-    unit, size = next((name, size) for limit, name, size in _TIMES if longest >= limit)
+    figure = new_figure(figsize=(8.0, 5.6))
+    axes = figure.subplots(2, 2, sharey=True, sharex="row")
+    longest = max(curves["passes"][-1] for curves in data.values())
+    unit, size = next((name, size) for limit, name, size in _UNITS if longest >= limit)
     for color, (label, curves) in zip(COLORS, data.items(), strict=False):
-        _draw(axes[0], curves, np.array(curves["epoch"], float), color)
-        _draw(axes[1], curves, np.array(curves["seconds"], float) / size, color)
+        epochs = np.array(curves["epoch"], float)
+        passes = np.array(curves["passes"], float) / size
+        for column, (_, metric) in enumerate(_PANELS):
+            _draw(axes[0, column], curves, metric, epochs, color)
+            _draw(axes[1, column], curves, metric, passes, color)
         if label in (reference or {}):
             _draw_reference(axes[0], (reference or {})[label], curves["epoch"][-1], color)
-    axes[0].set(xlabel="epoch", ylabel="robust accuracy, %")
-    axes[0].xaxis.set_major_locator(_whole_numbers())
-    axes[1].set(xlabel=f"training time, {unit}")
-    for axis, letter in zip(axes, "ab", strict=True):
-        axis.set_title(f"({letter})", loc="left")
+    names = ("training", evaluated_on)
+    for axis, letter, name in zip(axes.flat, "abcd", names * 2, strict=True):
+        axis.set_title(f"({letter}) {name} images", loc="left")
+    for axis in axes[0]:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(_whole_numbers())
+    for axis in axes[1]:
+        axis.set_xlabel(f"passes of images through the network, {unit}")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("robust accuracy, %")
     lines = [Line2D([], [], color=c, lw=2, label=n) for c, n in zip(COLORS, data, strict=False)]
-    lines += [
-        Line2D([], [], color="0.3", ls="-", label=evaluated_on),
-        Line2D([], [], color="0.3", ls="--", label="training"),
-    ]
     if reference:
-        lines += [
-            Line2D([], [], color="0.3", ls="", marker="o", mfc="w", ms=4, label="published, test"),
-            Line2D([], [], color="0.3", ls="", marker="^", mfc="w", ms=4, label="published, train"),
-        ]
-    figure.legend(handles=lines, loc="outside right center", handlelength=1.8)
+        mark = {"color": "0.3", "ls": "", "mfc": "w", "ms": 4}
+        lines.append(Line2D([], [], marker="^", label="published, training", **mark))
+        lines.append(Line2D([], [], marker="o", label="published, test", **mark))
+    figure.legend(
+        handles=lines, loc="outside lower center", ncols=min(len(lines), 4), handlelength=1.8
+    )
     counts = sorted({curves["n"] for curves in data.values()})
     seeds = " to ".join(str(n) for n in counts[:: max(len(counts) - 1, 1)])
     sample = "1 seed" if counts == [1] else f"mean and range over {seeds} seeds"
@@ -126,7 +132,21 @@ def run_curves(rows: Sequence[dict], *, evaluated_on: str, selected_epoch: int |
         for axis in axes:
             axis.xaxis.set_major_locator(_whole_numbers())
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
+        figure.savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
+
+
+def compared_curves(runs: Mapping[str, Sequence[dict]]) -> bytes:
+    """Robust accuracy of single runs against epochs and passes, as PNG bytes.
+
+    Args:
+        runs: metrics rows from :func:`.passes.counted`, by name.
+    """
+    buffer = io.BytesIO()
+    with styled():
+        drawn = draw_curves({name: average([rows]) for name, rows in runs.items()}, title="")
+        drawn.suptitle("")
+        drawn.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()
 
 
@@ -134,18 +154,17 @@ def average(runs: Sequence[Sequence[dict]]) -> dict:
     """Mean, minimum and maximum over seeds, for the epochs that all seeds have.
 
     Args:
-        runs: metrics rows of each seed.
+        runs: metrics rows of each seed, from :func:`.passes.counted`.
 
     Returns:
-        JSON-serializable columns: "n", "epoch", "seconds" (mean), and "mean", "min" and "max" of
-        ``train_robust`` and ``selection_robust``, None where not measured.
+        JSON-serializable columns: "n", "epoch", "seconds" and "passes" (means), and "mean", "min"
+        and "max" of ``train_robust`` and ``selection_robust``, None where not measured.
     """
     length = min(len(rows) for rows in runs)
     result: dict = {"n": len(runs), "epoch": [row["epoch"] for row in runs[0][:length]]}
-    result["seconds"] = np.mean(
-        [[r["seconds"] for r in rows[:length]] for rows in runs], 0
-    ).tolist()
-    for name in ("train_robust", "selection_robust"):
+    for name in ("seconds", "passes"):
+        result[name] = np.mean([[r[name] for r in rows[:length]] for rows in runs], 0).tolist()
+    for _, name in _PANELS:
         values = np.array([[r[name] for r in rows[:length]] for rows in runs], float)
         for statistic in ("mean", "min", "max"):
             column = getattr(values, statistic)(axis=0)
@@ -159,20 +178,22 @@ def _whole_numbers():
     return MaxNLocator(6, integer=True, steps=[1, 2, 5, 10])
 
 
-def _draw(axis, curves: dict, x: np.ndarray, color: str) -> None:
-    for name, style in _KINDS:
-        mean, low, high = (np.array(curves[f"{name}_{s}"], float) for s in ("mean", "min", "max"))
-        there = np.isfinite(mean)
-        axis.plot(x[there], mean[there], style, color=color, lw=1.4)
-        axis.fill_between(x[there], low[there], high[there], color=color, alpha=0.15, lw=0)
+def _draw(axis, curves: dict, metric: str, x: np.ndarray, color: str) -> None:
+    mean, low, high = (np.array(curves[f"{metric}_{s}"], float) for s in ("mean", "min", "max"))
+    there = np.isfinite(mean)
+    marker = "o" if there.sum() == 1 else None
+    axis.plot(x[there], mean[there], color=color, lw=1.4, marker=marker, ms=4)
+    axis.fill_between(x[there], low[there], high[there], color=color, alpha=0.15, lw=0)
 
 
-def _draw_reference(axis, curve: ReferenceCurve, last_epoch: int, color: str) -> None:
+def _draw_reference(axes, curve: ReferenceCurve, last_epoch: int, color: str) -> None:
     epochs = np.array(curve.epochs_done(), int)
     near = epochs <= last_epoch
-    for values, marker in ((curve.test_robust, "o"), (curve.train_robust, "^")):
-        points = np.array(values, float)[near]
-        axis.plot(epochs[near], points, marker, color=color, mfc="w", ms=4, mew=1, ls="")
+    mark = {"color": color, "mfc": "w", "ms": 4, "mew": 1, "ls": ""}
+    for axis, values, marker in zip(axes, (curve.train_robust, curve.test_robust), "^o",
+                                    strict=True):  # fmt: skip
+        if values:
+            axis.plot(epochs[near], np.array(values, float)[near], marker, **mark)
     best, epoch = curve.best
     if not curve.test_robust and epoch < last_epoch:
-        axis.plot([epoch + 1], [best], "o", color=color, mfc="w", ms=4, mew=1)
+        axes[1].plot([epoch + 1], [best], "o", **mark)

@@ -9,10 +9,12 @@ from tests.helpers.arrays import load_arrays
 
 pytest.importorskip("matplotlib")
 
+from PIL import Image
+
 from jaxadv import theory
 from theory import style, surfaces
 from theory.figures import __main__ as figures
-from theory.figures import fig2, fig5
+from theory.figures import fig2, fig4, fig5
 
 
 def report(folder, name):
@@ -27,7 +29,27 @@ def test_figure(tmp_path, name, capsys):
     found = report(tmp_path, name)
     assert found["holds"]
     assert len(found["checks"]) >= 10
+    with Image.open(tmp_path / f"{name}.png") as picture:
+        assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     assert "checks hold" in capsys.readouterr().out
+
+
+_HEAVY_MARKS = (("fig2", 5), ("fig5", 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "marks"),
+    [("fig4", 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in _HEAVY_MARKS)],
+)
+def test_third_axes_are_named_and_marks_explained(tmp_path, monkeypatch, name, marks):
+    module, drawn = {"fig2": fig2, "fig4": fig4, "fig5": fig5}[name], []
+    monkeypatch.setattr(module, "_checks", lambda *_: [])
+    monkeypatch.setattr(style, "write", lambda figure, *_: drawn.append(figure))
+    module.make(tmp_path, mode="exact", gamma=1.0, points=5)
+    [figure] = drawn
+    surfaces_ = [axes for axes in figure.axes if hasattr(axes, "get_zlabel")]
+    assert len(surfaces_) >= 2 and all("loss $" in axes.get_zlabel() for axes in surfaces_)
+    assert len(figure.legends[0].get_texts()) == marks
 
 
 @pytest.mark.slow

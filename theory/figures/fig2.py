@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from jaxadv import theory
 
@@ -157,10 +159,10 @@ def _smoothing_checks(data, smoothed, spacing, gamma) -> list[style.Check]:
 
 
 def _kink_lines(axes, model: Any, norm: Any) -> None:
-    """Red where the gradient of the Linf loss jumps, and at the cone of the L2 loss."""
+    """Red where the gradient of the Linf loss jumps, and at the tip of the L2 loss."""
     if norm == "l2":
         height = float(theory.toy_loss(np.zeros(2), model=model, norm=norm))
-        axes.plot([0], [0], [height], "o", color="crimson", ms=4, zorder=5)
+        axes.plot([0], [0], [height], "o", color=style.KINK, ms=4, zorder=5)
     if norm != "linf":
         return
     places = np.linspace(-2, 2, 401)
@@ -173,7 +175,7 @@ def _kink_lines(axes, model: Any, norm: Any) -> None:
                 jax.vmap(lambda t: theory.toy_loss(t, model=model, norm="linf"))(thetas)
             )
         heights[jumps < 1e-9] = np.nan
-        axes.plot(thetas[:, 0], thetas[:, 1], heights, color="crimson", lw=1.8, zorder=5)
+        axes.plot(thetas[:, 0], thetas[:, 1], heights, color=style.KINK, lw=1.8, zorder=5)
 
 
 def _plateau(axes, norm: Any, floor) -> None:
@@ -193,7 +195,7 @@ def _plateau(axes, norm: Any, floor) -> None:
 def _draw(axis, data, mode, gamma):
     figure = Figure(figsize=(10.2, 10.2))
     grid = figure.add_gridspec(
-        3, 3, left=0.01, right=0.975, top=0.965, bottom=0.06, wspace=0.06, hspace=0.14
+        3, 3, left=0.025, right=0.975, top=0.97, bottom=0.095, wspace=0.08, hspace=0.14
     )
     letters = iter("abcdefghi")
     for row, model in enumerate(("linear", "swish")):
@@ -203,7 +205,8 @@ def _draw(axis, data, mode, gamma):
             axes = figure.add_subplot(grid[row, column], projection="3d", computed_zorder=False)
             how = " (PGD)" if mode == "pgd" and norm else ""
             title = f"({next(letters)}) {model}, {style.NORM_LABELS[norm]}{how}"
-            style.surface(axes, axis, values, limits=limits, title=title)
+            height = r"loss $\ell$" if norm is None else r"loss $\ell_\epsilon$"
+            style.surface(axes, axis, values, limits=limits, title=title, height=height)
             _kink_lines(axes, model, norm)
             if model == "swish" and norm:
                 _plateau(axes, norm, axes.get_zlim()[0])
@@ -213,9 +216,21 @@ def _draw(axis, data, mode, gamma):
         axes = figure.add_subplot(grid[2, column], projection="3d", computed_zorder=False)
         source = "bc"[column]
         title = rf"({next(letters)}) $-\bar F$ of ({source}), $\gamma={gamma:g}$"
-        style.surface(axes, axis, values[column], limits=limits, title=title)
+        height = r"smoothed loss $-\bar F$"
+        style.surface(axes, axis, values[column], limits=limits, title=title, height=height)
     _draw_slice(figure.add_subplot(grid[2, 2]), data, gamma, next(letters))
+    figure.legend(handles=_marks(), loc="lower center", ncols=5, columnspacing=1.4)
     return figure
+
+
+def _marks() -> list:
+    return [
+        Line2D([], [], color=style.KINK, lw=1.8, label=r"gradient of $\ell_\epsilon$ jumps"),
+        Line2D([], [], color=style.KINK, marker="o", ls="", ms=4, label=r"tip at $\theta=0$"),
+        Patch(color="0.82", label="plateau of the loss, on the floor"),
+        Line2D([], [], color="black", ls="--", lw=1, label="corner discussed in erratum E9"),
+        Line2D([], [], color=style.GREEN, lw=0.7, label="contours, on the floor"),
+    ]
 
 
 def _draw_slice(axes, data, gamma, letter) -> None:
@@ -237,17 +252,18 @@ def _draw_slice(axes, data, gamma, letter) -> None:
             label=rf"{style.NORM_LABELS[norm]}, $-F$",
         )
     ends = data["slice_linf"][[middle - 1, middle]]
-    axes.plot([0, 0], ends, ":", color="crimson", lw=1.4)
+    axes.plot([0, 0], ends, ":", color=style.KINK, lw=1.4)
     axes.annotate(
         f"kink: jump {ends[1] - ends[0]:.3f}\n" + r"$=2\epsilon\,s(-M)$",
         (0, ends.mean()),
         (0.35, ends.mean() - 0.12),
-        color="crimson",
+        color=style.KINK,
         fontsize=8,
-        arrowprops={"arrowstyle": "-", "color": "crimson", "lw": 0.6},
+        arrowprops={"arrowstyle": "-", "color": style.KINK, "lw": 0.6},
     )
     axes.set(xlabel=r"$\theta_1$", xlim=(-2, 2))
-    axes.set_title(rf"({letter}) linear, $\partial/\partial\theta_1$ at $\theta_2=1.5$")
+    axes.set_ylabel(r"derivative $\partial/\partial\theta_1$", labelpad=1)
+    axes.set_title(rf"({letter}) linear, slice at $\theta_2=1.5$")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", ncols=2, columnspacing=1.0, handlelength=1.6)
     axes.set_ylim(top=axes.get_ylim()[1] + 0.14)

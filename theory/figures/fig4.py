@@ -7,6 +7,7 @@ import numpy as np
 import scipy.optimize
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from jaxadv import theory
 
@@ -99,25 +100,36 @@ def _checks(axis, data, minima) -> list[style.Check]:
 
 
 def _draw(axis, data, minima, mode):
-    figure = Figure(figsize=(10.2, 3.5))
-    grid = figure.add_gridspec(1, 3, left=0.0, right=0.965, top=0.93, bottom=0.02, wspace=0.04)
+    figure = Figure(figsize=(10.2, 3.8))
+    grid = figure.add_gridspec(1, 3, left=0.0, right=0.955, top=0.94, bottom=0.1, wspace=0.08)
     limits = (0.0, max(data[norm or "clean"].max() for norm in NORMS))
     for column, norm in enumerate(NORMS):
         axes = figure.add_subplot(grid[column], projection="3d", computed_zorder=False)
         how = " (PGD)" if mode == "pgd" and norm else ""
         title = f"({'abc'[column]}) 100 points, {style.NORM_LABELS[norm]}{how}"
-        style.surface(axes, axis, data[norm or "clean"], limits=limits, title=title, azimuth=-55)
+        style.surface(
+            axes, axis, data[norm or "clean"], limits=limits, title=title, azimuth=-55,
+            height="loss $L$" if norm is None else r"loss $L_\epsilon$",
+        )  # fmt: skip
         if norm is None:
             continue
         if norm == "linf":
             middle = len(axis) // 2
             zero = np.zeros_like(axis)
-            axes.plot(zero, axis, data[norm][middle], color="crimson", lw=1.6, zorder=5)
-            axes.plot(axis, zero, data[norm][:, middle], color="crimson", lw=1.6, zorder=5)
+            axes.plot(zero, axis, data[norm][middle], color=style.KINK, lw=1.6, zorder=5)
+            axes.plot(axis, zero, data[norm][:, middle], color=style.KINK, lw=1.6, zorder=5)
         else:
-            axes.plot([0], [0], [np.log(2)], "o", color="crimson", ms=4, zorder=5)
+            axes.plot([0], [0], [np.log(2)], "o", color=style.KINK, ms=4, zorder=5)
         place, value = minima[norm]
         axes.plot(*place[:, None], [value], "*", color="white", mec="black", ms=10, zorder=6)
         floor = axes.get_zlim()[0]
         axes.plot(*place[:, None], [floor], "*", color="white", mec="black", ms=8, zorder=4)
+    handles = [
+        Line2D([], [], color=style.KINK, lw=1.6, label=r"gradient of $L_\epsilon$ jumps"),
+        Line2D([], [], color=style.KINK, marker="o", ls="", ms=4, label=r"tip at $\theta=0$"),
+        Line2D([], [], marker="*", color="white", mec="black", ls="", ms=10,
+               label="minimum, on the surface and on the floor"),
+        Line2D([], [], color=style.GREEN, lw=0.7, label="contours, on the floor"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="lower center", ncols=4)
     return figure

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from jaxadv import theory
 
@@ -14,6 +15,8 @@ from . import fig4
 GAMMAS = (0.1, 1.0, 10.0)  # of the contour maps
 # argmin of -F on the plot square with the grid of 81 points (formulas D.2, E18), L2.
 ARGMIN = {0.03: (2.0, 0.15), 1.0: (2.0, 0.05), 10.0: (1.3, 0.05)}
+
+_MARKERS = {"l2": ("o", 8), "linf": ("s", 5)}
 
 
 def make(output: Path, *, mode: surfaces.Mode, gamma: float, points: int) -> list[Path]:
@@ -74,16 +77,19 @@ def _checks(axis, data, entropies) -> list[style.Check]:
 
 
 def _draw(axis, data, entropies, minima, gamma):
-    figure = Figure(figsize=(10.2, 6.8))
-    top = figure.add_gridspec(1, 2, left=0.06, right=0.92, top=0.955, bottom=0.46, wspace=0.0)
+    figure = Figure(figsize=(10.2, 7.2))
+    top = figure.add_gridspec(1, 2, left=0.06, right=0.92, top=0.96, bottom=0.48, wspace=0.0)
     values = [entropies[norm, gamma].smoothed for norm in ("l2", "linf")]
     limits = (min(v.min() for v in values), max(v.max() for v in values))
     for column, norm in enumerate(("l2", "linf")):
         axes = figure.add_subplot(top[column], projection="3d", computed_zorder=False)
         label = style.NORM_LABELS[norm]
         title = rf"({'ab'[column]}) $-\bar F$, {label}, $\gamma={gamma:g}$"
-        style.surface(axes, axis, values[column], limits=limits, title=title, azimuth=-55)
-    below = figure.add_gridspec(1, 4, left=0.055, right=0.985, top=0.40, bottom=0.075, wspace=0.28)
+        style.surface(
+            axes, axis, values[column], limits=limits, title=title, azimuth=-55,
+            height=r"smoothed loss $-\bar F$",
+        )  # fmt: skip
+    below = figure.add_gridspec(1, 4, left=0.055, right=0.985, top=0.42, bottom=0.15, wspace=0.28)
     for column in range(4):
         axes = figure.add_subplot(below[column])
         scope = (None, *reversed(GAMMAS))[column]
@@ -92,9 +98,28 @@ def _draw(axis, data, entropies, minima, gamma):
         axes.set_title(f"({'cdef'[column]}) {name}")
         if column == 0:
             axes.set_ylabel(r"$\theta_2$", labelpad=0)
-        if column == 1:
-            axes.legend(loc="lower left", handlelength=1.2, frameon=True, framealpha=0.9)
+    figure.legend(handles=_marks(), loc="lower center", ncols=4)
     return figure
+
+
+def _marks() -> list:
+    """What (c) to (f) show, by norm."""
+    handles = []
+    for norm, (marker, size) in _MARKERS.items():
+        color, label = style.NORM_COLORS[norm], style.NORM_LABELS[norm]
+        face = "white" if norm == "l2" else color
+        mark = {"color": color, "mfc": face, "ls": "", "ms": size}
+        handles += [
+            Line2D([], [], color=color, lw=0.8, label=f"contours, {label}"),
+            Line2D(
+                [], [], marker=marker, label=f"minimum of the panel's function, {label}", **mark
+            ),
+            Line2D([], [], marker=">", label=f"it lies outside the square, {label}", **mark),
+        ]
+    cross = Line2D([], [], marker="x", color="black", ls="", ms=6)
+    cross.set_label(r"minima of $L_\epsilon$, both norms")
+    floor = Line2D([], [], color=style.GREEN, lw=0.7, label="(a), (b): contours, on the floor")
+    return [handles[0], handles[3], handles[1], handles[4], handles[2], handles[5], cross, floor]
 
 
 def _map(axes, axis, data, entropies, minima, scope) -> None:
@@ -104,13 +129,9 @@ def _map(axes, axis, data, entropies, minima, scope) -> None:
         depth = values.max() - values.min()
         levels = values.min() + depth * np.array([0.003, 0.015, 0.05, 0.12, 0.25, 0.45, 0.7])
         axes.contour(axis, axis, values.T, levels=levels, colors=color, linewidths=0.8)
-        marker = {"l2": "o", "linf": "s"}[norm]
-        size = {"l2": 8, "linf": 5}[norm]
+        marker, size = _MARKERS[norm]
         place = minima[norm] if scope is None else argmin(axis, values)
         outside = scope is not None and max(map(abs, place)) >= axis[-1]
-        if outside and norm == "l2":
-            text = {"ha": "right", "va": "bottom", "fontsize": 7}
-            axes.text(1.93, -1.95, r"$\triangleright$ argmin outside the square", **text)
         axes.plot(
             *place,
             ">" if outside else marker,
@@ -119,11 +140,9 @@ def _map(axes, axis, data, entropies, minima, scope) -> None:
             mfc="white" if norm == "l2" else color,
             clip_on=False,
             zorder=4,
-            label=None if outside else rf"argmin, {style.NORM_LABELS[norm]}",
         )
         if scope is not None:
-            label = r"argmin of $L_\epsilon$" if norm == "l2" else None
-            axes.plot(*minima[norm], "x", color="black", ms=6, zorder=5, label=label)
+            axes.plot(*minima[norm], "x", color="black", ms=6, zorder=5)
     axes.set(xlabel=r"$\theta_1$", xlim=(-2, 2), ylim=(-2, 2), aspect="equal")
     axes.set_xticks([-2, -1, 0, 1, 2])
     axes.set_yticks([-2, -1, 0, 1, 2])

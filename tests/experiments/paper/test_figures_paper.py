@@ -14,6 +14,7 @@ from experiments.paper.figures import FIGURE3, FIGURE6
 from experiments.reporting import curves as drawing
 from experiments.reporting import reference_curves
 from experiments.reporting.curves import _draw_reference, average, draw_curves
+from experiments.reporting.passes import counted
 from experiments.run.directory import RunDirectory, write_json
 from tests.helpers.tiny_runs import tiny
 
@@ -204,17 +205,32 @@ def test_mistakes(monkeypatch, capsys, arguments, message):
     assert message in refused(monkeypatch, capsys, fig3, *arguments)
 
 
-def test_times_are_in_the_unit_that_fits():
-    for seconds, label in ((100.0, "s"), (1000.0, "min"), (10_000.0, "h")):
-        drawn = draw_curves({"A": average([metrics(2, seconds=seconds)])}, title="t")
-        axis = drawn.axes[1]
-        assert axis.get_xlabel() == f"training time, {label}"
-        size = {"s": 1, "min": 60, "h": 3600}[label]
-        assert axis.lines[0].get_xdata().tolist() == [2 * seconds / size]
+def test_passes_are_in_the_unit_that_fits():
+    for passes, unit, size in (
+        (2e3, "thousands", 1e3),
+        (5e6, "millions", 1e6),
+        (2e9, "billions", 1e9),
+    ):
+        rows = [row | {"passes": passes} for row in metrics(1)]
+        panel = draw_curves({"A": average([rows])}, title="t").axes[2]
+        assert panel.get_xlabel() == f"passes of images through the network, {unit}"
+        assert panel.lines[0].get_xdata().tolist() == [passes / size]
+
+
+def test_training_and_selection_images_have_panels_of_their_own():
+    rows = counted(tiny("at"), metrics(2))
+    drawn = draw_curves({"A": average([rows])}, title="t", evaluated_on="validation")
+    titles = [panel.get_title(loc="left") for panel in drawn.axes]
+    assert titles == [f"({letter}) {name} images" for letter, name in
+                      zip("abcd", ("training", "validation") * 2, strict=True)]  # fmt: skip
+    for panel, metric in zip(drawn.axes, ("train_robust", "selection_robust") * 2, strict=True):
+        [line] = panel.lines
+        measured = [row[metric] for row in rows if row[metric] is not None]
+        assert measured and line.get_ydata().tolist() == measured
 
 
 def test_more_lines_than_colours_are_refused():
-    curves = average([metrics(1)])
+    curves = average([counted(tiny("at"), metrics(1))])
     with pytest.raises(ValueError, match="8 lines to draw"):
         draw_curves({str(i): curves for i in range(8)}, title="t")
 
@@ -239,12 +255,14 @@ def test_the_published_curves_lie_under_the_runs_that_they_are_of(monkeypatch, t
 
 def test_a_reference_is_drawn_as_far_as_the_run_goes():
     curve = reference_curves.CURVES[0]
-    drawn = draw_curves({"AT": average([metrics(49)])}, title="t", reference={"AT": curve})
-    test, train = [line for line in drawn.axes[0].lines if line.get_marker() in "o^"]
+    rows = counted(tiny("at"), metrics(49))
+    drawn = draw_curves({"AT": average([rows])}, title="t", reference={"AT": curve})
+    train, test = ([line for line in panel.lines if line.get_marker() in "o^"][0]
+                   for panel in drawn.axes[:2])  # fmt: skip
     assert test.get_xdata().tolist() == [1, 5, 10]
     assert test.get_ydata().tolist() == [26.0, 35.5, 40.5]
     assert train.get_ydata().tolist() == [20.1, 32.5, 38.4]
-    assert all(line.get_marker() == "None" for line in drawn.axes[1].lines)
+    assert all(line.get_marker() == "None" for p in drawn.axes[2:] for line in p.lines)
 
 
 def test_a_reference_that_fits_nothing_is_refused(monkeypatch, capsys):

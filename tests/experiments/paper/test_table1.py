@@ -385,11 +385,18 @@ def test_all_columns_are_the_same_experiment():
 
 def test_curves_of_unequal_length_are_cut_to_what_all_have(tmp_path):
     rows = lambda length: [
-        {"epoch": e, "seconds": float(e), "train_robust": 1.0 * e, "selection_robust": 2.0 * e}
+        {
+            "epoch": e,
+            "seconds": float(e),
+            "passes": 9.0 * e,
+            "train_robust": 1.0 * e,
+            "selection_robust": 2.0 * e,
+        }
         for e in range(1, length + 1)
     ]
     written = training_curves({"A": [rows(3), rows(5)]}, tmp_path / "c", title="t")
     assert [path.name for path in written] == ["c.png", "c.pdf", "c.json"]
     data = json.loads((tmp_path / "c.json").read_text())["A"]
     assert data["epoch"] == [1, 2, 3] and data["seconds"] == [1.0, 2.0, 3.0]
+    assert data["passes"] == [9.0, 18.0, 27.0]
     assert data["selection_robust_mean"] == [2.0, 4.0, 6.0]
