@@ -19,6 +19,7 @@ from ._conv import Gradients as Gradients
 from ._conv import conv2d as conv2d
 from ._layers import ACTIVATIONS as ACTIVATIONS
 from ._layers import BatchNorm as BatchNorm
+from ._layers import MeanSparse as MeanSparse
 from ._preact_resnet import PreActResNet as PreActResNet
 from ._preact_resnet import dm_preact_resnet18 as dm_preact_resnet18
 from ._preact_resnet import preact_resnet18 as preact_resnet18
@@ -36,6 +37,7 @@ from ._small import mlp as mlp
 from ._small import small_convnet as small_convnet
 from ._torch import from_torch_state_dict as from_torch_state_dict
 from ._torch import load_torch as load_torch
+from ._torch import save_safetensors as save_safetensors
 from ._torch import save_torch as save_torch
 from ._torch import to_torch_state_dict as to_torch_state_dict
 from ._wide_resnet import WideResNet as WideResNet

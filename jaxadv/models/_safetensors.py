@@ -1,12 +1,18 @@
-"""Safetensors files: a length, a JSON table, and the data.
+"""Read and write safetensors files: a length, a JSON table, and the data.
 
 See https://huggingface.co/docs/safetensors for the format; it contains nothing executable.
 """
 
 import json
 import math
+import os
+import pathlib
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+import numpy as np
+
+from .._files import write_atomically
 from ._stored import FileBytes, Storage, Tensor, dtypes, tensor_of
 
 _MAX_TABLE = 1 << 21  # bytes: some 20,000 tensors
@@ -71,6 +77,41 @@ def read_safetensors(source: FileBytes) -> dict[str, Tensor]:
             "it again"
         )
     return found
+
+
+def write_safetensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a state dict readable by ``safetensors.torch.load_file`` and `read_safetensors`.
+
+    The file appears under its name only once it is complete and on disk.
+
+    Args:
+      path: output path.
+      arrays: the tensors by name, of the types of safetensors.
+
+    Raises:
+      ValueError: for an array of another dtype.
+      OSError: if the disk is full or read-only; an existing file is kept.
+    """
+    kinds = {dtypes()[ours]: theirs for theirs, ours in _NAMES.items()}
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in arrays.items():
+        if array.dtype not in kinds:
+            raise ValueError(f"{name} is {array.dtype}, which safetensors does not have.")
+        begin, end = end, end + array.nbytes
+        table[name] = {
+            "dtype": kinds[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]
+        }  # fmt: skip
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: Any) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            words = np.asarray(array, order="C").reshape(-1).view(f"u{array.itemsize}")
+            file.write(words.astype(words.dtype.newbyteorder("<")).tobytes())
+
+    write_atomically(pathlib.Path(path).expanduser(), write)
 
 
 def _tensor(source: FileBytes, begin: int, name: str, row: Any) -> tuple[Tensor, tuple[int, int]]:

@@ -1,7 +1,8 @@
-"""Weights of PreActResNet and WideResNet from PyTorch state dicts, and back.
+"""Weights from PyTorch state dicts, and back.
 
-The names are those of the AWP code and of RobustBench; kernels are (O, C, kh, kw) in PyTorch and
-(kh, kw, C, O) here, the weight of the linear layer (K, F) in PyTorch and (F, K) here.
+The names are those of the public code of each architecture (`_torch_tables`). Kernels are
+(O, C, kh, kw) in PyTorch and (kh, kw, C, O) here, the weights of a linear layer (K, F) in PyTorch
+and (F, K) here.
 """
 
 import difflib
@@ -9,34 +10,26 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ._preact_resnet import PreActResNet
+from ._safetensors import write_safetensors
 from ._stored import Tensor, Unreadable
 from ._torch_entries import find_weights, match, spellings
 from ._torch_file import read_torch_file, write_torch_file
-from ._wide_resnet import WideResNet
+from ._torch_layout import Entry, channels_of, check_module, layout, wanted
+from ._torch_tables import UNREAD
 
 _MAX_PROBLEMS, _MAX_UNUSED = 20, 100  # shown
 _MAX_SCALES = 16  # tensors named mean or std to compare with the module's
 _MAX_CHANNELS = 64
 _MAX_COMPARED = 20_000  # pairs of names to compare for hints
 _MEAN, _STD = ("mean", "mu"), ("std", "sigma")
-
-
-class _Entry(NamedTuple):
-    """One tensor: its name in PyTorch, its path in the Flax variables, the axes to permute."""
-
-    name: str
-    path: tuple[str, ...]
-    axes: tuple[int, ...] | None
 
 
 def load_torch(
@@ -65,7 +58,7 @@ def load_torch(
     Args:
       path: a file written by ``torch.save`` (any version) or ``np.savez``, or a safetensors file;
         detected from its content.
-      module: the network: a `PreActResNet` or a `WideResNet`.
+      module: the network, of one of this package's classes.
       entry: the dictionary to use or search, by name or dotted path ("model_ema",
         "checkpoint.ema").
       ignore: names or name prefixes in the file to skip.
@@ -96,10 +89,10 @@ def load_torch(
     """
     _check(module, dtype)
     content = read_torch_file(path)
-    layout = _torch_layout(module)
+    entries = layout(module)
     try:
-        state_dict = find_weights(content, _wanted(layout), entry, ignore)
-        return _convert(state_dict, module, layout, ignore, np.dtype(dtype))
+        state_dict = find_weights(content, wanted(entries), entry, ignore)
+        return _convert(state_dict, module, entries, ignore, np.dtype(dtype))
     except ValueError as error:
         raise ValueError(f"{pathlib.Path(path).name}: {error}") from error
 
@@ -136,30 +129,30 @@ def from_torch_state_dict(
       True
     """
     _check(module, dtype)
-    return _convert(state_dict, module, _torch_layout(module), ignore, np.dtype(dtype))
+    return _convert(state_dict, module, layout(module), ignore, np.dtype(dtype))
 
 
 def _convert(
     state_dict: Mapping[str, Any],
     module: nn.Module,
-    layout: Mapping[str, "_Target"],
+    entries: Mapping[str, Entry],
     ignore: tuple[str, ...],
     dtype: np.dtype,
 ) -> dict[str, Any]:
-    wanted = _wanted(layout)
+    expected = wanted(entries)
     names = [
         name
         for name in state_dict
-        if not name.endswith("num_batches_tracked") and not (ignore and name.startswith(ignore))
+        if not name.endswith(UNREAD) and not (ignore and name.startswith(ignore))
     ]
-    prefix, given = match(names, spellings(wanted))
+    prefix, given = match(names, spellings(expected))
     known = set(given.values())
     extra = [name for name in names if name not in known]
     scales = [name for name in extra if name.split(".")[-1] in _MEAN + _STD][:_MAX_SCALES]
     scales = {name for name in scales if _is_normalization(name, state_dict[name], module)}
     extra = [name for name in extra if name not in scales]
     unused = {name for name in extra if name.startswith(f"{prefix}sub_block1.")}
-    problems = _misfits(state_dict, given, wanted, [n for n in extra if n not in unused])
+    problems = _misfits(state_dict, given, entries, [n for n in extra if n not in unused])
     if problems:
         shown = problems[:_MAX_PROBLEMS]
         more = [] if len(problems) == len(shown) else [f"and {len(problems) - len(shown)} more"]
@@ -175,30 +168,31 @@ def _convert(
             stacklevel=3,
         )
     flat: dict[tuple[str, ...], Any] = {}
-    for name, (path, axes, _) in layout.items():
-        array = _numpy(state_dict[given[name]])
-        if axes is not None:
-            array = array.transpose(np.argsort(axes))
-        flat[path] = jax.device_put(array.astype(dtype))
+    for name, entry in entries.items():
+        if entry.path is not None:
+            array = entry.from_torch(_numpy(state_dict[given[name]]))
+            flat[entry.path] = jax.device_put(array.astype(dtype))
     return flax.traverse_util.unflatten_dict(flat)
 
 
 def _misfits(
     state_dict: Mapping[str, Any],
     given: Mapping[str, str],
-    wanted: Mapping[str, tuple[int, ...]],
+    entries: Mapping[str, Entry],
     extra: list[str],
 ) -> list[str]:
     """Missing, unexpected and misshapen tensors, without reading data."""
-    missing = [name for name in wanted if name not in given]
+    missing = [name for name in wanted(entries) if name not in given]
     near = extra if len(missing) * len(extra) <= _MAX_COMPARED else []
     problems = [f"missing: {name}{_nearest(name, near)}" for name in missing]
     problems += [f"unexpected: {_shown(name)}" for name in extra]
     for name, raw in given.items():
         value = state_dict[raw]
         problem = getattr(value, "problem", None)
-        if not isinstance(value, Unreadable) and _shape(value) != wanted[name]:
-            problems.append(f"shape: {_shown(raw)} has {_shape(value)}; expected {wanted[name]}")
+        if not isinstance(value, Unreadable) and not entries[name].accepts(_shape(value)):
+            problems.append(
+                f"shape: {_shown(raw)} has {_shape(value)}; expected {entries[name].shape}"
+            )
         elif problem or "complex" in str(getattr(value, "dtype", "")):
             problems.append(f"{_shown(raw)}: {problem or 'its numbers are complex'}")
     return problems
@@ -208,7 +202,7 @@ def to_torch_state_dict(module: nn.Module, variables: Mapping[str, Any]) -> dict
     """The state dict for the PyTorch definition of ``module``, loadable with ``strict=True``.
 
     Args:
-      module: a `PreActResNet` or a `WideResNet`.
+      module: the network, of one of this package's classes.
       variables: its variables, with "params" and "batch_stats".
 
     Returns:
@@ -228,27 +222,26 @@ def to_torch_state_dict(module: nn.Module, variables: Mapping[str, Any]) -> dict
       ((2, 3, 3, 3), 'linear.bias')
     """
     flat: dict[Any, Any] = flax.traverse_util.flatten_dict(dict(variables))
-    layout = list(_layout(module, flat))
-    expected = _shapes(module, channels=_channels(flat))
+    entries = layout(module, channels_of(module, flat))
+    places = {entry.path: entry for entry in entries.values() if entry.path is not None}
     wrong = sorted(
         "/".join(path)
-        for path in flat.keys() | expected.keys()
+        for path in flat.keys() | places.keys()
         if path not in flat
-        or path not in expected
-        or tuple(flat[path].shape) != tuple(expected[path].shape)
+        or path not in places
+        or not places[path].accepts_ours(tuple(flat[path].shape))
     )
     if wrong:
         raise ValueError(
             f"variables do not match {type(module).__name__} ({_describe(module)}); missing, "
             f"unexpected or of another shape: {', '.join(wrong)}."
         )
-    out: dict[str, np.ndarray] = {}
-    for name, path, axes in layout:
-        array = np.asarray(flat[path])
-        out[name] = np.ascontiguousarray(array if axes is None else array.transpose(axes))
-        if name.endswith(".running_var"):
-            out[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    return out
+    return {
+        name: entry.value
+        if entry.path is None
+        else np.asarray(entry.to_torch(np.asarray(flat[entry.path])), order="C")
+        for name, entry in entries.items()
+    }
 
 
 def save_torch(
@@ -258,7 +251,7 @@ def save_torch(
 
     Args:
       path: output path; the file appears only once complete.
-      module: a `PreActResNet` or a `WideResNet`.
+      module: the network, of one of this package's classes.
       variables: its variables.
 
     Raises:
@@ -268,95 +261,46 @@ def save_torch(
       See `load_torch`, which reads such a file back:
 
       >>> from jaxadv import models
-      >>> models.save_torch("/nowhere.pt", models.mlp(10), {})
+      >>> models.save_torch("/nowhere.pt", models.Conv(3), {})
       Traceback (most recent call last):
-      ValueError: module is a MLP, which has no PyTorch names.
+      ValueError: module is a Conv, which has no PyTorch names; those have: ...
     """
     write_torch_file(path, to_torch_state_dict(module, variables))
 
 
-def _shapes(module: nn.Module, channels: int | None = None) -> dict[tuple[str, ...], Any]:
-    _check_module(module)
-    if channels is None:
-        channels = 3 if module.mean is None else len(module.mean)
-    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, key, images))
+def save_safetensors(
+    path: str | os.PathLike[str], module: nn.Module, variables: Mapping[str, Any]
+) -> None:
+    """Write a state dict as a safetensors file, readable by its libraries and `load_torch`.
 
+    Args:
+      path: output path; the file appears only once complete.
+      module: the network, of one of this package's classes.
+      variables: its variables.
 
-def _check_module(module: nn.Module) -> None:
-    if not isinstance(module, PreActResNet | WideResNet):
-        raise ValueError(
-            f"module is a {type(module).__name__}; only PreActResNet and WideResNet have PyTorch "
-            "names."
-        )
+    Raises:
+      ValueError: if ``variables`` do not match ``module``.
 
-
-class _Target(NamedTuple):
-    """The destination of a PyTorch tensor: its path, the axes to permute, and its shape."""
-
-    path: tuple[str, ...]
-    axes: tuple[int, ...] | None
-    shape: tuple[int, ...]
-
-
-def _torch_layout(module: nn.Module) -> dict[str, _Target]:
-    """All tensors by PyTorch name."""
-    flat, layout = _shapes(module), {}
-    for name, path, axes in _layout(module, flat):
-        shape = tuple(flat[path].shape)
-        layout[name] = _Target(path, axes, shape if axes is None else tuple(shape[a] for a in axes))
-    return layout
-
-
-def _wanted(layout: Mapping[str, _Target]) -> dict[str, tuple[int, ...]]:
-    return {name: target.shape for name, target in layout.items()}
+    Example:
+      >>> import os, tempfile
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxadv import models
+      >>> module = models.wide_resnet(10, depth=10, width=1)
+      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = os.path.join(folder, "weights.safetensors")
+      ...     models.save_safetensors(file, module, variables)
+      ...     loaded = models.load_torch(file, module)
+      >>> bool((loaded["params"]["fc"]["bias"] == variables["params"]["fc"]["bias"]).all())
+      True
+    """
+    write_safetensors(path, to_torch_state_dict(module, variables))
 
 
 def _check(module: nn.Module, dtype: Any) -> None:
-    _check_module(module)
+    check_module(module)
     if np.dtype(dtype) == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
         raise ValueError("dtype is float64; call this inside `with jax.enable_x64(True):`.")
-
-
-def _channels(flat: Mapping[Any, Any]) -> int | None:
-    kernel = flat.get(("params", "conv1", "kernel"))
-    return None if kernel is None else kernel.shape[2]
-
-
-def _layout(module: nn.Module, flat: Mapping[tuple[str, ...], Any]) -> Iterator[_Entry]:
-    """All tensors in the order of PyTorch's state dict."""
-
-    def conv(name: str, *path: str) -> Iterator[_Entry]:
-        yield _Entry(f"{name}.weight", ("params", *path, "kernel"), (3, 2, 0, 1))
-
-    def norm(name: str, *path: str) -> Iterator[_Entry]:
-        yield _Entry(f"{name}.weight", ("params", *path, "scale"), None)
-        yield _Entry(f"{name}.bias", ("params", *path, "bias"), None)
-        yield _Entry(f"{name}.running_mean", ("batch_stats", *path, "mean"), None)
-        yield _Entry(f"{name}.running_var", ("batch_stats", *path, "var"), None)
-
-    if isinstance(module, WideResNet):
-        blocks, ours, theirs = ((module.depth - 4) // 6,) * 3, "block{}_{}", "block{}.layer.{}"
-        shortcut, last, linear = "convShortcut", "bn1", "fc"
-    elif isinstance(module, PreActResNet):
-        blocks, ours, theirs = module.blocks, "layer{}_{}", "layer{}.{}"
-        shortcut, last, linear = "shortcut.0", "bn", "linear"
-    else:
-        raise ValueError(f"module is a {type(module).__name__}, which has no PyTorch names.")
-    yield from conv("conv1", "conv1")
-    for stage, count in enumerate(blocks, start=1):
-        for block in range(count):
-            path, name = ours.format(stage, block), theirs.format(stage, block)
-            yield from norm(f"{name}.bn1", path, "bn1")
-            yield from conv(f"{name}.conv1", path, "conv1")
-            yield from norm(f"{name}.bn2", path, "bn2")
-            yield from conv(f"{name}.conv2", path, "conv2")
-            if ("params", path, "shortcut", "kernel") in flat:
-                yield from conv(f"{name}.{shortcut}", path, "shortcut")
-    yield from norm(last, last)
-    yield _Entry(f"{linear}.weight", ("params", linear, "kernel"), (1, 0))
-    yield _Entry(f"{linear}.bias", ("params", linear, "bias"), None)
 
 
 def _is_normalization(name: str, value: Any, module: Any) -> bool:

@@ -7,22 +7,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._stored import Tensor, Unreadable
+from ._torch_layout import Shape, fits
 
 _MAX_TENSORS = 20_000  # in one container
 _MAX_CONTAINERS = 20_000
 _MAX_DEPTH = 5
 _MAX_PREFIX = 8  # dots
 _MAX_NAME = 500
-# Usual names of the top level and its entries, in order of precedence.
+# Usual names of the top level and its entries, in order of precedence. Where both are there, the
+# averaged weights are the others, unless the file says that those beside it are not averaged.
 _TRAINED = (
     "", "state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights",
     "params", "parameters", "net_state_dict", "model_weights", "backbone", "classifier", "module",
+    "last", "best",
 )  # fmt: skip
-_AVERAGED = (
+_OTHER = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "model_ema_state_dict",
-    "ema_model_state_dict", "swa_state_dict", "swa_model", "swa",
+    "ema_model_state_dict", "swa_state_dict", "swa_model", "swa", "unaveraged_net",
+    "unaveraged_model", "unaveraged_model_state_dict", "unaveraged_state_dict",
 )  # fmt: skip
-_SHORTCUTS = ("convShortcut", "shortcut.0", "shortcut")
+_SHORTCUTS = ("convShortcut", "shortcut.0", "shortcut", "downsample.0")
+_SHORTCUT_NORMS = ("shortcut.1", "downsample.1")
 _LAST = (("linear.", "fc."), ("bn.", "bn1."))
 
 
@@ -47,7 +52,7 @@ class _Candidate(NamedTuple):
 
 def find_weights(
     content: Any,
-    wanted: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, Shape],
     entry: str | None,
     ignore: tuple[str, ...] = (),
 ) -> Mapping[str, Any]:
@@ -78,7 +83,7 @@ def find_weights(
             names = [name for name in tensors if not (ignore and name.startswith(ignore))]
             found = match(names, spelled)
             shaped = (
-                getattr(tensors[raw], "shape", None) == wanted[name]
+                fits(getattr(tensors[raw], "shape", None), wanted[name])
                 for name, raw in found.given.items()
             )
             candidates.append(_Candidate(path, tensors, found, sum(shaped)))
@@ -116,9 +121,9 @@ def _choose(rivals: list[_Candidate]) -> _Candidate:
 def _usual(found: _Candidate) -> tuple[int, int]:
     """Trained weights before averaged ones, by their usual names, before all others."""
     parts = found.path.split(".")
-    averaged = [_AVERAGED.index(part) for part in parts if part in _AVERAGED]
-    if averaged:
-        return 1, min(averaged)
+    others = [_OTHER.index(part) for part in parts if part in _OTHER]
+    if others:
+        return 1, min(others)
     return (0, _TRAINED.index(parts[-1])) if parts[-1] in _TRAINED else (2, 0)
 
 
@@ -179,10 +184,11 @@ def spellings(wanted: Iterable[str]) -> dict[str, str]:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    for ours in _SHORTCUTS:
-        if name.endswith(f".{ours}.weight"):
-            stem = name.removesuffix(f"{ours}.weight")
-            yield from (f"{stem}{theirs}.weight" for theirs in _SHORTCUTS)
+    for group in (_SHORTCUTS, _SHORTCUT_NORMS):
+        stem, _, leaf = name.rpartition(".")
+        for ours in group:
+            if stem.endswith(f".{ours}"):
+                yield from (f"{stem.removesuffix(ours)}{theirs}.{leaf}" for theirs in group)
     for group in _LAST:
         for ours in group:
             if name.startswith(ours):

@@ -16,3 +16,9 @@ def filled(number: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         w = 1 + 0.1 * w
     return w.reshape(shape).astype(np.float32)
+
+
+def images_of(shape: tuple[int, ...]) -> np.ndarray:
+    """The images that belong to them, of shape (B, C, H, W), as float32 of shape (B, H, W, C)."""
+    flat = 0.5 + 0.5 * np.sin(0.05 * np.arange(np.prod(shape)))
+    return flat.astype(np.float32).reshape(shape).transpose(0, 2, 3, 1)

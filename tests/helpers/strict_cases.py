@@ -291,10 +291,12 @@ def _torch_files():
     def files():
         with tempfile.TemporaryDirectory() as folder:
             file = os.path.join(folder, "weights.pt")
-            models.save_torch(file, module, variables)
-            models.load_torch(file, module)
+            for save in (models.save_torch, models.save_safetensors):
+                save(file, module, variables)
+                models.load_torch(file, module)
 
     return {
+        "save_safetensors": files,
         "to_torch_state_dict": state_dicts,
         "from_torch_state_dict": state_dicts,
         "save_torch": files,

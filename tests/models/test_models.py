@@ -10,21 +10,7 @@ from jax import lax
 
 from jaxadv import models
 from tests.helpers.golden_weights import filled
-
-SMALL = {
-    "preact_resnet18": dict(width=2, blocks=(1, 1)),
-    "dm_preact_resnet18": dict(width=2, blocks=(1, 1)),
-    "wide_resnet": dict(depth=10, width=1, bias_last=False),
-    "wrn34_10": dict(depth=10, widen_factor=1),
-    "dm_wide_resnet": dict(depth=10, width=1, mean_sparse=True),
-    "resnet18_cifar": dict(width=2, blocks=(1, 1)),
-    "resnet50_cifar": dict(width=2, blocks=(1, 1)),
-    "resnet18": dict(width=2, blocks=(1, 1)),
-    "resnet50": dict(width=2, blocks=(1, 1)),
-    "wrn50_2": dict(width=2, blocks=(1,)),
-    "small_convnet": dict(features=(2, 3), hidden=5),
-    "mlp": dict(hidden=(6, 5)),
-}
+from tests.helpers.small_models import SMALL
 
 
 def _small(name, **options):
@@ -110,6 +96,49 @@ def test_shortcut_of_the_raw_input_is_another_network():
     variables = _variables(activated, images)
     apart = jax.jit(lambda v, x: activated.apply(v, x) - raw.apply(v, x))(variables, images)
     assert np.abs(apart).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wide_resnet",
+        pytest.param("preact_resnet18", marks=pytest.mark.slow),
+        pytest.param("resnet18_cifar", marks=pytest.mark.slow),
+    ],
+)
+def test_standardization_of_each_image(x64, name):
+    """Against NumPy, also where an image is constant and only the lower bound divides."""
+    images = _images(dtype=np.float64)
+    images[1] = 0.5 + 1e-4 * images[1]
+    images[2] = 0.25
+    inside = _small(name, mean=None, std=None, standardize="image")
+    outside = _small(name, mean=None, std=None)
+    variables = _variables(outside, images, np.float64)
+    flat = images.reshape(4, -1)
+    std = np.maximum(flat.std(1, ddof=1), 1 / np.sqrt(8 * 8 * 3))
+    shifted = ((flat - flat.mean(1)[:, None]) / std[:, None]).reshape(images.shape)
+    np.testing.assert_allclose(
+        jax.jit(inside.apply)(variables, images),
+        jax.jit(outside.apply)(variables, shifted),
+        atol=1e-12,
+    )
+    slopes = jax.jit(jax.grad(lambda x: inside.apply(variables, x).sum()))(images)
+    assert np.isfinite(slopes).all() and np.abs(slopes).min((1, 2, 3)).max() > 0
+
+
+def test_mean_sparse_against_numpy():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 3, 2, 5)).astype(np.float32)
+    stats = {"mean": jnp.arange(5) / 10, "var": jnp.arange(5) / 2, "threshold": jnp.asarray(0.5)}
+    module = models.MeanSparse()
+    apply = lambda x: module.apply({"batch_stats": stats}, x)
+    mean, reach = np.arange(5) / 10, 0.5 * np.sqrt(np.arange(5) / 2)
+    near = np.abs(x - mean) < reach
+    assert 20 < near.sum() < 100
+    np.testing.assert_allclose(apply(x), np.where(near, mean, x), atol=1e-7)
+    np.testing.assert_array_equal(jax.grad(lambda x: apply(x).sum())(x), ~near)
+    start = module.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(module.apply(start, x), x)
 
 
 @pytest.mark.parametrize("name", ["preact_resnet18", "mlp"])
@@ -346,8 +375,9 @@ def test_names_and_options():
     assert isinstance(models.build("wrn34_10", depth=16), models.WideResNet)
     with pytest.raises(ValueError, match="Did you mean 'preact_resnet18'"):
         models.build("preact_resnet_18")
-    with pytest.raises(ValueError, match="Did you mean 'width'"):
-        models.build("preact_resnet18", widht=3)
+    for name in ("preact_resnet18", "dm_preact_resnet18", "resnet18_cifar"):
+        with pytest.raises(ValueError, match="Did you mean 'width'"):
+            models.build(name, widht=3)
 
 
 @pytest.mark.parametrize(
@@ -358,6 +388,12 @@ def test_names_and_options():
         (lambda: models.preact_resnet18(10, blocks=(2, 0)), r"blocks\[1\] is 0"),
         (lambda: models.preact_resnet18(10, shortcut_input="x"), "shortcut_input is 'x'"),
         (lambda: models.wide_resnet34_10(10, depth=33), "depth is 33"),
+        (lambda: models.wide_resnet(10, padding="SAME"), "padding is 'SAME'; .*\"same\""),
+        (lambda: models.wide_resnet(10, names="dm"), "names is 'dm'"),
+        (lambda: models.wide_resnet(10, standardize="image"), "pass mean=None, std=None"),
+        (lambda: models.resnet18(10, standardize="all"), "standardize is 'all'"),
+        (lambda: models.resnet50(10, block="deep"), "block is 'deep'"),
+        (lambda: models.preact_resnet18(10, shortcut_size=2), "shortcut_size is 2"),
         (lambda: models.mlp(10, activation="swsh"), "Did you mean 'swish'"),
         (lambda: models.small_convnet(10, activation="rleu"), "Did you mean 'relu'"),
     ],

@@ -7,15 +7,17 @@ import pathlib
 import pickle
 import zipfile
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxadv import models
-from jaxadv.models._torch import _torch_layout
 from jaxadv.models._torch_entries import find_weights
 from jaxadv.models._torch_file import read_torch_file, write_torch_file
+from jaxadv.models._torch_layout import layout, wanted
+from tests.helpers.small_models import SMALL
 
 PREACT = models.preact_resnet18(3, width=2, blocks=(1, 1))
 WIDE = models.wide_resnet34_10(3, depth=10, widen_factor=1)
@@ -89,14 +91,31 @@ def test_float64_without_x64_is_an_error(golden):
 # ------------------------------------------------------------- round trips
 
 
-@pytest.mark.parametrize("module", [PREACT, WIDE])
-def test_round_trip_is_bitwise(tmp_path, module):
+@pytest.mark.parametrize("save", [models.save_torch, models.save_safetensors])
+@pytest.mark.parametrize("name", models.MODELS)
+def test_round_trip_is_bitwise(tmp_path, name, save):
+    module = models.build(name, num_classes=3, **SMALL[name])
     variables = _variables(module)
-    models.save_torch(tmp_path / "a.pt", module, variables)
-    models.save_torch(tmp_path / "b.pt", module, variables)
+    save(tmp_path / "a.pt", module, variables)
+    save(tmp_path / "b.pt", module, variables)
     _assert_equal(models.load_torch(tmp_path / "a.pt", module), variables)
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "b.pt"]
+
+
+def test_flattened_images_are_channels_first_in_pytorch():
+    """The published networks of 28-pixel images: Sequential, with names 0, 2, 5 and 7."""
+    module = models.small_convnet(3, features=(2, 4), hidden=5)
+    variables = _variables(module)  # of 8x8 images, which become 2x2
+    state_dict = models.to_torch_state_dict(module, variables)
+    assert list(state_dict) == [f"{n}.{leaf}" for n in (0, 2, 5, 7) for leaf in ("weight", "bias")]
+    ours = variables["params"]["hidden"]["kernel"].reshape(2, 2, 4, 5)
+    np.testing.assert_array_equal(
+        state_dict["5.weight"].reshape(5, 4, 2, 2), ours.transpose(3, 2, 0, 1)
+    )
+    state_dict["5.weight"] = np.zeros((5, 15), np.float32)
+    with pytest.raises(ValueError, match=r"5\.weight has \(5, 15\); expected \(5, None\)"):
+        models.from_torch_state_dict(state_dict, module)
 
 
 def test_npz(tmp_path):
@@ -155,8 +174,7 @@ def test_other_spellings(swap):
 
 
 def _load(content, module, entry=None):
-    layout = _torch_layout(module)
-    found = find_weights(content, {k: v.shape for k, v in layout.items()}, entry)
+    found = find_weights(content, wanted(layout(module)), entry)
     return models.from_torch_state_dict(found, module)
 
 
@@ -274,9 +292,9 @@ def test_two_networks_that_both_fit_are_ambiguous():
     _assert_equal(chosen, _variables(PREACT))
 
 
-def test_only_the_two_architectures_have_names():
-    with pytest.raises(ValueError, match="MLP"):
-        models.from_torch_state_dict({}, models.mlp(3))
+def test_a_module_without_names_is_refused():
+    with pytest.raises(ValueError, match="module is a Dense, which has no PyTorch names; .*ResNet"):
+        models.from_torch_state_dict({}, nn.Dense(3))
     with pytest.raises(ValueError, match="do not match"):
         models.to_torch_state_dict(PREACT, _variables(WIDE))
 

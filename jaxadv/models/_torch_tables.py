@@ -1,0 +1,184 @@
+"""Names in PyTorch's state dicts: a table for each architecture, in the order of the state dict.
+
+A row is a module's name in PyTorch, its path in the Flax variables, and its kind, which says what
+tensors it has. Rows with {stage} (from 0), {stage1} (from 1) or {block} (from 0) are repeated for
+as long as the network has such modules. Modules that a network lacks, such as a shortcut, are
+skipped.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import flax.linen as nn
+import numpy as np
+
+from ._preact_resnet import PreActResNet
+from ._resnet import ResNet
+from ._small import MLP, SmallConvNet
+from ._wide_resnet import WideResNet
+
+Axes: TypeAlias = tuple[int, ...] | Literal["flat"] | None
+Table: TypeAlias = tuple[str, ...]
+
+
+class Leaf(NamedTuple):
+    """A tensor of a module.
+
+    Attributes:
+      suffix: of its name in PyTorch.
+      collection: of the Flax variables, or "" for a buffer that has no counterpart.
+      name: in Flax.
+      axes: the axes of ours in PyTorch's order; None keeps them. "flat" is a matrix that is applied
+        to flattened images, channels first in PyTorch and last here.
+      value: of a buffer that has no counterpart.
+    """
+
+    suffix: str
+    collection: str = ""
+    name: str = ""
+    axes: Axes = None
+    value: Any = None
+
+
+_BIAS = Leaf(".bias", "params", "bias")
+_AFFINE = (Leaf(".weight", "params", "scale"), _BIAS)
+_RUNNING = (
+    Leaf(".running_mean", "batch_stats", "mean"),
+    Leaf(".running_var", "batch_stats", "var"),
+)
+KINDS: dict[str, tuple[Leaf, ...]] = {
+    "conv": (Leaf(".weight", "params", "kernel", (3, 2, 0, 1)), _BIAS),
+    "linear": (Leaf(".weight", "params", "kernel", (1, 0)), _BIAS),
+    "flat": (Leaf(".weight", "params", "kernel", "flat"), _BIAS),
+    "norm": (*_AFFINE, *_RUNNING, Leaf(".num_batches_tracked", value=np.int64(0))),
+    "sparse": (
+        *_RUNNING,
+        Leaf(".threshold", "batch_stats", "threshold"),
+        Leaf(".flag_update_statistics", value=np.int64(0)),
+        Leaf(".batch_num", value=np.float32(0)),
+    ),
+}
+# Buffers that a file may have and that are not read.
+UNREAD = tuple({leaf.suffix for kind in KINDS.values() for leaf in kind if not leaf.collection})
+
+PREACT_AWP: Table = (
+    """
+    conv1                          conv1                          conv
+    """,
+    """
+    layer{stage1}.{block}.bn1         layer{stage1}_{block}.bn1       norm
+    layer{stage1}.{block}.conv1       layer{stage1}_{block}.conv1     conv
+    layer{stage1}.{block}.bn2         layer{stage1}_{block}.bn2       norm
+    layer{stage1}.{block}.conv2       layer{stage1}_{block}.conv2     conv
+    layer{stage1}.{block}.shortcut.0  layer{stage1}_{block}.shortcut  conv
+    """,
+    """
+    bn                             bn                             norm
+    linear                         linear                         linear
+    """,
+)
+PREACT_DEEPMIND: Table = (
+    """
+    conv_2d                        conv1                          conv
+    """,
+    """
+    layer_{stage}.{block}.batchnorm_0  layer{stage1}_{block}.bn1       norm
+    layer_{stage}.{block}.conv_2d_1    layer{stage1}_{block}.conv1     conv
+    layer_{stage}.{block}.batchnorm_1  layer{stage1}_{block}.bn2       norm
+    layer_{stage}.{block}.conv_2d_2    layer{stage1}_{block}.conv2     conv
+    layer_{stage}.{block}.shortcut     layer{stage1}_{block}.shortcut  conv
+    """,
+    """
+    batchnorm                      bn                             norm
+    logits                         linear                         linear
+    """,
+)
+WIDE_TRADES: Table = (
+    """
+    conv1                          conv1                          conv
+    """,
+    """
+    block{stage1}.layer.{block}.bn1           block{stage1}_{block}.bn1       norm
+    block{stage1}.layer.{block}.meansparse_0  block{stage1}_{block}.sparse1   sparse
+    block{stage1}.layer.{block}.conv1         block{stage1}_{block}.conv1     conv
+    block{stage1}.layer.{block}.bn2           block{stage1}_{block}.bn2       norm
+    block{stage1}.layer.{block}.meansparse_1  block{stage1}_{block}.sparse2   sparse
+    block{stage1}.layer.{block}.conv2         block{stage1}_{block}.conv2     conv
+    block{stage1}.layer.{block}.convShortcut  block{stage1}_{block}.shortcut  conv
+    block{stage1}.layer.{block}.meansparse_2  block{stage1}_{block}.sparse3   sparse
+    """,
+    """
+    bn1                            bn1                            norm
+    fc                             fc                             linear
+    meansparse_end                 sparse1                        sparse
+    """,
+)
+WIDE_DEEPMIND: Table = (
+    """
+    init_conv                      conv1                          conv
+    """,
+    """
+    layer.{stage}.block.{block}.batchnorm_0   block{stage1}_{block}.bn1       norm
+    layer.{stage}.block.{block}.meansparse_0  block{stage1}_{block}.sparse1   sparse
+    layer.{stage}.block.{block}.conv_0        block{stage1}_{block}.conv1     conv
+    layer.{stage}.block.{block}.batchnorm_1   block{stage1}_{block}.bn2       norm
+    layer.{stage}.block.{block}.meansparse_1  block{stage1}_{block}.sparse2   sparse
+    layer.{stage}.block.{block}.conv_1        block{stage1}_{block}.conv2     conv
+    layer.{stage}.block.{block}.shortcut      block{stage1}_{block}.shortcut  conv
+    layer.{stage}.block.{block}.meansparse_2  block{stage1}_{block}.sparse3   sparse
+    """,
+    """
+    batchnorm                      bn1                            norm
+    logits                         fc                             linear
+    meansparse_end                 sparse1                        sparse
+    """,
+)
+
+
+def _resnet(shortcut: str, linear: str) -> Table:
+    return (
+        """
+    conv1                          conv1                          conv
+    bn1                            bn1                            norm
+    """,
+        f"""
+    layer{{stage1}}.{{block}}.conv1        layer{{stage1}}_{{block}}.conv1          conv
+    layer{{stage1}}.{{block}}.bn1          layer{{stage1}}_{{block}}.bn1            norm
+    layer{{stage1}}.{{block}}.conv2        layer{{stage1}}_{{block}}.conv2          conv
+    layer{{stage1}}.{{block}}.bn2          layer{{stage1}}_{{block}}.bn2            norm
+    layer{{stage1}}.{{block}}.conv3        layer{{stage1}}_{{block}}.conv3          conv
+    layer{{stage1}}.{{block}}.bn3          layer{{stage1}}_{{block}}.bn3            norm
+    layer{{stage1}}.{{block}}.{shortcut}.0 layer{{stage1}}_{{block}}.conv_shortcut  conv
+    layer{{stage1}}.{{block}}.{shortcut}.1 layer{{stage1}}_{{block}}.bn_shortcut    norm
+    """,
+        f"""
+    {linear}                       fc                             linear
+    """,
+    )
+
+
+def _small_convnet(module: SmallConvNet) -> Table:
+    """``Sequential``: convolutions and activations in turn, Flatten, Linear, activation, Linear."""
+    count = len(module.features)
+    convs = "".join(f"{2 * i} conv{i + 1} conv\n" for i in range(count))
+    return (f"{convs} {2 * count + 1} hidden flat\n {2 * count + 3} linear linear",)
+
+
+def _mlp(module: MLP) -> Table:
+    """``Sequential``: Flatten (of channels-last images), Linear and activations in turn."""
+    names = [*(f"hidden{i + 1}" for i in range(len(module.hidden))), "linear"]
+    kinds = ["flat"] + ["linear"] * len(module.hidden)
+    rows = enumerate(zip(names, kinds, strict=True))
+    return ("\n".join(f"{2 * i + 1} {name} {kind}" for i, (name, kind) in rows),)
+
+
+# By module; those with an attribute ``names`` have several.
+TABLES: dict[type[nn.Module], Callable[[Any], Table]] = {
+    PreActResNet: lambda m: {"awp": PREACT_AWP, "deepmind": PREACT_DEEPMIND}[m.names],
+    WideResNet: lambda m: {"trades": WIDE_TRADES, "deepmind": WIDE_DEEPMIND}[m.names],
+    ResNet: lambda m: _resnet(
+        *{"torchvision": ("downsample", "fc"), "cifar": ("shortcut", "linear")}[m.names]
+    ),
+    SmallConvNet: _small_convnet,
+    MLP: _mlp,
+}

@@ -1,0 +1,16 @@
+"""Small sizes of every model: one line puts a model through the tests of all of them."""
+
+SMALL = {
+    "preact_resnet18": dict(width=2, blocks=(1, 1)),
+    "dm_preact_resnet18": dict(width=2, blocks=(1, 1)),
+    "wide_resnet": dict(depth=10, width=1, bias_last=False),
+    "wrn34_10": dict(depth=10, widen_factor=1),
+    "dm_wide_resnet": dict(depth=10, width=1, mean_sparse=True),
+    "resnet18_cifar": dict(width=2, blocks=(1, 1)),
+    "resnet50_cifar": dict(width=2, blocks=(1, 1)),
+    "resnet18": dict(width=2, blocks=(1, 1)),
+    "resnet50": dict(width=2, blocks=(1, 1)),
+    "wrn50_2": dict(width=2, blocks=(1,)),
+    "small_convnet": dict(features=(2, 3), hidden=5),
+    "mlp": dict(hidden=(6, 5)),
+}
