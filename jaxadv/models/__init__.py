@@ -20,6 +20,7 @@ from ._conv import conv2d as conv2d
 from ._layers import ACTIVATIONS as ACTIVATIONS
 from ._layers import BatchNorm as BatchNorm
 from ._layers import MeanSparse as MeanSparse
+from ._load import load as load
 from ._preact_resnet import PreActResNet as PreActResNet
 from ._preact_resnet import dm_preact_resnet18 as dm_preact_resnet18
 from ._preact_resnet import preact_resnet18 as preact_resnet18

@@ -87,7 +87,8 @@ def load_torch(
       >>> bool((loaded["params"]["bn"]["scale"] == variables["params"]["bn"]["scale"]).all())
       True
     """
-    _check(module, dtype)
+    check_module(module)
+    check_dtype(dtype)
     content = read_torch_file(path)
     entries = layout(module)
     try:
@@ -128,7 +129,8 @@ def from_torch_state_dict(
       >>> bool((again["params"]["bn"]["scale"] == variables["params"]["bn"]["scale"]).all())
       True
     """
-    _check(module, dtype)
+    check_module(module)
+    check_dtype(dtype)
     return _convert(state_dict, module, layout(module), ignore, np.dtype(dtype))
 
 
@@ -297,8 +299,8 @@ def save_safetensors(
     write_safetensors(path, to_torch_state_dict(module, variables))
 
 
-def _check(module: nn.Module, dtype: Any) -> None:
-    check_module(module)
+def check_dtype(dtype: Any) -> None:
+    """Raises a ``ValueError`` for float64 without x64."""
     if np.dtype(dtype) == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore
         raise ValueError("dtype is float64; call this inside `with jax.enable_x64(True):`.")
 

@@ -77,11 +77,14 @@ def channels_of(module: nn.Module, flat: Mapping[tuple[str, ...], Any]) -> int |
     return kernel.shape[2] if kernel is not None and kernel.ndim == 4 else None
 
 
-def _shapes(module: Any, channels: int | None) -> dict[tuple[str, ...], Any]:
+def shapes(
+    module: Any, image_shape: tuple[int, int, int] | None = None
+) -> dict[tuple[str, ...], Any]:
     """Shapes and dtypes of a module's variables by path."""
-    if channels is None:
-        channels = 3 if module.mean is None else len(module.mean)
-    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    if image_shape is None:
+        mean = getattr(module, "mean", None)
+        image_shape = (32, 32, 3 if mean is None else len(mean))
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return flax.traverse_util.flatten_dict(jax.eval_shape(module.init, key, images))
 
@@ -97,7 +100,7 @@ def layout(module: nn.Module, channels: int | None = None) -> dict[str, Entry]:
       ValueError: for a module without a table.
     """
     check_module(module)
-    flat = _shapes(module, channels)
+    flat = shapes(module, None if channels is None else (32, 32, channels))
     cut = module.features[-1] if isinstance(module, SmallConvNet) and module.features else 1
     found: dict[str, Entry] = {}
     for name, path, kind in _rows(module, flat):

@@ -293,7 +293,7 @@ def _torch_files():
             file = os.path.join(folder, "weights.pt")
             for save in (models.save_torch, models.save_safetensors):
                 save(file, module, variables)
-                models.load_torch(file, module)
+                models.load(file, module)
 
     return {
         "save_safetensors": files,
@@ -301,6 +301,7 @@ def _torch_files():
         "from_torch_state_dict": state_dicts,
         "save_torch": files,
         "load_torch": files,
+        "load": files,
     }
 
 
