@@ -29,6 +29,7 @@ _PGD_STEPS, _ASCENT_STEPS, _NEWTON_STEPS = 30, 100, 60
 _FINE = 1e-14  # relative residual that cannot be improved
 _LENGTHS = (1.0, 0.5, 0.1, 0.01)
 _VALLEY_POINTS = 33
+_VERTEX_COORDINATES = 16  # of the L1 ball, whose vertices are starts
 
 
 class OptimalAttack(NamedTuple):
@@ -219,7 +220,11 @@ def _polish(loss: FlatLoss, feasible: Feasible, z: Array) -> tuple[Array, Array,
 
 
 def _starts(key: Key, feasible: Feasible, g: Array, num_restarts: int) -> Array:
-    """X itself, the ends of the ball along its gradient, and random points."""
+    """X itself, the ends of the ball along its gradient, and random points.
+
+    Most maxima over an L1 ball are on its vertices and edges, which random points inside rarely
+    lead to: it gets its vertices, and random points of its edges, too.
+    """
     direction_key, radius_key = jax.random.split(key)
     shape = (num_restarts, feasible.x.shape[0])
     directions = jax.random.normal(direction_key, shape, feasible.x.dtype)
@@ -231,10 +236,28 @@ def _starts(key: Key, feasible: Feasible, g: Array, num_restarts: int) -> Array:
         lengths = jnp.sum(jnp.abs(directions), axis=1, keepdims=True)
     radii = jax.random.uniform(radius_key, (num_restarts, 1), feasible.x.dtype)
     offsets = feasible.eps * radii * directions / lengths
+    if feasible.norm == "l1":
+        offsets = jnp.concatenate([offsets, feasible.eps * _corners(key, g, num_restarts)])
     points = jax.vmap(feasible.project)(feasible.x[None, :] + offsets)
     return jnp.concatenate(
         [jnp.stack([feasible.x, feasible.farthest(g), feasible.farthest(-g)]), points]
     )
+
+
+def _corners(key: Key, g: Array, num_edges: int) -> Array:
+    """Vertices of the unit L1 ball along the steepest coordinates, and points of its edges."""
+    edge_key, sign_key, share_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+    size = g.shape[0]
+    steepest = jnp.argsort(-jnp.abs(g))[:_VERTEX_COORDINATES]
+    units = jnp.eye(size, dtype=g.dtype)
+    vertices = jnp.concatenate([units[steepest], -units[steepest]])
+    keys = jax.random.split(edge_key, num_edges)
+    pairs = jax.vmap(lambda k: jax.random.permutation(k, size)[:2])(keys)
+    shares = jax.random.uniform(share_key, (num_edges, 1), g.dtype)
+    signs = jax.random.rademacher(sign_key, (num_edges, 2), g.dtype)
+    ends = units[pairs] * signs[:, :, None]
+    edges = shares * ends[:, 0] + (1 - shares) * ends[:, -1]
+    return jnp.concatenate([vertices, edges])
 
 
 def search(
@@ -327,9 +350,11 @@ def optimal_attack(
     r"""The attack that maximizes the loss over :math:`C(x)`, with certificates, in float64.
 
     Runs from x, from both ends of the ball along the gradient there and from ``num_restarts``
-    random points; on smooth losses the relative residual ends near 1e-14. Every result is a
-    certified local maximum; more starts make it more likely to be global (for concave losses,
-    ``certificates.gap`` bounds the error).
+    random points; for L1 also from the ball's vertices (those of the 16 steepest coordinates) and
+    from ``num_restarts`` random points of its edges. On smooth losses the relative residual ends
+    near 1e-14. The certificates prove a *local* maximum. Only for a loss that is concave in x do
+    they prove a global one (``certificates.gap`` bounds the error); otherwise more starts make it
+    more likely.
 
     Works under ``jax.jit`` and ``jax.vmap`` within ``jax.enable_x64(True)``. The loss is traced at
     every call; losses that differ only in the arrays they close over (weights, labels) share one
@@ -343,7 +368,7 @@ def optimal_attack(
         norm: "linf", "l2" or "l1".
         eps: radius >= 0, in the units of x.
         bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
-        num_restarts: number of random starts.
+        num_restarts: number of random starts (of each kind, for L1).
         tol: largest relative residual that counts as converged.
 
     Returns:
