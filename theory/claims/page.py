@@ -1,9 +1,10 @@
-"""The claims as a self-contained HTML page with inline figures."""
+"""The claims as a page: Markdown, and self-contained HTML with inline figures."""
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,8 +16,8 @@ from .. import (
     style,
     surfaces,
 )
-from .lemmas import bordered_constants
-from .registry import CORRECTED, HOLDS, Result
+from .registry import CORRECTED, HOLDS, IMPLIED, OURS, PRINTED, Result, Turned
+from .sphere import bordered_constants
 
 _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }
@@ -25,6 +26,7 @@ td, th { border-bottom: 1px solid #ddd; padding: .35em .6em; text-align: left;
          vertical-align: top; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .v { white-space: nowrap; font-weight: 600; }
+.o { white-space: nowrap; color: #555; }
 .holds { color: #006b4f; } .corrected { color: #0b5a96; } .false { color: #a33f00; }
 small { color: #555; } code { overflow-wrap: anywhere; } img { max-width: 100%; }
 figure { margin: 1.5em 0; } figcaption { color: #333; }
@@ -86,7 +88,7 @@ def _across_an_axis():
 
 def _constants():
     """The c of Lemma 5 against the curvature that decides."""
-    curvature, sigma, _ = bordered_constants(0, 600)
+    curvature, sigma = bordered_constants(np.random.default_rng(0), 600)
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.scatter(curvature, sigma, s=6, color=style.BLUE)
@@ -116,16 +118,98 @@ def _smoothing():
     return figure, "What Theorem 3 is about: -F has no kinks, and is smoother the smaller gamma is."
 
 
-def to_html(results: Sequence[Result], settings: dict, register: dict) -> str:
-    """The page.
+ORIGINS = {
+    PRINTED: "printed in the paper",
+    IMPLIED: "implied by what is printed",
+    OURS: "ours, from docs/formulas.md",
+}
+
+
+def _noticed(entries: Sequence[Turned]) -> str:
+    """Which wrong ingredients changed the verdict, and which did not."""
+    words = [f"{e.ingredient} ({e.verdict if e.turned else 'UNNOTICED'})" for e in entries]
+    return "; ".join(words)
+
+
+def _checked(entry: Mapping[str, Any]) -> str:
+    """Which claims check an erratum, or why none does."""
+    names = "; ".join(entry["claims"])
+    return f"Checked by {names}" if names else f"Not computable: {entry['reason']}"
+
+
+def to_markdown(
+    results: Sequence[Result],
+    turned: Sequence[Sequence[Turned]],
+    settings: Mapping[str, Any],
+    errata: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The page as Markdown: a table, the statements, the errata.
 
     Args:
         results: results of the claims.
+        turned: for every claim its wrong ingredients, empty if they were not tried.
         settings: how they were checked.
-        register: for every erratum, its claims or the reason why there is none.
+        errata: see `errata.register`.
 
     Returns:
-        An HTML document with its figures as data URIs.
+        The page.
+    """
+    lines = ["# Claims of the paper, checked", ""]
+    lines += [f"{name}: {value}  " for name, value in settings.items()]
+    lines += [
+        "",
+        "| claim | place | whose | verdict | instances | measured | bound | tightness |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        tightness = "" if r.tightness is None else f"{r.tightness:.6f}"
+        numbers = f"{r.instances} | {r.measured:.6g} | {r.bound:.6g} | {tightness}"
+        lines.append(f"| {r.name} | {r.place} | {r.origin} | **{r.verdict}** | {numbers} |")
+    lines += ["", "## Statements", ""]
+    for r, entries in zip(results, turned, strict=True):
+        lines.append(f"* **{r.name}** ({r.place}; {ORIGINS[r.origin]}): {r.statement}.")
+        if r.correction:
+            lines.append(f"  Corrected: {r.correction}.")
+        if r.counterexample:
+            lines.append(f"  Counterexample: `{r.counterexample}`.")
+        if entries:
+            lines.append(f"  With a wrong ingredient: {_noticed(entries)}.")
+    lines += ["", "## Errata", ""]
+    for number, entry in errata.items():
+        lines.append(f"* **{number}, {entry['title']}** ({entry['where'].rstrip('.')})")
+        lines.append(f"  Printed: {entry['printed']}")
+        lines.append(f"  Correct: {entry['correct']}")
+        lines.append(f"  {_checked(entry)}.")
+    return "\n".join(lines) + "\n"
+
+
+def _row(r: Result, entries: Sequence[Turned]) -> str:
+    text = html.escape
+    name = {HOLDS: "holds", CORRECTED: "corrected"}.get(r.verdict, "false")
+    tightness = "" if r.tightness is None else f"{r.tightness:.6f}"
+    story = f"<b>{text(r.name)}</b> <small>{text(r.place)}</small><br>{text(r.statement)}"
+    if r.correction:
+        story += f"<br><i>Corrected:</i> {text(r.correction)}"
+    if r.counterexample:
+        story += f"<br><code>{text(r.counterexample)}</code>"
+    if entries:
+        story += f"<br><small>With a wrong ingredient: {text(_noticed(entries))}</small>"
+    numbers = [f"{r.instances}", f"{r.measured:.4g}", f"{r.bound:.4g}", tightness]
+    cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
+    whose = f'<td class="o">{r.origin}</td>'
+    return f'<tr><td>{story}</td>{whose}<td class="v {name}">{r.verdict}</td>{cells}</tr>'
+
+
+def to_html(
+    results: Sequence[Result],
+    turned: Sequence[Sequence[Turned]],
+    settings: Mapping[str, Any],
+    errata: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The page as an HTML document with its figures as data URIs; for arguments, see `to_markdown`.
+
+    Returns:
+        The document.
     """
     with rc_context(style.STYLE):
         drawn = [_tightness(results), _across_an_axis(), _constants(), _smoothing()]
@@ -136,28 +220,24 @@ def to_html(results: Sequence[Result], settings: dict, register: dict) -> str:
         f"<title>Claims of the paper, checked</title><style>{_CSS}</style></head><body>",
         "<h1>Claims of the paper, checked</h1>",
         "<p>Every verdict is read off numbers: a statement holds if no instance exceeds its bound, "
-        "and is false if one does, which is then shown.</p><p>",
+        "and is false if one does, which is then shown. Statements are printed in the paper, "
+        "implied by what is printed, or ours.</p><p>",
         " &middot; ".join(f"{text(n)}: {text(str(v))}" for n, v in settings.items()),
         "</p>",
     ]
     for picture, caption in pictures:
         lines.append(f'<figure><img alt="{text(caption)}" src="data:image/png;base64,{picture}">')
         lines.append(f"<figcaption>{text(caption)}</figcaption></figure>")
-    lines.append("<table><tr><th>claim</th><th>verdict</th><th>instances</th><th>measured</th>")
-    lines.append("<th>bound</th><th>tightness</th></tr>")
-    for r in results:
-        name = {HOLDS: "holds", CORRECTED: "corrected"}.get(r.verdict, "false")
-        tightness = "" if r.tightness is None else f"{r.tightness:.6f}"
-        story = f"<b>{text(r.name)}</b> <small>{text(r.place)}</small><br>{text(r.statement)}"
-        if r.correction:
-            story += f"<br><i>Corrected:</i> {text(r.correction)}"
-        if r.counterexample:
-            story += f"<br><code>{text(r.counterexample)}</code>"
-        numbers = [f"{r.instances}", f"{r.measured:.4g}", f"{r.bound:.4g}", tightness]
-        cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
-        lines.append(f'<tr><td>{story}</td><td class="v {name}">{r.verdict}</td>{cells}</tr>')
+    lines.append("<table><tr><th>claim</th><th>whose</th><th>verdict</th><th>instances</th>")
+    lines.append("<th>measured</th><th>bound</th><th>tightness</th></tr>")
+    lines += [_row(r, entries) for r, entries in zip(results, turned, strict=True)]
     lines.append("</table><h2>Errata and the claims that check them</h2><table>")
-    for number, entry in register.items():
-        what = text("; ".join(entry) if isinstance(entry, list) else f"not computable: {entry}")
-        lines.append(f"<tr><td>{number}</td><td>{what}</td></tr>")
+    for number, entry in errata.items():
+        lines.append(
+            f"<tr><td>{number}</td><td><b>{text(entry['title'])}</b> "
+            f"<small>{text(entry['where'])}</small><br>"
+            f"<i>Printed:</i> {text(entry['printed'])}<br>"
+            f"<i>Correct:</i> {text(entry['correct'])}<br>"
+            f"<small>{text(_checked(entry))}</small></td></tr>"
+        )
     return "\n".join([*lines, "</table></body></html>"]) + "\n"
