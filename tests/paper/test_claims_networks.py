@@ -34,6 +34,20 @@ def loss_of(net, index):
     return loss
 
 
+@pytest.mark.parametrize("family", networks.FAMILIES, ids=str)
+def test_derivatives_are_differences(family):
+    net, theta, image, _ = drawn(family)
+    rng, h = np.random.default_rng(1), 1e-5
+    dtheta, dx = rng.normal(size=theta.shape), rng.normal(size=image.shape)
+    g, slope, *second, _ = net.derivatives(theta, image, dtheta, dx)
+    up, down = (net.derivatives(theta + s * h * dtheta, image + s * h * dx) for s in (1, -1))
+    along = np.sum(g * dx, 1) + np.sum(slope * dtheta, 1)
+    np.testing.assert_allclose((up[-1] - down[-1]) / (2 * h), along, rtol=1e-6, atol=1e-6)
+    for exact, high, low in zip(second, up[:2], down[:2], strict=True):
+        np.testing.assert_allclose((high - low) / (2 * h), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", networks.FAMILIES[1:4:2], ids=str)
 def test_derivatives_are_those_of_jax(family):
     net, theta, image, _ = drawn(family)

@@ -109,7 +109,7 @@ def _vertices(q, largest, centres, images, kind: str) -> np.ndarray:
         "the largest curvature for the smallest": dict(choose=np.max),
         "signs of the gradient for the attack": dict(attacks=_vertices),
     },
-    cost=8,
+    cost=2,
 )
 def _strongly_concave(rng, count, *, scale=1.0, choose=np.min, attacks=_attacks):
     q, values, m, images, a, b = _concave(rng, count)
@@ -135,7 +135,7 @@ def _strongly_concave(rng, count, *, scale=1.0, choose=np.min, attacks=_attacks)
         "a linear loss, whose attack is a vertex": dict(attacks=_vertices),
         "bound divided by 3": dict(scale=1 / 3),
     },
-    cost=8,
+    cost=2,
 )
 def _linf(rng, count, *, attacks=_attacks, scale=1.0):
     q, values, m, images, a, b = _concave(rng, count)
