@@ -95,7 +95,9 @@ def _branch(rng, family, count: int, ball: str, sense: float) -> Branch:
     kinds = np.stack([p.kind for p in nodes])
     steps = np.stack([norm(p.x - q.x) for p, q in zip(nodes[1:], nodes[:-1], strict=True)])
     smooth = steps.max(0) < 4 * steps.min(0) + 1e-12  # no jump to another branch
-    same = np.all(kinds == kinds[:1], axis=0) & (kinds[0] != "none") & smooth
+    bounds = np.stack([p.bounds for p in nodes])
+    same = np.all(kinds == kinds[:1], axis=0) & np.all(bounds == bounds[:1], axis=0)
+    same = same & (kinds[0] != "none") & smooth
     depth, width, activation, d = family
     name = f"{activation}, d = {d}, {depth} x {width}"
     found = Branch(net, name, a, b, nodes, thetas, np.where(same, kinds[0], "none"))

@@ -134,7 +134,9 @@ def _bend(rng, count, *, motion=1.0):
             ]
             change = branch.nodes[-1].slope - branch.nodes[0].slope
             apart = norm(change - np.einsum("k,knm->nm", SIMPSON, np.stack(slopes)))
-            near = branch.step() < 0.1  # where nine nodes are enough for the integral
+            # Nine nodes are enough for the integral where the curvature hardly changes.
+            curvature = branch.along("curvature")
+            near = (branch.step() < 0.1) & (curvature.max(0) < 1.3 * curvature.min(0))
             apart, change = apart[near], norm(change)[near]
             places = np.flatnonzero(near)
             words = lambda i, w=branch.words, p=places: w(p[i])

@@ -157,6 +157,7 @@ class Point(NamedTuple):
         sigma: the c of the paper's lemma: smallest eigenvalue of -H, or singular value of K.
         top: largest singular value of K, or eigenvalue of -H.
         slope: G at the attack, shape (n, m).
+        bounds: which coordinates are at which bound, as one number (Linf), shape (n,).
     """
 
     x: np.ndarray
@@ -170,6 +171,7 @@ class Point(NamedTuple):
     sigma: np.ndarray
     top: np.ndarray
     slope: np.ndarray
+    bounds: np.ndarray
 
 
 def ascend(net: Family, theta, image, eps, ball: str, sense: float = 1.0, steps: int = 300):
@@ -273,4 +275,5 @@ def analyse(net: Family, theta, image, eps, x, ball: str, sense: float = 1.0) ->
         np.where(inside, low, values[:, -1]),
         np.where(inside, high, values[:, 0]),
         slope,
+        np.where(free, 0, np.sign(r)) @ 3.0 ** np.arange(d) * (ball == "linf"),
     )
