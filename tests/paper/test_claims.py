@@ -137,6 +137,13 @@ REPEATED = SLOW | {
     "Covariance of the Gaussian",
     "Exact attack of the swish neuron",
     "Proposition 1, gradient, Linf",
+    "Proposition 1, value",
+    "Sharper than Theorem 1",
+    "Theorem 1",
+    "Proof of Theorem 2",
+    "Linf attacks across active sets",
+    "Norm from the loss",
+    "Continuity at theta_i = 0",
     "Smoothness bounds the Hessian",
     "Sharpness at a smooth minimum",
 }

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": options.seed,
         "cpu_seconds": round(time.process_time() - start, 1),
     }
-    record = environment.describe()
+    record = {n: v for n, v in environment.describe().items() if n != "command"}  # its paths
     options.output.mkdir(parents=True, exist_ok=True)
     records = [
         {name: finite(v) if isinstance(v, float) else v for name, v in r._asdict().items()}
