@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce claims figures test test-slow test-parity test-lowering test-h100 lint format setup help
+.PHONY: reproduce claims figures test test-slow test-parity test-lowering test-h100 test-matrix lint format setup help
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -48,6 +48,9 @@ test-h100: setup  ## programs compiled for an H100 that is not here; an hour or 
 		--no-deps --target .h100 -r requirements-h100.txt
 	$(BIN)/python -m benchmarks.h100 --output=runs/h100.json
 	H100_RESULTS=runs/h100.json $(BIN)/python -m pytest tests/benchmarks/test_h100.py
+
+test-matrix: setup  ## the default tests on Python 3.12 and 3.13 with the newest JAX, and on the lower bounds
+	$(BIN)/python -m tests.matrix
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ run the same command to resume.
 
 import argparse
 import functools
+from pathlib import Path
 
 from jaxadv.checks import NORMS
 
@@ -19,7 +20,7 @@ from .cli import process
 from .cli.options import Parser, folder, fraction, numbers, seed
 from .evaluation import shards, subjects
 from .evaluation.evaluate import ATTACKS, PRECISIONS, VERSIONS, describe, evaluate
-from .run import hosts
+from .run import hosts, metrics
 from .run.directory import RunDirectory
 
 
@@ -97,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         default="true",
         help="download missing data; default true",
     )
+    parser.add_argument(
+        "--log",
+        type=process.logs,
+        default=(),
+        help="the numbers also as files next to the report: csv, or tensorboard, which needs "
+        "tensorboardX, or csv,tensorboard",
+    )
     parser.add_argument("--output", type=folder, help="JSON file; default: in the run directory")
     parser.add_argument(
         "--hosts",
@@ -112,7 +120,7 @@ def main() -> None:
     """The command line."""
     options = vars(_parser().parse_args())
     output, download = options.pop("output"), options.pop("download") == "true"
-    shard, among = options.pop("shard"), options.pop("hosts")
+    shard, among, log = options.pop("shard"), options.pop("hosts"), options.pop("log")
     if among is not None and options["attack"] == "autoattack":
         shard = shard or "auto"
 
@@ -125,11 +133,16 @@ def main() -> None:
             hosts.writer_first(ensure)
         # AutoAttack's shards are saved by their own processes, PGD's report by process 0.
         save = (output or True) if shard is not None or hosts.is_writer() else False
-        report, part = shards.run(functools.partial(evaluate, **options, save=save), shard)
+        rows: list[dict] = []
+        call = functools.partial(evaluate, **options, save=save, on_metrics=rows.append)
+        report, part = shards.run(call, shard)
         if report is None or not save:
             return
         print(describe(report))
         print(f"written to {', '.join(report['files'])}")
+        with metrics.logs(log, Path(report["files"][0]).with_suffix("")) as write:
+            for row in rows if write is not None else ():
+                write(row)
         if part is not None:
             print(f"shard {part[0]}/{part[1]}; after all, run this without --shard to merge them")
 

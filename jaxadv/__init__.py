@@ -9,12 +9,13 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from . import attacks as attacks
     from . import augment as augment
     from . import balls as balls
+    from . import interop as interop
     from . import losses as losses
     from . import models as models
     from . import objectives as objectives
@@ -27,6 +28,7 @@ __all__ = [
     "attacks",
     "augment",
     "balls",
+    "interop",
     "losses",
     "models",
     "objectives",

@@ -13,6 +13,8 @@ OPTIONAL = {
     "array_record",
     "torch",
     "torchattacks",
+    "torchax",
+    "tensorboardX",
     "foolbox",
     "pyautoattack",
     "tensorflow_datasets",

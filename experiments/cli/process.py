@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import jax
 
-from ..run import environment, hosts, signals
+from ..run import environment, hosts, metrics, signals
 
 
 def split_cpu(dataset: str, batch_size: int = 128) -> None:
@@ -52,6 +52,14 @@ def execute(
             file=sys.stderr,
         )
         _exit(1)
+
+
+def logs(text: str) -> tuple[str, ...]:
+    """Files of metrics, for ``argparse``; see :func:`experiments.run.metrics.parse`."""
+    try:
+        return metrics.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def processes(text: str) -> str:

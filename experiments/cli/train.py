@@ -17,13 +17,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from .. import data, settings
-from ..run import hosts
+from ..run import hosts, metrics
 from ..run.train import train_and_evaluate
 from ..settings import Config, files
 from . import process
 
-_FLAGS = ("config", "workdir", "data_dir", "hosts", "download", "nodownload")
-_VALUE_FLAGS = ("--workdir", "--data_dir", "--hosts")
+_FLAGS = ("config", "workdir", "data_dir", "hosts", "log", "download", "nodownload")
+_VALUE_FLAGS = ("--workdir", "--data_dir", "--hosts", "--log")
 _FIELD_FLAG = re.compile(r"^--?(?:no)?config\.([^=]+)")
 
 
@@ -36,6 +36,7 @@ class Arguments(NamedTuple):
         data_dir: folder with the data sets, None for the default.
         download: whether to download a missing data set.
         hosts: the other processes of the run, see :func:`experiments.run.hosts.start`.
+        log: adapters of metrics, see :mod:`experiments.run.metrics`.
     """
 
     config: Config
@@ -43,6 +44,7 @@ class Arguments(NamedTuple):
     data_dir: Path | None
     download: bool = True
     hosts: str | None = None
+    log: tuple[str, ...] = ()
 
 
 def parse(argv: Sequence[str], dataset: str) -> Arguments:
@@ -71,6 +73,7 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     flags.DEFINE_string("data_dir", None, "folder with the data sets", flag_values=values)
     flags.DEFINE_boolean("download", True, "download a missing data set", flag_values=values)
     flags.DEFINE_string("hosts", None, "the processes of the run", flag_values=values)
+    flags.DEFINE_string("log", None, "files of metrics", flag_values=values)
     try:
         rest = values(argv)
         config = values["config"].value
@@ -86,7 +89,8 @@ def parse(argv: Sequence[str], dataset: str) -> Arguments:
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
     among = values["hosts"].value
     hosts.check(among)
-    return Arguments(config, workdir, data_dir, bool(values["download"].value), among)
+    log = () if values["log"].value is None else metrics.parse(values["log"].value)
+    return Arguments(config, workdir, data_dir, bool(values["download"].value), among, log)
 
 
 def main(dataset: str, run: Callable = train_and_evaluate) -> None:
@@ -105,7 +109,9 @@ def main(dataset: str, run: Callable = train_and_evaluate) -> None:
     def action():
         ensure = lambda: data.ensure(dataset, arguments.data_dir, download=arguments.download)
         hosts.writer_first(ensure)
-        run(arguments.config, arguments.workdir, data_dir=arguments.data_dir)
+        with metrics.logs(arguments.log, arguments.workdir / "metrics") as on_metrics:
+            logged = {} if on_metrics is None else {"on_metrics": on_metrics}
+            run(arguments.config, arguments.workdir, data_dir=arguments.data_dir, **logged)
 
     process.execute(action, arguments.hosts)
 
@@ -115,7 +121,8 @@ def help_text(dataset: str) -> str:
     configs = sorted(p for p in (files.ROOT / "configs").glob("*.py") if not p.name.startswith("_"))
     lines = [
         f"python -m experiments.{dataset} [--config=configs/METHOD.py[:SCALE]] [--workdir=DIR]",
-        "    [--data_dir=DIR] [--download=false] [--hosts=HOSTS] [--config.FIELD=VALUE ...]",
+        "    [--data_dir=DIR] [--download=false] [--hosts=HOSTS] [--log=LOGS]",
+        "    [--config.FIELD=VALUE ...]",
         "",
         f"Trains and evaluates a robust classifier on {dataset}. To resume an interrupted run, run",
         "the same command again.",
@@ -132,6 +139,8 @@ def help_text(dataset: str) -> str:
         "download: whether to download and verify a missing data set; default true.",
         "hosts: several processes, each with this command: auto under SLURM, Open MPI, Kubernetes",
         "    or on a Cloud TPU, else ADDRESS:PORT,NUMBER,INDEX; default one process.",
+        "log: metrics of every epoch also as csv (metrics.csv in workdir) or tensorboard",
+        "    (metrics-tensorboard; needs tensorboardX), or both: csv,tensorboard.",
         "VALUE: a number, a fraction such as 8/255, true or false, a name, or (0.5,0.75).",
         "",
         f"FIELD and its default on {dataset} at scale paper:",

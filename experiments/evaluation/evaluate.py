@@ -10,7 +10,7 @@ from jaxadv.keys import as_key
 from .. import data
 from ..cli.options import check_writable
 from ..reporting.write import write_page
-from ..run import accuracy, build, environment
+from ..run import accuracy, build, environment, metrics
 from ..run.directory import RunDirectory, write_json
 from . import autoattack, subjects
 from .subjects import Subject
@@ -48,6 +48,7 @@ def evaluate(
     data_dir: Any = None,
     verbose: bool = True,
     save: bool | Path = False,
+    on_metrics: metrics.OnMetrics | None = None,
 ) -> dict:
     """Evaluates one checkpoint with PGD or AutoAttack.
 
@@ -80,6 +81,8 @@ def evaluate(
         verbose: whether to show progress.
         save: whether to write the report, and AutoAttack's progress, images and figure, to the run
         directory (``runs/torch/NAME`` for a PyTorch file); or the path of the report.
+        on_metrics: called at the end with the numbers of the report: "clean", "robust", for
+        AutoAttack also "accuracy_apgd-ce", "seconds_apgd-ce" and the like; not for a shard.
 
     Returns:
         A JSON-serializable report; with ``save``, "files" lists the written paths.
@@ -146,6 +149,8 @@ def evaluate(
         write_json(path, report)
         page = _renew_page(workdir, path, checkpoint, data_dir)
         report["files"] += [] if page is None else [str(page)]
+    if on_metrics is not None and shard is None:
+        on_metrics(metrics.numbers(found))
     return report
 
 

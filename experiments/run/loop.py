@@ -34,9 +34,10 @@ class Trainer:
         epoch so far and the metrics of finished epochs.
     """
 
-    def __init__(self, config, directory, task, run, shapes, verbose, say):
+    def __init__(self, config, directory, task, run, shapes, verbose, say, on_metrics=None):
         self.config, self.directory, self.task, self.run = config, directory, task, run
         self.shapes, self.verbose, self.say = shapes, verbose, say
+        self.on_metrics = on_metrics
         self.key = key_for(config, Stream.TRAIN)
         self.placement = devices.everywhere(devices.data_sharding(config.batch_size))
         self.at_most = CALL_MINIBATCHES.get(jax.default_backend(), 64)
@@ -250,6 +251,8 @@ class Trainer:
         self.waiter.usual, self.kept = usual, None
         self._save(state)
         self._write_metrics()
+        if self.on_metrics is not None and hosts.is_writer():
+            self.on_metrics({name: value for name, value in row.items() if name != "diagnostics"})
         self.say(_epoch_line(row, self.config.num_epochs))
         self._stop(self._asked())
         return state

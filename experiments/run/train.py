@@ -14,7 +14,7 @@ from jaxadv import training
 
 from ..reporting.write import write_page
 from ..settings import Config
-from . import accuracy, build, checkpoints, devices, environment, hosts
+from . import accuracy, build, checkpoints, devices, environment, hosts, metrics
 from .directory import RunDirectory, write_json
 from .loop import Trainer
 from .predictions import save_predictions
@@ -22,7 +22,12 @@ from .task import Stream, key_for, load_task
 
 
 def train_and_evaluate(
-    config: Config, workdir: Path | str, *, data_dir: Any = None, verbose: bool = True
+    config: Config,
+    workdir: Path | str,
+    *,
+    data_dir: Any = None,
+    verbose: bool = True,
+    on_metrics: metrics.OnMetrics | None = None,
 ) -> dict:
     """Trains as configured, resuming an earlier call, and reports on the test set.
 
@@ -31,6 +36,10 @@ def train_and_evaluate(
         workdir: run directory. For a finished run, returns its report without training.
         data_dir: folder with the data sets.
         verbose: whether to print progress.
+        on_metrics: called in process 0 with a dictionary after each epoch, once its checkpoint is
+            saved ("epoch", "step", "train_loss", "selection_robust", ..., None where there is no
+            value), and at the end with the last "step" and the accuracies on the test set
+            ("test_selected_robust", ...). A resumed run goes on with its next epoch.
 
     Returns:
         The report: test accuracies of the selected and the last checkpoint, and how they were
@@ -63,9 +72,16 @@ def train_and_evaluate(
     else:
         with contextlib.ExitStack() as held:
             _from_writer(lambda: held.enter_context(directory.held(config, 5 * state_bytes)))
-            Trainer(config, directory, task, run, shapes, verbose, say).train()
+            Trainer(config, directory, task, run, shapes, verbose, say, on_metrics).train()
             predictions = _final_predictions(config, directory, task, run, shapes)
             report = _from_writer(lambda: _finish(config, directory, task, run, predictions, say))
+        if on_metrics is not None and report is not None and hosts.is_writer():
+            tested = {
+                f"test_{checkpoint}_{name}": found[name]
+                for checkpoint, found in report["test"].items()
+                for name in ("clean", "robust")
+            }
+            on_metrics({"step": report["minibatch_gradients"]} | tested)
     assert report is not None
     say(describe_report(report))
     return report

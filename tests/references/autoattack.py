@@ -200,18 +200,22 @@ def golden_square() -> dict:
 
 def fab_case(case: cases.FabCase):
     """One run of FAB in float64: the nearest adversarial images (clean where none)."""
-    model = cases.net(case.seed)
     x = cases.images(100 + case.seed)
+    return x, fab_run(case, cases.net(case.seed), x, 2, cases.EPS[case.norm])
+
+
+def fab_run(case: cases.FabCase, model: cases.Net, x: np.ndarray, target: int, eps: float):
+    """The same on given images; the target is the class of this rank, 1 being the largest logit."""
     logits = torch_logits(model)(to_torch(x))
     attack = fab_pt.FABAttack_PT(
         torch_logits(model),
         norm=NORMS[case.norm],
         n_iter=case.num_steps,
-        eps=cases.EPS[case.norm],
+        eps=eps,
         targeted=case.targeted,
         device="cpu",
     )
-    attack.target_class = 2
+    attack.target_class = target
     drawn = to_torch(cases.noise(200 + case.seed, x.shape, case.norm))
     torch.set_default_dtype(torch.float64)
     try:
@@ -227,7 +231,7 @@ def fab_case(case: cases.FabCase):
             )
     finally:
         torch.set_default_dtype(torch.float32)
-    return x, to_numpy(found)
+    return to_numpy(found)
 
 
 def golden_fab() -> dict:

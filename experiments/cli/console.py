@@ -1,0 +1,52 @@
+"""The command ``jaxadv``: each of its subcommands is a program of this package."""
+
+import runpy
+import sys
+
+from jaxadv import __version__
+
+from .help.show import show
+
+COMMANDS = {
+    "evaluate": "clean and robust accuracy of a trained checkpoint or of published weights",
+    "zoo": "models of published weights: list, describe and evaluate them",
+    "report": "a run as one HTML page",
+    "digits": "train on scikit-learn's digits",
+    "cifar10": "train on CIFAR-10",
+    "cifar100": "train on CIFAR-100",
+    "svhn": "train on SVHN",
+    "imagenet": "train on ImageNet",
+    "data": "download and check data sets",
+}
+
+
+def main() -> None:
+    """Runs ``python -m experiments.COMMAND`` with the rest of the command line."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0 if words else 2)
+    if words[0] == "--version":
+        print(f"jaxadv {__version__}")
+        return
+    command, *rest = words
+    if command not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"jaxadv: error: unknown command {command!r}; use one of {known}", file=sys.stderr)
+        raise SystemExit(2)
+    program = f"experiments.{command}"
+    # As `python -m` would have it: what reads the command line to show help, or to record it.
+    sys.orig_argv = [sys.executable, "-m", program, *rest]
+    sys.argv = [f"jaxadv {command}", *rest]
+    show()
+    runpy.run_module(program, run_name="__main__", alter_sys=False)
+
+
+def usage() -> str:
+    """The help text."""
+    rows = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: jaxadv COMMAND [options]\n\n"
+        f"{rows}\n\n"
+        "jaxadv COMMAND --help lists the options, as does python -m experiments.COMMAND --help."
+    )
