@@ -141,8 +141,8 @@ def main() -> None:
         print(describe(report))
         print(f"written to {', '.join(report['files'])}")
         with metrics.logs(log, Path(report["files"][0]).with_suffix("")) as write:
-            for row in rows if write is not None else ():
-                write(row)
+            if write is not None:
+                write(rows[0])
         if part is not None:
             print(f"shard {part[0]}/{part[1]}; after all, run this without --shard to merge them")
 

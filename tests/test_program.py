@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from jaxadv._program import digest, trace
+from jaxadv._program import Stable, digest, give_meaning, trace
 
 POINTS = jnp.linspace(0, 1, 32).reshape(2, 16)
 
@@ -238,3 +238,42 @@ def test_an_array_over_a_mesh_with_explicit_axes_becomes_automatic():
     w = jax.device_put(weights(1), sharding)
     traced = trace(lambda x: x @ w, POINTS)
     np.testing.assert_array_equal(jax.jit(lambda m, x: m(x))(traced, POINTS), POINTS @ weights(1))
+
+
+def test_an_array_that_stands_for_something_is_digested_by_its_meaning():
+    class Owner:
+        pass
+
+    owner, number = Owner(), jnp.uint32(7)
+    traced = trace(lambda x: x * number.astype("float32"), POINTS)
+    plainly = digest(traced)
+    give_meaning(number, owner, lambda: "weights A")
+    first = digest(traced)
+    give_meaning(number, owner, lambda: "weights B")
+    assert len({plainly, first, digest(traced)}) == 3
+    del owner
+    gc.collect()
+    assert digest(traced) == plainly
+
+
+def test_a_rule_that_uses_a_stable_object_keeps_its_key():
+    class Scale(Stable):
+        def __call__(self, g):
+            return 2 * g
+
+    class Other:
+        __call__ = Scale.__call__
+
+    def model(scale):
+        @jax.custom_vjp
+        def call(x):
+            return x
+
+        call.defvjp(lambda x: (x, None), lambda _, g: (scale(g),))
+        return call
+
+    scale, other = Scale(), Other()
+    program = lambda function: trace(function, POINTS).func
+    assert program(model(scale)) == program(model(scale))
+    assert program(model(other)) != program(model(other))
+    assert program(model(scale)) != program(model(Scale()))

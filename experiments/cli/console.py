@@ -3,13 +3,12 @@
 import runpy
 import sys
 
-from jaxadv import __version__
+import jaxadv
 
 from .help.show import show
 
 COMMANDS = {
     "evaluate": "clean and robust accuracy of a trained checkpoint or of published weights",
-    "zoo": "models of published weights: list, describe and evaluate them",
     "report": "a run as one HTML page",
     "digits": "train on scikit-learn's digits",
     "cifar10": "train on CIFAR-10",
@@ -27,7 +26,7 @@ def main() -> None:
         print(usage())
         raise SystemExit(0 if words else 2)
     if words[0] == "--version":
-        print(f"jaxadv {__version__}")
+        print(f"jaxadv {jaxadv.__version__}")
         return
     command, *rest = words
     if command not in COMMANDS:

@@ -204,7 +204,9 @@ def _fingerprint(module: Any) -> str:
 
 def _through_torchax(module: Any) -> LogitsFn:
     try:
-        from torchax import interop  # pyright: ignore[reportMissingImports]
+        import torchax  # pyright: ignore[reportMissingImports]
+
+        torchax.default_env()  # loads its table of operations
     except ImportError as error:
         raise ImportError("via='torchax' needs torchax: pip install torchax") from error
     except AttributeError as error:  # of an operation that this PyTorch does not have
@@ -216,7 +218,7 @@ def _through_torchax(module: Any) -> LogitsFn:
 
     def logits_fn(images: Array) -> Array:
         _check(module, np.dtype(images.dtype), False)
-        weights, call = interop.extract_jax(module)
+        weights, call = torchax.extract_jax(module)
         return call(weights, (jnp.transpose(images, (0, 3, 1, 2)),))
 
     return logits_fn

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from jaxadv import _program, attacks
+from jaxadv import attacks
 from jaxadv.interop import torch_attack, torch_logits_fn
 from tests.helpers import autoattack_cases as cases
 from tests.helpers.compilations import compilations
@@ -101,6 +101,7 @@ def test_weights_changed_in_place_and_another_module_take_effect_without_compila
 
 def test_a_store_tells_weights_apart(tmp_path):
     module, same = pair()
+    module.unused = torch.nn.Parameter(torch.zeros(1))  # the logits are the same with another
     x, y = data(same, 4)
     options = dict(eps=0.01, version="custom", attacks="square", num_queries=5, progress=False)
     run = lambda module: attacks.autoattack(
@@ -109,16 +110,9 @@ def test_a_store_tells_weights_apart(tmp_path):
     run(module)
     run(copy.deepcopy(module))  # equal weights resume
     with torch.no_grad():
-        module.conv.bias[0] += 1e-3
+        module.unused += 1
     with pytest.raises(ValueError, match="store"):
         run(module)
-
-
-def test_the_digest_is_that_of_the_weights():
-    like = jax.ShapeDtypeStruct((1, *SIZE), np.float32)
-    digest = lambda module: _program.digest(_program.trace(torch_logits_fn(module), like))
-    module, _ = pair()
-    assert digest(module) == digest(copy.deepcopy(module)) != digest(pair(9)[0])
 
 
 class Noisy(torch.nn.Module):
@@ -260,7 +254,9 @@ def test_torch_attack_says_what_is_missing():
 
 def test_torchax_compiles_the_module():
     try:
-        import torchax  # noqa: F401
+        import torchax
+
+        torchax.default_env()
     except ImportError:
         pytest.skip("torchax is not installed")
     except AttributeError as error:

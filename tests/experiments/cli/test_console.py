@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+import jaxadv
 from experiments.cli import console
 from experiments.cli.help.write import programs
-from jaxadv import __version__
 
 
 def run(*words):
@@ -40,4 +40,4 @@ def test_usage_and_mistakes(monkeypatch, capsys):
         assert stopped.value.code == status and text in "".join(capsys.readouterr())
     monkeypatch.setattr(sys, "argv", ["jaxadv", "--version"])
     console.main()
-    assert capsys.readouterr().out == f"jaxadv {__version__}\n"
+    assert capsys.readouterr().out == f"jaxadv {jaxadv.__version__}\n"
