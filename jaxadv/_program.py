@@ -107,16 +107,15 @@ _programs: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _meanings: dict[int, Callable[[], str]] = {}  # by id of an array that is alive
 
 
-def give_meaning(array: Array, owner: object, describe: Callable[[], str]) -> None:
-    """Lets :func:`digest` use a text in place of an array, until its owner is gone.
+def give_meaning(array: Array, describe: Callable[[], str]) -> None:
+    """Lets :func:`digest` use a text in place of an array, as long as the array lives.
 
     Args:
         array: which stands for something outside JAX, such as the number of a model.
-        owner: keeps the array alive.
-        describe: the text, the same in every process; must not refer to the owner.
+        describe: the text, the same in every process; must not refer to the array.
     """
     _meanings[id(array)] = describe
-    weakref.finalize(owner, _meanings.pop, id(array), None)
+    weakref.finalize(array, _meanings.pop, id(array), None)
 
 
 def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial:

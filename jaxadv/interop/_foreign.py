@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
@@ -84,8 +83,8 @@ class Foreign:
         num_classes = self._num_classes(images.shape[1:], np.dtype(images.dtype))
         if self._handle is None:
             with jax.ensure_compile_time_eval():
-                self._handle = jnp.asarray(self._number, jnp.uint32)
-            give_meaning(self._handle, self, self._describe)
+                self._handle = jax.device_put(np.uint32(self._number))
+            give_meaning(self._handle, self._describe)
         _models[self._number] = self.model
         _recent.append(self.model)
         seed = None if key is None else jax.random.key_data(key)
