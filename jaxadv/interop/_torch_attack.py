@@ -29,8 +29,7 @@ class TorchAttackResult(NamedTuple):
 
 def torch_attack(
     module: Any,
-    images: Any,
-    labels: Any = None,
+    data: Any,
     *,
     key: Key | int = 0,
     via: str = "callback",
@@ -41,9 +40,8 @@ def torch_attack(
     Args:
         module: a module in evaluation mode from images (B, C, H, W) in [0, 1] to logits (B, K), see
             :func:`torch_logits_fn`.
-        images: a float32 tensor of shape (N, C, H, W) in [0, 1] on any device, or a loader: an
-            iterable of pairs of such images and their labels.
-        labels: an integer tensor of shape (N,); None with a loader.
+        data: a pair of images, a float32 tensor of shape (N, C, H, W) in [0, 1] on any device, and
+            labels, an integer tensor of shape (N,); or a loader, an iterable of such pairs.
         key: PRNG key, or a seed.
         via: see :func:`torch_logits_fn`.
         **options: keyword arguments of :func:`jaxadv.attacks.autoattack`, such as norm, eps,
@@ -54,7 +52,7 @@ def torch_attack(
 
     Raises:
         ValueError: as in :func:`torch_logits_fn` and :func:`jaxadv.attacks.autoattack`, if labels
-            are missing or given twice, or a loader is empty.
+            are missing, or a loader is empty.
 
     Example:
         >>> from jaxadv.interop import torch_attack
@@ -70,17 +68,13 @@ def torch_attack(
             "version='rand' needs a randomized module: call autoattack(key, "
             "torch_logits_fn(module, randomized=True), ..., version='rand')"
         )
-    if isinstance(images, torch.Tensor):
-        if labels is None:
-            raise ValueError("labels is missing; pass an integer tensor of shape (N,)")
-        pairs: Iterable[Any] = [(images, labels)]
-    elif labels is not None:
-        raise ValueError(f"images is a {type(images).__name__} with its own labels; pass no others")
-    else:
-        pairs = images
+    if isinstance(data, torch.Tensor):
+        raise ValueError("data is a tensor without labels; pass (images, labels), or a loader")
+    is_pair = isinstance(data, tuple | list) and len(data) == 2 and torch.is_tensor(data[0])
+    pairs: Iterable[Any] = [data] if is_pair else data
     batches = [_pair(batch) for batch in pairs]
     if not batches:
-        raise ValueError("images is an empty loader")
+        raise ValueError("data is an empty loader; pass one with images and labels")
     pixels, classes = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     result = autoattack(
         as_key(key),

@@ -221,7 +221,7 @@ def test_torch_attack_on_tensors_and_on_a_loader():
     x, y = data(same)
     images, labels = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y).long()
     options = dict(norm="linf", eps=0.01, num_steps=5, num_queries=20, progress=False)
-    found = torch_attack(module, images, labels, **options)
+    found = torch_attack(module, (images, labels), **options)
     wanted = attacks.autoattack(0, torch_logits_fn(module), x, y, **options)
     assert found.robust.tolist() == wanted.robust.tolist()
     assert found.images.shape == images.shape and found.images.dtype == torch.float32
@@ -237,19 +237,18 @@ def test_torch_attack_says_what_is_missing():
     module, same = pair()
     x, y = data(same, 2)
     images, labels = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y)
-    for arguments, message in [
-        ((images,), "labels is missing"),
-        (([(images, labels)], labels), "with its own labels"),
-        (([],), "empty loader"),
-        (([images],), "a batch is a Tensor"),
-        (([(images, y)],), "labels is a ndarray; pass a tensor"),
+    for given, message in [
+        (images, "data is a tensor without labels"),
+        ([], "data is an empty loader"),
+        ([images], "a batch is a Tensor"),
+        ([(images, y)], "labels is a ndarray; pass a tensor"),
         ((torch.from_numpy(x), labels), "expected (N, C, H, W)"),
     ]:
         with pytest.raises(ValueError) as caught:
-            torch_attack(module, *arguments, eps=0.1)
+            torch_attack(module, given, eps=0.1)
         assert message in str(caught.value)
     with pytest.raises(ValueError, match="randomized=True"):
-        torch_attack(module, images, labels, eps=0.1, version="rand")
+        torch_attack(module, (images, labels), eps=0.1, version="rand")
 
 
 def test_torchax_compiles_the_module():
