@@ -14,6 +14,7 @@ OPTIONAL = {
     "torch",
     "torchattacks",
     "torchax",
+    "orbax.checkpoint",
     "tensorboardX",
     "foolbox",
     "pyautoattack",

@@ -81,14 +81,15 @@ class Foreign:
         if self._check is not None:
             self._check(np.dtype(images.dtype))
         num_classes = self._num_classes(images.shape[1:], np.dtype(images.dtype))
-        if self._handle is None:
+        handle = self._handle
+        if handle is None:
             with jax.ensure_compile_time_eval():
-                self._handle = jax.device_put(np.uint32(self._number))
-            give_meaning(self._handle, self._describe)
+                handle = self._handle = jax.device_put(np.uint32(self._number))
+            give_meaning(handle, self._describe)
         _models[self._number] = self.model
         _recent.append(self.model)
         seed = None if key is None else jax.random.key_data(key)
-        return _operation(num_classes)(self._handle, images, seed)
+        return _operation(num_classes)(handle, images, seed)
 
     def _num_classes(self, shape: tuple[int, ...], dtype: np.dtype) -> int:
         """K, from one black image; once per shape."""
