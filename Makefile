@@ -38,6 +38,8 @@ test-slow: setup  ## the tests that take minutes, and the README's promises, com
 test-parity: setup  ## jaxadv beside the PyTorch reference, which it installs into .peers
 	test -d .peers/pyautoattack || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--target .peers -c requirements.txt -r requirements-peers.txt
+	test -d .peers/robustbench || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --target .peers robustbench==1.1.1
 	PYTHONPATH=.peers $(BIN)/python -m pytest -n auto tests/parity -m "slow or not slow"
 
 test-lowering: setup  ## every compiled program lowers for NVIDIA and AMD GPUs and for TPUs; none is needed

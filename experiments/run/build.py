@@ -27,6 +27,13 @@ WIDTH_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "resnet18": lambda width: {"width": width},  # 64
     "resnet50": lambda width: {"width": width},  # 64
     "wrn50_2": lambda width: {"width": width},  # 64
+    "xcit_small12": lambda width: {"width": width},  # channels of the tokens, 384
+    "xcit_medium12": lambda width: {"width": width},  # 512
+    "xcit_large12": lambda width: {"width": width},  # 768
+    "convnext_tiny": lambda width: {"width": width},  # channels of the first stage, 96
+    "convnext_small": lambda width: {"width": width},  # 96
+    "convnext_base": lambda width: {"width": width},  # 128
+    "convnext_large": lambda width: {"width": width},  # 192
     "small_convnet": lambda width: {"features": (width, 2 * width)},  # 16
     "mlp": lambda width: {"hidden": (width, width)},  # 64
 }

@@ -1,6 +1,7 @@
 """Shared layers: input normalization, BatchNorm, MeanSparse, initializers, activations, head."""
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
@@ -27,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": nn.tanh,
     "softplus": nn.softplus,
     "gelu": nn.gelu,
+    "gelu_exact": functools.partial(nn.gelu, approximate=False),
     "elu": nn.elu,
     "leaky_relu": nn.leaky_relu,
     "sigmoid": nn.sigmoid,

@@ -6,11 +6,13 @@ from typing import Any
 
 import flax.linen as nn
 
+from ._convnext import convnext_base, convnext_large, convnext_small, convnext_tiny
 from ._layers import unknown_name
 from ._preact_resnet import dm_preact_resnet18, preact_resnet18
 from ._resnet import resnet18, resnet18_cifar, resnet50, resnet50_cifar, wide_resnet50_2
 from ._small import mlp, small_convnet
 from ._wide_resnet import dm_wide_resnet, wide_resnet, wide_resnet34_10
+from ._xcit import xcit_large12, xcit_medium12, xcit_small12
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet18": preact_resnet18,
@@ -23,6 +25,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "wrn50_2": wide_resnet50_2,
+    "xcit_small12": xcit_small12,
+    "xcit_medium12": xcit_medium12,
+    "xcit_large12": xcit_large12,
+    "convnext_tiny": convnext_tiny,
+    "convnext_small": convnext_small,
+    "convnext_base": convnext_base,
+    "convnext_large": convnext_large,
     "small_convnet": small_convnet,
     "mlp": mlp,
 }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._small import SmallConvNet
-from ._torch_tables import KINDS, TABLES, Axes
+from ._torch_tables import KINDS, TABLES, Axes, Leaf
 
 Shape = tuple[int | None, ...]
 
@@ -72,9 +72,13 @@ def check_module(module: nn.Module) -> None:
 def channels_of(module: nn.Module, flat: Mapping[tuple[str, ...], Any]) -> int | None:
     """Channels of the images that a module's variables take, if it begins with a convolution."""
     check_module(module)
-    path = TABLES[type(module)](module)[0].split()[1]
-    kernel = flat.get(("params", *path.split("."), "kernel"))
-    return kernel.shape[2] if kernel is not None and kernel.ndim == 4 else None
+    for section in TABLES[type(module)](module):
+        for line in section.strip().splitlines():
+            _, path, kind = line.split()
+            kernel = flat.get(("params", *path.split("."), "kernel"))
+            if kernel is not None:
+                return kernel.shape[2] if kind == "conv" and kernel.ndim == 4 else None
+    return None
 
 
 def shapes(
@@ -104,13 +108,13 @@ def layout(module: nn.Module, channels: int | None = None) -> dict[str, Entry]:
     cut = module.features[-1] if isinstance(module, SmallConvNet) and module.features else 1
     found: dict[str, Entry] = {}
     for name, path, kind in _rows(module, flat):
-        leaves = [leaf for leaf in KINDS[kind] if (leaf.collection, *path, leaf.name) in flat]
-        for leaf in KINDS[kind]:
-            if leaf in leaves:
-                where = (leaf.collection, *path, leaf.name)
+        places = {leaf: _place(leaf, path) for leaf in KINDS[kind]}
+        there = [leaf for leaf in KINDS[kind] if places[leaf] in flat]
+        for leaf, where in places.items():
+            if leaf in there:
                 shape = _torch_shape(tuple(flat[where].shape), leaf.axes)
                 found[name + leaf.suffix] = Entry(where, leaf.axes, shape, cut)
-            elif leaves and leaf.value is not None:
+            elif there and leaf.value is not None:
                 found[name + leaf.suffix] = Entry(None, value=np.asarray(leaf.value))
     left = flat.keys() - {entry.path for entry in found.values()}
     if left:
@@ -128,6 +132,10 @@ def fits(shape: Any, expected: Shape) -> bool:
     if shape is None or len(shape) != len(expected):
         return False
     return all(e is None or n == e for n, e in zip(shape, expected, strict=True))
+
+
+def _place(leaf: Leaf, path: tuple[str, ...]) -> tuple[str, ...]:
+    return (leaf.collection, *path, leaf.name) if leaf.name else (leaf.collection, *path)
 
 
 def _torch_shape(shape: tuple[int, ...], axes: Axes) -> Shape:

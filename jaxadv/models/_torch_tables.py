@@ -12,10 +12,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import flax.linen as nn
 import numpy as np
 
+from ._convnext import ConvNeXt
 from ._preact_resnet import PreActResNet
 from ._resnet import ResNet
 from ._small import MLP, SmallConvNet
 from ._wide_resnet import WideResNet
+from ._xcit import XCiT
 
 Axes: TypeAlias = tuple[int, ...] | Literal["flat"] | None
 Table: TypeAlias = tuple[str, ...]
@@ -27,7 +29,7 @@ class Leaf(NamedTuple):
     Attributes:
       suffix: of its name in PyTorch.
       collection: of the Flax variables, or "" for a buffer that has no counterpart.
-      name: in Flax.
+      name: in Flax; "" if the module's path is already the tensor's.
       axes: the axes of ours in PyTorch's order; None keeps them. "flat" is a matrix that is applied
         to flattened images, channels first in PyTorch and last here.
       value: of a buffer that has no counterpart.
@@ -49,6 +51,8 @@ _RUNNING = (
 KINDS: dict[str, tuple[Leaf, ...]] = {
     "conv": (Leaf(".weight", "params", "kernel", (3, 2, 0, 1)), _BIAS),
     "linear": (Leaf(".weight", "params", "kernel", (1, 0)), _BIAS),
+    "layer": _AFFINE,
+    "value": (Leaf("", "params"),),
     "flat": (Leaf(".weight", "params", "kernel", "flat"), _BIAS),
     "norm": (*_AFFINE, *_RUNNING, Leaf(".num_batches_tracked", value=np.int64(0))),
     "sparse": (
@@ -135,6 +139,78 @@ WIDE_DEEPMIND: Table = (
 )
 
 
+XCIT: Table = (
+    "cls_token                     cls_token                      value",
+    *(
+        f"""
+    patch_embed.proj.{2 * i}.0     patch{i}                       conv
+    patch_embed.proj.{2 * i}.1     patch{i}_bn                    norm
+    """
+        for i in range(4)
+    ),
+    "pos_embed.token_projection    pos_embed                      conv",
+    """
+    blocks.{block}.gamma1          block_{block}.gamma1           value
+    blocks.{block}.gamma3          block_{block}.gamma3           value
+    blocks.{block}.gamma2          block_{block}.gamma2           value
+    blocks.{block}.norm1           block_{block}.norm1            layer
+    blocks.{block}.attn.temperature  block_{block}.attn.temperature  value
+    blocks.{block}.attn.qkv        block_{block}.attn.qkv         linear
+    blocks.{block}.attn.proj       block_{block}.attn.proj        linear
+    blocks.{block}.norm3           block_{block}.norm3            layer
+    blocks.{block}.local_mp.conv1  block_{block}.local1           conv
+    blocks.{block}.local_mp.bn     block_{block}.local_bn         norm
+    blocks.{block}.local_mp.conv2  block_{block}.local2           conv
+    blocks.{block}.norm2           block_{block}.norm2            layer
+    blocks.{block}.mlp.fc1         block_{block}.mlp.fc1          linear
+    blocks.{block}.mlp.fc2         block_{block}.mlp.fc2          linear
+    """,
+    """
+    cls_attn_blocks.{block}.gamma1    class_{block}.gamma1        value
+    cls_attn_blocks.{block}.gamma2    class_{block}.gamma2        value
+    cls_attn_blocks.{block}.norm1     class_{block}.norm1         layer
+    cls_attn_blocks.{block}.attn.q    class_{block}.attn.q        linear
+    cls_attn_blocks.{block}.attn.k    class_{block}.attn.k        linear
+    cls_attn_blocks.{block}.attn.v    class_{block}.attn.v        linear
+    cls_attn_blocks.{block}.attn.proj  class_{block}.attn.proj    linear
+    cls_attn_blocks.{block}.norm2     class_{block}.norm2         layer
+    cls_attn_blocks.{block}.mlp.fc1   class_{block}.mlp.fc1       linear
+    cls_attn_blocks.{block}.mlp.fc2   class_{block}.mlp.fc2       linear
+    """,
+    """
+    norm                           norm                           layer
+    head                           head                           linear
+    """,
+)
+
+
+def _convnext(module: ConvNeXt) -> Table:
+    stem = "stem.0 stem0 conv\n stem.1 stem0_norm layer"
+    if module.stem_convs:
+        stem = "\n".join(
+            f"stem.stem.{3 * i} stem{i} conv\n stem.stem.{3 * i + 1} stem{i}_norm layer"
+            for i in range(module.stem_convs)
+        )
+    stages = [
+        line
+        for stage in range(len(module.blocks))
+        for line in (
+            f"""
+    stages.{stage}.downsample.0        down{stage}_norm               layer
+    stages.{stage}.downsample.1        down{stage}                    conv
+    """,
+            f"""
+    stages.{stage}.blocks.{{block}}.gamma    stage{stage}_{{block}}.gamma    value
+    stages.{stage}.blocks.{{block}}.conv_dw  stage{stage}_{{block}}.conv_dw  conv
+    stages.{stage}.blocks.{{block}}.norm     stage{stage}_{{block}}.norm     layer
+    stages.{stage}.blocks.{{block}}.mlp.fc1  stage{stage}_{{block}}.mlp.fc1  linear
+    stages.{stage}.blocks.{{block}}.mlp.fc2  stage{stage}_{{block}}.mlp.fc2  linear
+    """,
+        )
+    ]
+    return (stem, *stages, "head.norm norm layer\n head.fc fc linear")
+
+
 def _resnet(shortcut: str, linear: str) -> Table:
     return (
         """
@@ -179,6 +255,8 @@ TABLES: dict[type[nn.Module], Callable[[Any], Table]] = {
     ResNet: lambda m: _resnet(
         *{"torchvision": ("downsample", "fc"), "cifar": ("shortcut", "linear")}[m.names]
     ),
+    XCiT: lambda m: XCIT,
+    ConvNeXt: _convnext,
     SmallConvNet: _small_convnet,
     MLP: _mlp,
 }

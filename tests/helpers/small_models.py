@@ -11,6 +11,13 @@ SMALL = {
     "resnet18": dict(width=2, blocks=(1, 1)),
     "resnet50": dict(width=2, blocks=(1, 1)),
     "wrn50_2": dict(width=2, blocks=(1,)),
+    "xcit_small12": dict(patch_size=4, width=16, depth=1, heads=2),
+    "xcit_medium12": dict(width=16, depth=1, heads=2),
+    "xcit_large12": dict(patch_size=4, width=16, depth=1, heads=1),
+    "convnext_tiny": dict(width=4, blocks=(1, 1), conv_stem=True),
+    "convnext_small": dict(width=4, blocks=(1,)),
+    "convnext_base": dict(width=4, blocks=(1, 1), conv_stem=True),
+    "convnext_large": dict(width=4, blocks=(1, 1)),
     "small_convnet": dict(features=(2, 3), hidden=5),
     "mlp": dict(hidden=(6, 5)),
 }

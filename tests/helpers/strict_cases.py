@@ -10,6 +10,7 @@ import optax
 
 from jaxadv import attacks, augment, balls, losses, models, objectives, optim, training
 from tests.helpers.small_attacks import SMALL
+from tests.helpers.small_models import SMALL as SMALL_MODELS
 
 KEY_DATA = jax.random.key_data(jax.random.key(0))
 IMAGES = jax.random.uniform(jax.random.key(1), (3, 4, 4, 1))
@@ -326,6 +327,11 @@ MODELS = _torch_files() | {
     "resnet18": _network(models.resnet18(4, width=2, blocks=(1, 1)), 16, gradient=False),
     "resnet50": _network(models.resnet50(4, width=2, blocks=(1, 1)), 16, gradient=False),
     "wide_resnet50_2": _network(models.wide_resnet50_2(4, width=2, blocks=(1,)), 8, gradient=False),
+    **{
+        name: _network(models.build(name, num_classes=4, **SMALL_MODELS[name]), 8, gradient=False)
+        for name in SMALL_MODELS
+        if name.startswith(("xcit", "convnext"))
+    },
     "small_convnet": _network(models.small_convnet(4), 8),
     "mlp": _network(models.mlp(4, hidden=(5,)), 4),
     "build": _network(models.build("small_convnet", num_classes=3), 8),

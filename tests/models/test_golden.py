@@ -29,6 +29,10 @@ SMALL = {
         "dm_wide_resnet", dict(depth=10, width=2, mean_sparse=True), threshold=0.25
     ),
     "wide_resnet_10_2_subblock": Case("wide_resnet", dict(depth=10, width=2)),
+    "xcit_32_2_patch4": Case("xcit_small12", dict(width=32, depth=2, heads=4, patch_size=4)),
+    "convnext_16_convstem2": Case(
+        "convnext_tiny", dict(width=16, blocks=(1, 1, 2, 1), conv_stem=True)
+    ),
 }
 LARGE = {
     "dm_preact_resnet18": Case("dm_preact_resnet18", {}),
@@ -41,6 +45,15 @@ LARGE = {
     "torchvision_resnet50": Case("resnet50", {}),
     "torchvision_wide_resnet50_2": Case("wrn50_2", {}),
     "wide_resnet_28_10": Case("wide_resnet", dict(depth=28, width=10)),
+    "xcit_32_2_patch16": Case("xcit_small12", dict(width=32, depth=2, heads=4)),
+    "convnext_16": Case("convnext_tiny", dict(width=16, blocks=(1, 1, 2, 1))),
+    "convnext_16_convstem3": Case(
+        "convnext_base", dict(width=16, blocks=(1, 1, 2, 1), conv_stem=True)
+    ),
+    "xcit_small12_patch16": Case("xcit_small12", {}),
+    "xcit_large12_patch4": Case("xcit_large12", dict(patch_size=4)),
+    "convnext_tiny": Case("convnext_tiny", {}),
+    "convnext_base_convstem": Case("convnext_base", dict(conv_stem=True)),
 }
 CASES = SMALL | LARGE
 ALL = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
@@ -101,7 +114,7 @@ def test_logits_in_float32(golden, name):
     assert_logits(golden, name, "float32", normalized=True)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_names_shapes_and_order(golden, name):
     case, reference = CASES[name], reference_of(golden, name)
     module = module_of(case, reference)
