@@ -17,6 +17,7 @@ OPTIONAL = {
     "orbax.checkpoint",
     "tensorboardX",
     "foolbox",
+    "orbax",
     "pyautoattack",
     "tensorflow_datasets",
     "matplotlib",
