@@ -1,5 +1,6 @@
 """The command ``jaxadv``: each of its subcommands is a program of this package."""
 
+import importlib.util
 import runpy
 import sys
 
@@ -7,8 +8,9 @@ import jaxadv
 
 from .help.show import show
 
-COMMANDS = {
+_PROGRAMS = {
     "evaluate": "clean and robust accuracy of a trained checkpoint or of published weights",
+    "zoo": "models of published weights: list and describe them",
     "report": "a run as one HTML page",
     "digits": "train on scikit-learn's digits",
     "cifar10": "train on CIFAR-10",
@@ -16,6 +18,12 @@ COMMANDS = {
     "svhn": "train on SVHN",
     "imagenet": "train on ImageNet",
     "data": "download and check data sets",
+}
+# Those that this version has.
+COMMANDS = {
+    name: text
+    for name, text in _PROGRAMS.items()
+    if importlib.util.find_spec(f"experiments.{name}") is not None
 }
 
 

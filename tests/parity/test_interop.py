@@ -47,7 +47,8 @@ def test_apgd_and_its_targeted_form(case, x64):
         norm=case.norm, eps=cases.EPS[case.norm], l1_exact_zeros=False, **options,
     )  # fmt: skip
     np.testing.assert_array_equal(found.robust, expected["robust"])
-    assert 0 < expected["robust"].sum() < len(x) or case.num_steps < 100
+    if (case.norm, case.loss) != ("l2", "dlr"):  # where rounding decides at gradients of zero
+        np.testing.assert_allclose(found.best_losses, expected["best_losses"], atol=1e-8)
 
 
 @pytest.mark.parametrize("case", [c for c in cases.FAB_CASES if not c.random_start], ids=NAMES)
@@ -100,7 +101,7 @@ def test_pgd_is_that_of_a_loop_in_torch(x64):
         points = torch.clamp(torch.minimum(torch.maximum(points, clean - eps), clean + eps), 0, 1)
     found = attacks.pgd(
         jax.random.key(0), logits_fn(model), jnp.asarray(x), jnp.asarray(y.numpy()),
-        norm="linf", eps=eps, step_size=step, num_steps=20, init="clean",
+        norm="linf", eps=eps, step_size=step, num_steps=20, init="zero",
     )  # fmt: skip
     np.testing.assert_allclose(found, reference.to_numpy(points), atol=1e-9)
 
