@@ -17,7 +17,6 @@ OPTIONAL = {
     "orbax.checkpoint",
     "tensorboardX",
     "foolbox",
-    "orbax",
     "pyautoattack",
     "tensorflow_datasets",
     "matplotlib",

@@ -90,19 +90,22 @@ def compare(tmp_path, name, peer, options):
     variables = jax.tree.map_with_path(lambda p, s: jnp.asarray(draw(p, s), s.dtype), shapes)
     models.save_torch(tmp_path / "weights.pt", module, variables)
     peer.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True), strict=True)
+    # In float64: in float32 rounding decides which values near its bound MeanSparse snaps.
+    images = images.astype(np.float64)
     with torch.no_grad():
-        expected = peer.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+        expected = peer.double().eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
     assert np.abs(expected).max() > 0.1
+    variables = models.load_torch(tmp_path / "weights.pt", module, dtype=np.float64)
     logits = jax.jit(module.apply)(variables, images)
-    np.testing.assert_allclose(logits, expected, atol=2e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(logits, expected, atol=1e-6 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_public_class_takes_our_file(tmp_path, name):
+def test_the_public_class_takes_our_file(tmp_path, x64, name):
     make, options = CASES[name]
     compare(tmp_path, name, make(), options)
 
 
-def test_the_public_mean_sparse_takes_our_file(tmp_path):
+def test_the_public_mean_sparse_takes_our_file(tmp_path, x64):
     make = deepmind("MeanSparse_DMWideResNet", "Meansparse_wrn_94_16", depth=10, width=2)
     compare(tmp_path, "dm_wide_resnet", make(), dict(depth=10, width=2, mean_sparse=True))
