@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxadv import intervals
 from jaxadv.training import Predictions
 
 from ..data import Rows
@@ -74,7 +75,8 @@ def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[s
         class_names: one name per class.
 
     Returns:
-        A JSON-serializable dictionary; a class without images has accuracy None.
+        A JSON-serializable dictionary, with 95 % intervals of the two overall accuracies; a class
+        without images has accuracy None.
 
     Example:
         >>> predictions = Predictions(np.array([0, 1]), np.array([1, 1]))
@@ -99,8 +101,33 @@ def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[s
         "images": len(labels),
         "clean": percent(clean),
         "robust": percent(robust),
+        "clean_interval": interval(percent(clean), len(labels)),
+        "robust_interval": interval(percent(robust), len(labels)),
         "classes": classes,
     }
+
+
+def interval(percent: float | None, images: int) -> list[float] | None:
+    """The 95 % Wilson interval of an accuracy, in percent; None if there are no images.
+
+    Example:
+        >>> [round(end, 1) for end in interval(67.0, 1000)]
+        [64.0, 69.8]
+    """
+    if percent is None or not images:
+        return None
+    return [100 * end for end in intervals.wilson(round(percent / 100 * images), images)]
+
+
+def with_interval(percent: float | None, images: int, digits: int = 2) -> str:
+    """An accuracy in percent with its 95 % interval; "" if there is none.
+
+    Example:
+        >>> with_interval(67.31, 10_000)
+        '67.31 [66.4, 68.2]'
+    """
+    ends = interval(percent, images)
+    return "" if ends is None else f"{percent:.{digits}f} [{ends[0]:.1f}, {ends[1]:.1f}]"
 
 
 def format_table(results: dict[str, dict], attack: str) -> str:
@@ -110,15 +137,17 @@ def format_table(results: dict[str, dict], attack: str) -> str:
         results: summaries by title, all with the same classes.
         attack: name of the attack for the heading.
     """
-    width = max(len(title) for title in results) + 2
-    width = max(width, len("clean") + len(attack) + 5)
-    cell = lambda value: "     -" if value is None else f"{value:6.2f}"
+    cell = 21  # of the longest accuracy and its interval
+    width = max(*(len(title) for title in results), 2 * cell + 2, cell + len(attack) + 2) + 2
     head = f"{'':<14}{'images':>7}" + "".join(f"{title:>{width}}" for title in results)
-    units = f"{'':<21}" + "".join(f"{'clean  ' + attack:>{width}}" for _ in results)
+    units = f"{'':<21}" + "".join(f"{'clean':>{width - cell - 2}}{attack:>{cell + 2}}" for _ in results)
 
     def row(name, records):
-        cells = (f"{cell(r['clean'])}  {cell(r['robust']):>{len(attack)}}" for r in records)
-        return f"{name:<14}{records[0]['images']:>7}" + "".join(f"{c:>{width}}" for c in cells)
+        line = f"{name:<14}{records[0]['images']:>7}"
+        for record in records:
+            clean, robust = (with_interval(record[n], record["images"]) or "-" for n in ("clean", "robust"))
+            line += f"{clean:>{width - cell - 2}}{robust:>{cell + 2}}"
+        return line
 
     classes = zip(*(result["classes"] for result in results.values()), strict=True)
     lines = [head, units, row("all", list(results.values()))]

@@ -9,12 +9,7 @@ import flax.linen as nn
 
 from .._registry import MODELS
 from .._registry import build as build_model
-from .._torch import _torch_layout, _wanted
-
-
-def torch_shapes(module):
-    return _wanted(_torch_layout(module))
-
+from .._torch import torch_shapes
 from ._entries import Entry
 
 # Buffers of training, which no forward pass reads.
