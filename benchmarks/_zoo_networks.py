@@ -18,6 +18,8 @@ from jaxadv.models import zoo
 _DATASETS = {"cifar10": "cifar_10", "cifar100": "cifar_100", "imagenet": "imagenet"}
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 _SIDES = {"Crop288": 288}
+# Files with weights of several epochs, and those that RobustBench takes.
+_PARTS = {"Andriushchenko2020Understanding": "last"}
 # Wrappers whose forward normalizes the images and calls that of the class they derive from.
 _WRAPPERS = {
     "Augustin2020AdversarialNet", "Augustin2020AdversarialWideNet", "Chen2020EfficientNet",
@@ -37,7 +39,7 @@ def describe(name: str, dataset: str, threat: str) -> dict[str, Any]:
 
     Returns:
         network: the public class; architecture and options of :func:`jaxadv.models.build`, or None
-        if there is none for the class; mean, std, preprocessing, side, parameters and tensors, see
+        if there is none for the class; mean, std, preprocessing, side, part, parameters and tensors, see
         :class:`jaxadv.models.zoo.Entry`.
     """
     model, preprocessing = make(name, dataset, threat)
@@ -60,6 +62,7 @@ def describe(name: str, dataset: str, threat: str) -> dict[str, Any]:
         "std": std,
         "preprocessing": preprocessing,
         "side": side,
+        "part": _PARTS.get(name),
         "parameters": _parameters(model, shapes),
         "tensors": zoo.fingerprint(shapes),
     }

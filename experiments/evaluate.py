@@ -2,6 +2,8 @@
 
     python -m experiments.evaluate --workdir=runs/digits-laptop/at/seed0 --num-steps=50
     python -m experiments.evaluate --workdir=runs/digits-laptop/at/seed0 --attack=autoattack
+    python -m experiments.evaluate --model=Wang2023Better_WRN-28-10 --weights=FILE \\
+        --attack=autoattack
     python -m experiments.evaluate --torch=FILE --arch=wrn34_10 --dataset=cifar10 \
         --normalization=none
 
@@ -14,11 +16,12 @@ import functools
 from pathlib import Path
 
 from jaxadv.checks import NORMS
+from jaxadv.models import zoo
 
 from . import data
 from .cli import process
 from .cli.options import Parser, folder, fraction, numbers, seed
-from .evaluation import shards, subjects
+from .evaluation import published, shards, subjects, weights
 from .evaluation.evaluate import ATTACKS, PRECISIONS, VERSIONS, describe, evaluate
 from .run import hosts, metrics
 from .run.directory import RunDirectory
@@ -32,12 +35,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", type=folder, help="run directory")
     parser.add_argument(
+        "--model",
+        help="id of one of RobustBench's models, whose network, normalization, threat and eps are "
+        "known; python -m experiments.zoo lists them",
+    )
+    parser.add_argument(
+        "--weights", help="PyTorch or safetensors file of --model, or hf://OWNER/NAME/FILE"
+    )
+    parser.add_argument(
+        "--threat",
+        choices=zoo.THREATS,
+        help="of the model, if several have its id; default linf",
+    )
+    parser.add_argument(
+        "--check-clean",
+        choices=("true", "false"),
+        default="true",
+        help="stop before the attack if the clean accuracy on the first 1,000 images is not the "
+        "one published of --model; default true",
+    )
+    parser.add_argument(
         "--torch", type=folder, help="PyTorch weights file to evaluate instead of a run"
     )
     parser.add_argument(
         "--arch", choices=subjects.ARCHITECTURES, help="architecture of the PyTorch weights"
     )
-    parser.add_argument("--dataset", choices=data.NAMES, help="data set for the PyTorch weights")
+    parser.add_argument("--dataset", choices=data.NAMES, help="data set of the weights")
     parser.add_argument(
         "--normalization",
         choices=subjects.NORMALIZATIONS,
@@ -120,13 +143,18 @@ def main() -> None:
     """The command line."""
     options = vars(_parser().parse_args())
     output, download = options.pop("output"), options.pop("download") == "true"
+    options["check_clean"] = options["check_clean"] == "true"
     shard, among, log = options.pop("shard"), options.pop("hosts"), options.pop("log")
     if among is not None and options["attack"] == "autoattack":
         shard = shard or "auto"
 
     def run():
         wanted = options["dataset"]
-        if wanted is None and options["workdir"] is not None:
+        if options["model"] is not None and options["weights"] is not None:
+            found = published.find(options["model"], wanted, options["threat"])
+            options["weights"] = weights.locate(options["weights"])
+            wanted = found.dataset
+        elif wanted is None and options["workdir"] is not None:
             wanted = RunDirectory(options["workdir"]).config().dataset
         if wanted is not None:
             ensure = lambda: data.ensure(wanted, options["data_dir"], download=download)

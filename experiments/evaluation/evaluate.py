@@ -12,7 +12,7 @@ from ..cli.options import check_writable
 from ..reporting.write import write_page
 from ..run import accuracy, build, environment, metrics
 from ..run.directory import RunDirectory, write_json
-from . import autoattack, subjects
+from . import autoattack, published, subjects
 from .subjects import Subject
 
 ATTACKS = ("pgd", "autoattack")
@@ -31,6 +31,10 @@ def evaluate(
     entry: str | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    model: str | None = None,
+    weights: Path | str | None = None,
+    threat: str | None = None,
+    check_clean: bool = True,
     checkpoint: str = "selected",
     images: str = "test",
     number: int | None = None,
@@ -62,6 +66,12 @@ def evaluate(
         entry: entry of the PyTorch file that holds the weights, if it has several.
         mean: per-channel mean, instead of ``normalization``.
         std: per-channel standard deviation.
+        model: id of one of RobustBench's models instead, see :mod:`jaxadv.models.zoo`; needs
+        ``weights``. ``dataset`` and ``threat`` tell apart several of the same id.
+        weights: its PyTorch or safetensors file, or ``hf://OWNER/NAME/FILE``.
+        threat: threat that it was trained for, "linf" or "l2".
+        check_clean: whether a clean accuracy on the first 1,000 images that is not the published
+        one raises before the attack.
         checkpoint: "selected" or "last".
         images: "test", "selection" or "train".
         number: use only the first images.
@@ -89,7 +99,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: if ``workdir`` is not a run directory.
-        ValueError: if an option is invalid or the checkpoint does not match.
+        ValueError: if an option is invalid or the checkpoint does not match, or a model's clean
+        accuracy is not the published one.
     """
     own = {"step_size": step_size, "num_steps": num_steps, "num_restarts": num_restarts}
     _check_attack(attack, version, precision, shard, own)
@@ -105,7 +116,16 @@ def evaluate(
     key = None if seed is None else as_key(seed, name="seed")
     if number is not None:
         check_count("number", number, 1)
-    subject = _subject(workdir, torch, network, checkpoint, images, data_dir)
+    known = None
+    if model is not None or weights is not None:
+        _check_by_name(workdir, torch, network, model, weights, checkpoint, images)
+        known = published.find(str(model), dataset, threat)
+        subject = published.load(known, str(weights), part=entry, data_dir=data_dir)
+        number = published.usual_number(known, len(subject.labels), number)
+    else:
+        if threat is not None:
+            raise ValueError(f"threat={threat!r} applies only to --model; use --norm and --eps")
+        subject = _subject(workdir, torch, network, checkpoint, images, data_dir)
     if number is not None:
         subject = subject.first(number)
         number = len(subject.labels)  # file names use the actual number
@@ -113,30 +133,39 @@ def evaluate(
         subject = subject._replace(key=key)
     if save and not isinstance(save, Path):
         check_writable(subject.folder / "report.json")
-    threat = _threat(subject, norm, eps, step_size if attack == "pgd" else 0.0)
+    ball = _threat(subject, norm, eps, step_size if attack == "pgd" else 0.0)
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
     if attack == "pgd":
         name = f"evaluation-{checkpoint}-{images}" + ("" if number is None else f"-first{number}")
     else:
         name = _autoattack_name(
-            subject, threat, version, seed, number, checkpoint, images, precision
+            subject, ball, version, seed, number, checkpoint, images, precision
         )
     path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
+    checked = {}
+    if known is not None:
+        if verbose:
+            print(published.outlook(known, len(subject.labels)), flush=True)
+        if check_clean:
+            checked = {"check": published.check_clean(subject, known, batch_size=batch_size)}
+            if verbose:
+                print(published.agreement(checked["check"]), flush=True)
     if attack == "pgd":
         options = {n: subject.pgd[n] if own[n] is None else own[n] for n in _PGD_OPTIONS}
-        found, details, result = _pgd(subject, threat | options, batch_size, verbose), options, None
+        found, details, result = _pgd(subject, ball | options, batch_size, verbose), options, None
     else:
         details = {"version": version, "precision": precision}
         store = path.with_suffix(".progress") if save else None
         found, result = autoattack.run_autoattack(
-            subject, **threat, version=version, precision=precision, batch_size=batch_size,
+            subject, **ball, version=version, precision=precision, batch_size=batch_size,
             store=store, shard=shard, verbose=verbose,
         )  # fmt: skip
     report = {
         **subject.record,
-        "attack": {"name": attack, **threat, **details},
+        "attack": {"name": attack, **ball, **details},
         **found,
+        **checked,
         "environment": environment.describe(),
     }
     if shard is not None:
@@ -147,6 +176,8 @@ def evaluate(
         if result is not None:
             report["files"] += [str(file) for file in autoattack.save(result, subject, path)]
         write_json(path, report)
+        if known is not None and attack == "autoattack" and version == "standard":
+            report["files"].append(str(published.save_model_info(report, known, path.parent)))
         page = _renew_page(workdir, path, checkpoint, data_dir)
         report["files"] += [] if page is None else [str(page)]
     if on_metrics is not None and shard is None:
@@ -167,6 +198,20 @@ def _check_attack(attack: str, version: str, precision: str, shard, own: dict) -
     if attack == "pgd" and (shard is not None or precision != "default"):
         name = "precision" if shard is None else "shard"
         raise ValueError(f"{name} applies only to attack='autoattack'; leave it out")
+
+
+def _check_by_name(workdir, torch, network: dict, model, weights, checkpoint, images) -> None:
+    """Raises a ``ValueError`` for what a model's name settles, or if something is missing."""
+    if model is None or weights is None:
+        given, lacking = ("weights", "--model=ID") if model is None else ("model", "--weights=FILE")
+        value = weights if model is None else model
+        raise ValueError(f"{given}={str(value)!r} needs {lacking} too")
+    settled = {name: network[name] for name in ("arch", "normalization", "mean", "std")}
+    for name, value in {"workdir": workdir, "torch": torch, **settled}.items():
+        if value is not None:
+            raise ValueError(f"--{name} can't be given with --model={model}, which settles it")
+    if checkpoint != "selected" or images != "test":
+        raise ValueError("--checkpoint and --images apply only to runs, not to --model")
 
 
 def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
@@ -247,7 +292,7 @@ def _autoattack_name(
 
 
 def describe(report: dict) -> str:
-    """The report as a table."""
+    """The report as a table, with 95 % intervals."""
     attack = report["attack"]
     name, settings = "AutoAttack", attack.get("version", "")
     if attack["name"] == "pgd":
@@ -255,9 +300,16 @@ def describe(report: dict) -> str:
         restarts = f", {attack['num_restarts']} restarts" if attack["num_restarts"] > 1 else ""
         settings = f"step {attack['step_size']:.5g}{restarts}"
     whose = f"{report['method']}, scale {report['scale']}" if "method" in report else report["arch"]
-    return (
-        f"Accuracy in % on {report['images']} {report['evaluated_on']} images of "
-        f"{report['dataset']}, {whose}\n"
-        f"{name}: {attack['norm']}, eps {attack['eps']:.5g}, {settings}, {report['precision']}\n"
-        + accuracy.format_table({f"{report['checkpoint']} checkpoint": report}, name)
-    )
+    lines = [
+        f"Accuracy in % and its 95 % interval on {report['images']} {report['evaluated_on']} "
+        f"images of {report['dataset']}, {report.get('model', whose)}",
+        f"{name}: {attack['norm']}, eps {attack['eps']:.5g}, {settings}, {report['precision']}",
+        accuracy.format_table({f"{report['checkpoint']} checkpoint": report}, name),
+    ]
+    lines += [
+        f"after {part:<12} {accuracy.with_interval(value, report['images']):>21}"
+        for part, value in report.get("accuracy", {}).items()
+    ]
+    if attack["name"] == "autoattack" and "published" in report:
+        lines.append(published.compare(report))
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ With ``train=True`` BatchNorm uses the statistics of the batch, and
 running statistics.
 """
 
+from . import zoo as zoo
 from ._conv import Conv as Conv
 from ._conv import Gradients as Gradients
 from ._conv import conv2d as conv2d

@@ -42,7 +42,8 @@ class Entry:
       preprocessing: how ImageNet's pictures become images: "BicubicRes256Crop224" scales the
         shorter side to 256 and takes the central 224; None for CIFAR.
       side: height and width of the images.
-      parameters: their number.
+      part: entry of the public file that holds the weights, or None if it has only one.
+      parameters: number of what training learns.
       tensors: `fingerprint` of the names and shapes in the public file.
     """
 
@@ -66,6 +67,7 @@ class Entry:
     std: tuple[float, ...] | None
     preprocessing: str | None
     side: int
+    part: str | None
     parameters: int
     tensors: str
 
