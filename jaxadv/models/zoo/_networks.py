@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from .._registry import MODELS
 from .._registry import build as build_model
-from .._torch import _torch_layout, _wanted
+from .._torch_layout import layout, wanted
 from ._entries import Entry
 
 # Buffers of training, which no forward pass reads.
@@ -81,7 +81,7 @@ class _Held:
 def _traced(architecture: str, options: str, classes: int, tensors: str, held: _Held) -> str | None:
     try:
         module = build(held.entry)
-        shapes = _wanted(_torch_layout(module))
+        shapes = wanted(layout(module))
     except (ValueError, TypeError) as error:
         return f"{architecture}: {str(error).splitlines()[0]}"
     if fingerprint(shapes) != tensors:
