@@ -39,8 +39,8 @@ def describe(name: str, dataset: str, threat: str) -> dict[str, Any]:
 
     Returns:
         network: the public class; architecture and options of :func:`jaxadv.models.build`, or None
-        if there is none for the class; mean, std, preprocessing, side, part, parameters and tensors, see
-        :class:`jaxadv.models.zoo.Entry`.
+        if there is none for the class; mean, std, preprocessing, side, part, parameters and
+        tensors, see :class:`jaxadv.models.zoo.Entry`.
     """
     model, preprocessing = make(name, dataset, threat)
     side = 32 if dataset != "imagenet" else _SIDES.get(preprocessing or "", 224)
@@ -189,15 +189,21 @@ def _preact(model: Any) -> tuple[str | None, dict[str, Any]]:
 
 def _small_resnet(model: Any) -> tuple[str | None, dict[str, Any]]:
     stages = [len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)]
-    names = {("BasicBlock", (2, 2, 2, 2)): "resnet18", ("Bottleneck", (3, 4, 6, 3)): "resnet50"}
+    names: dict[tuple[str, tuple[int, ...]], str] = {
+        ("BasicBlock", (2, 2, 2, 2)): "resnet18",
+        ("Bottleneck", (3, 4, 6, 3)): "resnet50",
+    }
     name = names.get((type(model.layer1[0]).__name__, tuple(stages)))
     return (None, {}) if name is None else (f"{name}_cifar", {})
 
 
 def _resnet(model: Any) -> tuple[str | None, dict[str, Any]]:
     blocks = [len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)]
-    kinds = {("BasicBlock", 64): "resnet18", ("Bottleneck", 64): "resnet50"}
-    kinds[("Bottleneck", 128)] = "wrn50_2"
+    kinds: dict[tuple[str, int], str] = {
+        ("BasicBlock", 64): "resnet18",
+        ("Bottleneck", 64): "resnet50",
+        ("Bottleneck", 128): "wrn50_2",
+    }
     name = kinds.get((type(model.layer1[0]).__name__, model.layer1[0].conv1.out_channels))
     expected = [2, 2, 2, 2] if name == "resnet18" else [3, 4, 6, 3]
     return (name, {}) if name and blocks == expected else (None, {})
@@ -215,7 +221,9 @@ def _convnext(model: Any) -> tuple[str | None, dict[str, Any]]:
     width = model.stages[0].blocks[0].conv_dw.out_channels
     sizes = {(96, 9): "tiny", (96, 27): "small", (128, 27): "base", (192, 27): "large"}
     name = sizes.get((width, depths[2]))
-    if name is None or any(type(part).__name__.startswith("MeanSparse") for part in model.modules()):
+    if name is None or any(
+        type(part).__name__.startswith("MeanSparse") for part in model.modules()
+    ):
         return None, {}
     stem = {"ConvBlock1": {"conv_stem": True}, "ConvBlock3": {"conv_stem": True}}
     return f"convnext_{name}", stem.get(type(model.stem).__name__, {})

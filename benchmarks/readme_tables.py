@@ -5,8 +5,9 @@
 
 The text between ``<!-- table 1 -->`` and ``<!-- end of table 1 -->`` comes from the files
 ``benchmarks/results/*/table1.json``, written by ``python -m experiments.table1 --output=...``;
-likewise for the other tables. A cell that was not run is empty; the paper's own numbers are in
-italics.
+likewise for the other tables. A cell of several seeds has their standard deviation, one of a single
+seed the 95 % interval of its test images. A cell that was not run is empty; the paper's own numbers
+are in italics.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from experiments.cli import process
 from experiments.cli.options import Parser
 from experiments.paper import table1, table2, table3
 from experiments.paper.runs import Table
+from experiments.run import accuracy
 from experiments.run.checkpoints import write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -65,14 +67,17 @@ def _rows(row: dict, scale: str, methods: Sequence[str]) -> list[str]:
     attack = ", ".join(sorted({run["attack"] for run in runs}))
     lines = []
     for name, title in _LINES.items():
-        found = [row["cells"].get(method, {}).get(name) for method in methods]
+        cells_ = [row["cells"].get(method, {}) for method in methods]
+        found = [cell.get(name) for cell in cells_]
         if not any(found):
             continue
         counts = {summary["n"] for summary in found if summary}
         shown = f" (n={counts.pop()})" if len(counts) == 1 else ""
         title = title.format(attack=attack)
         setting = row["dataset"] if lines else _setting(row, runs, scale)
-        cells = (_cell(summary, not shown) for summary in found)
+        cells = (
+            _cell(summary, not shown, cell) for summary, cell in zip(found, cells_, strict=True)
+        )
         lines.append(_line(f"{setting}, {title}{shown}", cells))
     return lines
 
@@ -97,11 +102,13 @@ def _threat(text: str) -> str:
     return f"{norm} {round(pixels)}/255" if is_fraction else f"{norm} {eps}"
 
 
-def _cell(summary: dict | None, with_count: bool) -> str:
+def _cell(summary: dict | None, with_count: bool, cell: dict) -> str:
     if summary is None:
         return ""
-    spread = "" if summary["std"] is None else f" ± {summary['std']:.1f}"
-    return f"{summary['mean']:.1f}{spread}" + (f" (n={summary['n']})" if with_count else "")
+    mean, number = summary["mean"], f" (n={summary['n']})" if with_count else ""
+    if summary["std"] is not None:
+        return f"{mean:.1f} ± {summary['std']:.1f}{number}"
+    return accuracy.with_interval(mean, cell["runs"][0]["test_images"], 1) + number
 
 
 def _line(title: str, cells) -> str:

@@ -22,7 +22,6 @@ from typing import Any
 from experiments.cli import process
 from experiments.cli.options import Parser, folder
 from experiments.run.checkpoints import write_atomically
-from jaxadv.models import zoo
 
 from . import _zoo_networks
 

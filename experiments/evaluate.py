@@ -2,8 +2,7 @@
 
     python -m experiments.evaluate --workdir=runs/digits-laptop/at/seed0 --num-steps=50
     python -m experiments.evaluate --workdir=runs/digits-laptop/at/seed0 --attack=autoattack
-    python -m experiments.evaluate --model=Wang2023Better_WRN-28-10 --weights=FILE \\
-        --attack=autoattack
+    python -m experiments.evaluate --model=Wang2023Better_WRN-28-10 --weights=FILE
     python -m experiments.evaluate --torch=FILE --arch=wrn34_10 --dataset=cifar10 \
         --normalization=none
 

@@ -11,11 +11,15 @@ PACKAGES = ("jaxadv", "experiments", "theory", "benchmarks")
 # What an installation may lack, or what takes seconds to load: imported where it is used.
 OPTIONAL = {
     "array_record",
+    "huggingface_hub",
+    "robustbench",
+    "timm",
     "torch",
     "torchattacks",
     "torchax",
     "orbax.checkpoint",
     "tensorboardX",
+    "torchvision",
     "foolbox",
     "pyautoattack",
     "tensorflow_datasets",

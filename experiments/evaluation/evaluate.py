@@ -139,9 +139,7 @@ def evaluate(
     if attack == "pgd":
         name = f"evaluation-{checkpoint}-{images}" + ("" if number is None else f"-first{number}")
     else:
-        name = _autoattack_name(
-            subject, ball, version, seed, number, checkpoint, images, precision
-        )
+        name = _autoattack_name(subject, ball, version, seed, number, checkpoint, images, precision)
     path = save if isinstance(save, Path) else subject.folder / f"{name}.json"
     checked = {}
     if known is not None:

@@ -21,6 +21,7 @@ from . import weights as files
 from .subjects import Subject
 
 CHECKED = 1000  # images behind the check of the clean accuracy
+_PREPARED = "Res256Crop224"  # how experiments.data prepares ImageNet's pictures
 _ALARM = 1e-4  # a smaller probability of the count stops
 _DEFAULT = {"dataset": "cifar10", "threat": "linf"}  # RobustBench's own
 _THREATS = {"linf": "Linf", "l2": "L2"}
@@ -75,6 +76,11 @@ def load(
         ValueError: if the file does not match the network.
     """
     path = files.locate(weights)
+    if entry.preprocessing not in (None, _PREPARED):
+        raise ValueError(
+            f"model={entry.id!r} expects pictures prepared as {entry.preprocessing}; those of "
+            f"imagenet are {_PREPARED}. Evaluate it in Python with images of your own"
+        )
     loaded = data.load(entry.dataset, data_dir)
     module = zoo.build(entry)
     variables = models.load_torch(path, module, entry=part or entry.part)
@@ -165,8 +171,8 @@ def _causes(entry: zoo.Entry, clean: float, number: int, probability: float) -> 
     return (
         f"clean accuracy is {shown} % on the first {number:,} images, but {entry.clean:.2f} % is "
         f"published for {entry.id} ({entry.dataset} {entry.threat}); by sampling, a gap like this "
-        f"has probability {probability:.0e}. Likely causes: normalization (the registry has "
-        f"{scaling}), pre-processing ({prepared}{entry.side} pixels), or other weights (of "
+        f"has probability {max(probability, 1e-99):.0e} or less. Likely causes: normalization "
+        f"(the registry has {scaling}), pre-processing ({prepared}{entry.side} pixels), or other weights (of "
         f"another model, epoch or entry of the file{others}). --check-clean=false goes on anyway"
     )
 

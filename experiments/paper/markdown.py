@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from ..run import accuracy
+
 # Names in a run's record, and their titles in the second part of the Markdown.
 SUMMARIES = {
     "robust": "robust, selected checkpoint",
@@ -12,6 +14,8 @@ SUMMARIES = {
     "clean_last": "clean, last checkpoint",
     "train_seconds": "training time, s",
 }
+
+_NO_ACCURACY = ("train_seconds",)
 
 
 def to_markdown(table: dict) -> str:
@@ -36,7 +40,7 @@ def to_markdown(table: dict) -> str:
             attacks = attacks | {"AutoAttack": "autoattack"}
         for attack, name in attacks.items():
             heading = f"**{title}, {attack}** ({scale})" if runs else f"**{title}** ({scale})"
-            lines.append(_line(heading, [_format(cells[m][name]) for m in methods]))
+            lines.append(_line(heading, [_format(cells[m], name) for m in methods]))
             if not runs:
                 break
         if row["paper"]:
@@ -62,7 +66,8 @@ def _details(row: dict, methods: Mapping[str, str]) -> list[str]:
     every = lambda name: ", ".join(sorted({str(run[name]) for run in runs}))
     lines = [
         "",
-        f"{row['title']}: mean ± standard deviation over n seeds, at the checkpoint with the best "
+        f"{row['title']}: mean ± standard deviation over n seeds, or one seed's "
+        "95 % interval over test images, at the checkpoint with the best "
         f"robust accuracy on {every('selection')} images ({every('attack')}, {every('threat')}, "
         f"{every('test_images')} test images). Rows in italics are the paper's own numbers"
         + ("." if row["paper"] else ", on other data, models or attacks."),
@@ -72,7 +77,7 @@ def _details(row: dict, methods: Mapping[str, str]) -> list[str]:
     ]
     for name, title in SUMMARIES.items():
         if any(cells[m][name] for m in methods):
-            lines.append(_line(title, [_format(cells[m][name]) for m in methods]))
+            lines.append(_line(title, [_format(cells[m], name) for m in methods]))
     gradients = [_range([run["minibatch_gradients"] for run in cells[m]["runs"]]) for m in methods]
     lines.append(_line("minibatch gradients", gradients))
     commits, devices = every("commit"), "; ".join(sorted({run["device"] for run in runs}))
@@ -96,11 +101,17 @@ def _paper_line(title: str, values: Mapping, methods: Mapping[str, str]) -> str:
     return _line(f"*the paper's: {title}*", [cell(m) for m in methods])
 
 
-def _format(summary: dict | None) -> str:
+def _format(cell: dict, name: str) -> str:
+    """Mean and standard deviation over seeds, or the interval of one seed's test images."""
+    summary = cell[name]
     if summary is None:
         return ""
-    spread = "" if summary["std"] is None else f" ± {summary['std']:.1f}"
-    return f"{summary['mean']:.1f}{spread} (n={summary['n']})"
+    number = f" (n={summary['n']})"
+    if summary["std"] is not None:
+        return f"{summary['mean']:.1f} ± {summary['std']:.1f}{number}"
+    if name in _NO_ACCURACY:
+        return f"{summary['mean']:.1f}{number}"
+    return accuracy.with_interval(summary["mean"], cell["runs"][0]["test_images"], 1) + number
 
 
 def _range(values: Sequence[int]) -> str:

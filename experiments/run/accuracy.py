@@ -140,12 +140,16 @@ def format_table(results: dict[str, dict], attack: str) -> str:
     cell = 21  # of the longest accuracy and its interval
     width = max(*(len(title) for title in results), 2 * cell + 2, cell + len(attack) + 2) + 2
     head = f"{'':<14}{'images':>7}" + "".join(f"{title:>{width}}" for title in results)
-    units = f"{'':<21}" + "".join(f"{'clean':>{width - cell - 2}}{attack:>{cell + 2}}" for _ in results)
+    units = f"{'':<21}" + "".join(
+        f"{'clean':>{width - cell - 2}}{attack:>{cell + 2}}" for _ in results
+    )
 
     def row(name, records):
         line = f"{name:<14}{records[0]['images']:>7}"
         for record in records:
-            clean, robust = (with_interval(record[n], record["images"]) or "-" for n in ("clean", "robust"))
+            clean, robust = (
+                with_interval(record[n], record["images"]) or "-" for n in ("clean", "robust")
+            )
             line += f"{clean:>{width - cell - 2}}{robust:>{cell + 2}}"
         return line
 

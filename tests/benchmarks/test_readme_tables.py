@@ -92,7 +92,7 @@ def test_a_cell_says_its_seeds_where_they_differ():
     cells = {"at": cell(26.0, n=1, run=run), "at_ensgd": cell(27.0, n=2, run=run)}
     found = readme_tables.render(table1.TABLE, {"x.json": results(cells, "cifar10")})
     title, *numbers = cells_of(found.splitlines()[2])
-    assert numbers == ["26.0 (n=1)", "27.0 ± 1.2 (n=2)", "", ""]
+    assert numbers == ["26.0 [21.8, 30.9] (n=1)", "27.0 ± 1.2 (n=2)", "", ""]
     assert title.startswith("cifar10, preact_resnet18 of width 16, ")
     assert title.endswith("linf 8/255, PGD-20") and "AutoAttack" not in found.split("*the")[0]
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..._files import write_atomically
+from ...intervals import wilson
 from ...types import ArrayLike
 from .picture import draw
 
@@ -128,7 +129,11 @@ class AutoAttackResult:
                 f"{name:14}{accuracy:>10}{broken:>8}{cost.forward:12,}{cost.backward:12,}"
                 f"{self.seconds.get(name, 0.0):10.1f}"
             )
-        lines.append(f"robust accuracy {100 * self.robust_accuracy:.2f} %")
+        low, high = wilson(int(self.robust.sum()), len(self.robust))
+        lines.append(
+            f"robust accuracy {100 * self.robust_accuracy:.2f} %"
+            f" (95 % interval {100 * low:.2f} to {100 * high:.2f})"
+        )
         names = [name for name in self.accuracy if name != "clean"]
         lines += [
             f"{name} alone: {100 * robust.mean():.2f} %"

@@ -85,14 +85,16 @@ class Entry:
 
 @functools.cache
 def _registry() -> tuple[dict[str, str], tuple[Entry, ...]]:
-    file = importlib.resources.files(__package__) / "registry.json"
+    file = importlib.resources.files("jaxadv.models.zoo") / "registry.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     return content["source"], tuple(map(_entry, content["entries"]))
 
 
 def _entry(fields: dict[str, Any]) -> Entry:
-    pairs = {name: None if fields[name] is None else tuple(fields[name]) for name in ("mean", "std")}
-    return Entry(**fields | pairs | {"options": MappingProxyType(fields["options"])})
+    fields = fields | {"options": MappingProxyType(fields["options"])}
+    for name in ("mean", "std"):
+        fields[name] = None if fields[name] is None else tuple(fields[name])
+    return Entry(**fields)
 
 
 def source() -> dict[str, str]:

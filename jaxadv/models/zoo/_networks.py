@@ -67,7 +67,7 @@ def problem(entry: Entry) -> str | None:
 class _Held:
     """An entry that does not count as an argument: others with the same network are not traced."""
 
-    def __init__(self, entry: Entry):
+    def __init__(self, entry: Entry) -> None:
         self.entry = entry
 
     def __eq__(self, other: object) -> bool:
@@ -95,7 +95,7 @@ def _absent(entry: Entry) -> str:
     return f"no network {entry.architecture!r} among jaxadv.models.MODELS"
 
 
-def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def fingerprint(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
     """A short digest of names and shapes, whatever their order; `UNCOUNTED` names do not count.
 
     Args:

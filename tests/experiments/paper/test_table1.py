@@ -115,10 +115,16 @@ def test_means_and_deviations(monkeypatch, tmp_path):
     markdown = (output / "table1.md").read_text()
     assert row(markdown, "**digits, small_convnet, PGD-20** (laptop)") == [
         "51.5 ± 2.1 (n=2)",
-        "61.0 (n=1)",
+        "61.0 [56.0, 66.0] (n=1)",
     ]
-    assert row(markdown, "robust, last checkpoint") == ["41.5 ± 2.1 (n=2)", "51.0 (n=1)"]
-    assert row(markdown, "clean, selected checkpoint") == ["91.0 ± 1.4 (n=2)", "95.0 (n=1)"]
+    assert row(markdown, "robust, last checkpoint") == [
+        "41.5 ± 2.1 (n=2)",
+        "51.0 [46.0, 56.2] (n=1)",
+    ]
+    assert row(markdown, "clean, selected checkpoint") == [
+        "91.0 ± 1.4 (n=2)",
+        "95.0 [92.2, 96.8] (n=1)",
+    ]
     assert row(markdown, "minibatch gradients") == ["30", "30"]
     text = "accuracy on validation images (PGD-20, linf, eps 0.15, 360 test images)"
     assert text in markdown
@@ -238,10 +244,10 @@ def test_autoattack_stands_in_a_row_of_its_own(monkeypatch, tmp_path):
     markdown = (tmp_path / "runs/table1-cifar10-paper/table1.md").read_text()
     start = "**cifar10, preact_resnet18, "
     assert row(markdown, start + "PGD-20** (paper)") == ["50.5 ± 0.7 (n=2)", ""]
-    assert row(markdown, start + "AutoAttack** (paper)") == ["45.0 (n=1)", ""]
-    assert row(markdown, "**cifar10, wrn34_10, PGD-20**") == ["", "52.0 (n=1)"]
+    assert row(markdown, start + "AutoAttack** (paper)") == ["45.0 [39.9, 50.2] (n=1)", ""]
+    assert row(markdown, "**cifar10, wrn34_10, PGD-20**") == ["", "52.0 [46.8, 57.1] (n=1)"]
     assert row(markdown, "**cifar10, wrn34_10, AutoAttack**") == ["", ""]
-    assert row(markdown, "AutoAttack, selected checkpoint") == ["45.0 (n=1)", ""]
+    assert row(markdown, "AutoAttack, selected checkpoint") == ["45.0 [39.9, 50.2] (n=1)", ""]
     assert (tmp_path / "runs/table1-cifar10-paper/curves-2.png").is_file()
 
 
@@ -253,7 +259,7 @@ def test_the_other_tables_on_digits(monkeypatch, tmp_path, table, capsys):
     name = f"table{table.TABLE.number}"
     folder = tmp_path / f"runs/{name}-digits-laptop"
     markdown = (folder / f"{name}.md").read_text()
-    expected = [""] * (len(table.TABLE.methods) - 1) + ["61.0 (n=1)"]
+    expected = [""] * (len(table.TABLE.methods) - 1) + ["61.0 [56.0, 66.0] (n=1)"]
     assert row(markdown, "**digits, small_convnet, PGD-20** (laptop)") == expected
     for paper in table.TABLE.rows:
         values = [f"*{mean} ± {std}*" for mean, std in paper.paper.values()]
@@ -350,7 +356,10 @@ def test_autoattack_runs_where_it_is_missing(monkeypatch, tmp_path, capsys):
     command(monkeypatch, "--scale=laptop", "--no-run", "--seeds=2", TWO, "--autoattack")
     assert asked == [(cell("at", 0).workdir(), "autoattack")]
     markdown = (tmp_path / "runs/table1-digits-laptop/table1.md").read_text()
-    assert row(markdown, "AutoAttack, selected checkpoint") == ["41.5 (n=1)", "40.0 (n=1)"]
+    assert row(markdown, "AutoAttack, selected checkpoint") == [
+        "41.5 [36.4, 46.5] (n=1)",
+        "40.0 [35.1, 45.1] (n=1)",
+    ]
     text = capsys.readouterr().out
     assert "AutoAttack: AT on digits, seed 0: 41.50 % of 360 images, 2 s" in text
     assert "warning: odd" in text
