@@ -172,8 +172,9 @@ def _causes(entry: zoo.Entry, clean: float, number: int, probability: float) -> 
         f"clean accuracy is {shown} % on the first {number:,} images, but {entry.clean:.2f} % is "
         f"published for {entry.id} ({entry.dataset} {entry.threat}); by sampling, a gap like this "
         f"has probability {max(probability, 1e-99):.0e} or less. Likely causes: normalization "
-        f"(the registry has {scaling}), pre-processing ({prepared}{entry.side} pixels), or other weights (of "
-        f"another model, epoch or entry of the file{others}). --check-clean=false goes on anyway"
+        f"(the registry has {scaling}), pre-processing ({prepared}{entry.side} pixels), or other "
+        f"weights (of another model, epoch or entry of the file{others}). --check-clean=false goes "
+        "on anyway"
     )
 
 

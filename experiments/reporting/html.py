@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..run import accuracy
 from .images import Example
 
 # The content security policy blocks loading anything external.
@@ -59,9 +60,9 @@ def escape(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def percent(value: float | None) -> str:
-    """An accuracy, or "" if there is none."""
-    return "" if value is None else f"{value:.2f}"
+def percent(value: float | None, images: int) -> str:
+    """An accuracy with its 95 % interval, or "" if there is none."""
+    return accuracy.with_interval(value, images)
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str = "") -> str:

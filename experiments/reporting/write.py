@@ -126,7 +126,7 @@ def _results(report: dict) -> str:
     for name in ("selected", "last"):
         found = report["test"][name]
         judged = strong.get(name, {})
-        cells = [page.percent(found[column]) for column in columns]
+        cells = [page.percent(found[column], found["images"]) for column in columns]
         images_judged = judged.get("images", found["images"])
         note = "" if images_judged == found["images"] else f" ({images_judged} images)"
         rows.append(
@@ -134,7 +134,7 @@ def _results(report: dict) -> str:
                 f"{name} checkpoint",
                 report[f"{name}_epoch"],
                 *cells,
-                page.percent(judged.get("robust")) + note if judged else "not run",
+                page.percent(judged.get("robust"), images_judged) + note if judged else "not run",
                 found["images"],
             ]
         )
@@ -169,13 +169,22 @@ def _classes(report: dict) -> str:
     head = ["class", "images", "clean", report["attack"]] + (["AutoAttack"] if strong else [])
     rows = []
     for number, found in enumerate(selected):
-        row = [found["class"], found["images"], *map(page.percent, (found["clean"],
-               found["robust"]))]  # fmt: skip
-        rows.append(row + ([page.percent(strong[number]["robust"])] if strong else []))
+        row = [
+            found["class"],
+            found["images"],
+            *(page.percent(found[name], found["images"]) for name in ("clean", "robust")),
+        ]
+        rows.append(row + _judged(strong, number))
     content = page.table(head, rows, "accuracy in %, selected checkpoint, test images")
     if len(rows) > 20:
         content = page.details(f"{len(rows)} classes", content)
     return f"<h2>Accuracy by class</h2>{content}"
+
+
+def _judged(classes: list[dict] | None, number: int) -> list[str]:
+    if not classes:
+        return []
+    return [page.percent(classes[number]["robust"], classes[number]["images"])]
 
 
 def _images(directory, config, report, task, data_dir) -> list[str]:
@@ -216,7 +225,10 @@ def _autoattack(report: dict) -> str:
     for name, found in report.get("autoattack", {}).items():
         if "accuracy" not in found:
             continue
-        rows = [(attack, page.percent(value)) for attack, value in found["accuracy"].items()]
+        rows = [
+            (attack, page.percent(value, found["images"]))
+            for attack, value in found["accuracy"].items()
+        ]
         caption = f"{name} checkpoint, {found['images']} images"
         parts.append(page.table(("after", "robust accuracy, %"), rows, caption))
         parts += [f"<p>{page.escape(text)}</p>" for text in found.get("warnings", [])]

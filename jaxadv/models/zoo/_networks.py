@@ -21,7 +21,7 @@ def build(entry: Entry, **options: Any) -> nn.Module:
 
     Args:
       entry: from `entry` or `entries`.
-      **options: more options of the architecture, such as ``dtype``.
+      **options: more options for the architecture: ``dtype`` and the like.
 
     Returns:
       A linen module for images (B, side, side, 3) in [0, 1].

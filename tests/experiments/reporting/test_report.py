@@ -19,7 +19,7 @@ from experiments.evaluation import evaluate
 from experiments.reporting import html as pieces
 from experiments.reporting import images as shown
 from experiments.reporting.write import write
-from experiments.run import build, train
+from experiments.run import accuracy, build, train
 from experiments.run.directory import RunDirectory, write_json
 from experiments.run.predictions import load_predictions
 from experiments.run.task import Stream, key_for, load_task
@@ -81,7 +81,8 @@ def test_training_leaves_a_report(finished):
     words = page.words()
     assert "AT on digits" in words and "finished" in words and "not finished" not in words
     for name in ("selected", "last"):
-        numbers = f"{test[name]['clean']:.2f} {test[name]['robust']:.2f}"
+        shown = lambda kind, name=name: accuracy.with_interval(test[name][kind], 50)
+        numbers = f"{shown('clean')} {shown('robust')}"
         epoch = done.report[f"{name}_epoch"]
         assert f"{name} checkpoint {epoch} {numbers} not run 50" in words
     assert "threat.eps 0.05" in words and done.report["environment"]["device"] in words
@@ -171,15 +172,16 @@ def test_autoattack_is_shown_once_it_has_run(copy):
     found = {
         "images": 20,
         "clean": 40.0,
-        "robust": 17.25,
+        "robust": 15.0,
         "classes": [row | {"robust": 12.5} for row in classes],
-        "accuracy": {"clean": 40.0, "apgd-ce": 20.0, "square": 17.25},
+        "accuracy": {"clean": 40.0, "apgd-ce": 20.0, "square": 15.0},
         "warnings": ["<b>odd</b>"],
     }
     write_json(copy.autoattack_file("selected"), found)
     write(copy.path)
     words = read(copy).words()
-    assert "17.25 (20 images) 50" in words and "apgd-ce 20.00 square 17.25" in words
+    assert "15.00 [5.2, 36.0] (20 images) 50" in words
+    assert "apgd-ce 20.00 [8.1, 41.6] square 15.00 [5.2, 36.0]" in words
     assert "<b>odd</b>" in words  # as text
     assert words.count("12.50") >= 10
 
@@ -200,7 +202,7 @@ def test_judging_a_run_renews_its_report(copy, monkeypatch, capsys):
     judge(0.3, 3.25)
     assert (copy.path / "report.html").read_bytes() == before
     found = judge(None, 17.25)
-    assert "17.25 50" in read(copy).words() and "square 17.25" in read(copy).words()
+    assert "15.00 [7.6, 27.5] 50" in read(copy).words() and "square 15.00" in read(copy).words()
     assert found["files"][-1] == str(copy.path / "report.html")
 
     # A page that can't be written is no reason to lose the numbers.
