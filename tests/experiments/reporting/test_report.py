@@ -201,8 +201,8 @@ def test_judging_a_run_renews_its_report(copy, monkeypatch, capsys):
     before = (copy.path / "report.html").read_bytes()
     judge(0.3, 3.25)
     assert (copy.path / "report.html").read_bytes() == before
-    found = judge(None, 17.25)
-    assert "15.00 [7.6, 27.5] 50" in read(copy).words() and "square 15.00" in read(copy).words()
+    found = judge(None, 15.0)
+    assert "15.00 [8.3, 28.5] 50" in read(copy).words() and "square 15.00" in read(copy).words()
     assert found["files"][-1] == str(copy.path / "report.html")
 
     # A page that can't be written is no reason to lose the numbers.
