@@ -151,14 +151,19 @@ def test_the_command_prints_a_table_and_writes_json(workdir, monkeypatch, capsys
     report = json.loads((workdir / "evaluation-selected-test.json").read_text())
     assert report["attack"]["eps"] == 8 / 255 and report["attack"]["step_size"] == 2 / 255
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Accuracy in % on 50 test images of digits, at, scale smoke"
+    place = "on 50 test images of digits, at, scale smoke"
+    assert lines[0] == f"Accuracy in % and its 95 % interval {place}"
     assert lines[1] == "PGD-5: linf, eps 0.031373, step 0.0078431, float32"
     table = {line.split()[0]: line.split()[1:] for line in lines if line[:1].isalnum()}
     rows = [("all", report), *((row["class"], row) for row in report["classes"])]
     for name, row in rows:
         assert table[name] == [
             str(row["images"]),
-            *(f"{row[n]:.2f}" if row["images"] else "-" for n in ("clean", "robust")),
+            *(
+                word
+                for n in ("clean", "robust")
+                for word in (accuracy.with_interval(row[n], row["images"]) or "-").split()
+            ),
         ]
     assert lines[-1] == f"written to {workdir / 'evaluation-selected-test.json'}"
 
