@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
+from urllib.parse import quote
 
 import numpy as np
 
@@ -20,21 +21,24 @@ _HEAD = """<!doctype html>
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: 2rem auto;
   padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; margin-bottom: .2rem; }}
 h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ddd; }}
 p.note, caption, figcaption {{ color: #555; font-size: .85rem; text-align: left; }}
+.scroll {{ overflow-x: auto; max-width: 100%; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 caption {{ padding: .3rem 0; }}
 th, td {{ padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #eee; }}
 th:first-child, td:first-child {{ text-align: left; }}
-table.facts td {{ text-align: left; word-break: break-word; }}
+td, .nowrap {{ white-space: nowrap; }}
+table.facts td {{ text-align: left; white-space: normal; overflow-wrap: anywhere; }}
 table.confusion td, table.confusion th {{ padding: .1rem; min-width: 2.1rem; text-align: center;
   border: 1px solid #fff; font-size: .8rem; }}
 table.confusion td.diagonal {{ font-weight: bold; }}
 .side {{ display: flex; flex-wrap: wrap; gap: 1rem 2rem; }}
-.examples {{ display: flex; flex-wrap: wrap; gap: .8rem; }}
+.examples {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(17.5rem, 1fr));
+  gap: .8rem; }}
 .examples figure {{ margin: 0; border: 1px solid #ddd; padding: .5rem; }}
 .examples img {{ width: 80px; height: 80px; image-rendering: pixelated; }}
 .examples img + img {{ margin-left: 5px; }}
@@ -44,10 +48,14 @@ img.wide {{ max-width: 100%; height: auto; }}
 img.map {{ width: 28rem; max-width: 100%; image-rendering: pixelated; }}
 details {{ margin: .5rem 0; }}
 code {{ word-break: break-word; }}
+ul.files {{ columns: 18rem; padding-left: 1.2rem; }}
+figure {{ margin: 0; }}
 </style>
 </head>
 <body>
 """
+
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -65,23 +73,60 @@ def percent(value: float | None, images: int) -> str:
     return accuracy.with_interval(value, images)
 
 
+def size(count: int) -> str:
+    """A file size.
+
+    Example:
+        >>> size(2_340_000)
+        '2.3 MB'
+    """
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """A table with a heading row."""
-    titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    """A table with a heading row, which scrolls where it is wider than the screen.
+
+    A cell is text, or a :class:`Markup`.
+    """
+    titles = "".join(f'<th scope="col">{_inner(cell)}</th>' for cell in head)
     body = "".join(_row(row) for row in rows)
-    caption = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{caption}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+    caption = f'<p class="note">{escape(caption)}</p>' if caption else ""
+    return caption + scrolling(
+        f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+    )
 
 
 def facts(pairs: Iterable[tuple[object, object]]) -> str:
     """Names and values."""
-    return f'<table class="facts"><tbody>{"".join(_row(pair) for pair in pairs)}</tbody></table>'
+    rows = "".join(_row(pair) for pair in pairs)
+    return scrolling(f'<table class="facts"><tbody>{rows}</tbody></table>')
+
+
+def scrolling(content: str) -> str:
+    """Content that scrolls sideways by itself, also by keyboard."""
+    return f'<div class="scroll" tabindex="0">{content}</div>'
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+
+def link(target: str, text: object) -> Markup:
+    """A link to a file beside the page."""
+    return Markup(f'<a href="{escape(quote(target))}">{escape(text)}</a>')
 
 
 def _row(cells: Sequence[object]) -> str:
     first, *rest = cells
-    cells_after = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-    return f'<tr><th scope="row">{escape(first)}</th>{cells_after}</tr>'
+    cells_after = "".join(f"<td>{_inner(cell)}</td>" for cell in rest)
+    return f'<tr><th scope="row">{_inner(first)}</th>{cells_after}</tr>'
+
+
+def _inner(cell: object) -> str:
+    return cell if isinstance(cell, Markup) else escape(cell)
 
 
 def details(summary: str, content: str) -> str:
@@ -115,7 +160,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], caption: str) -> str:
             label = escape(f"{count} of {totals[true, 0]}")
             cells.append(f'<td{kind} style="{style}" title="{label}">{text}</td>')
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-    return (
+    return scrolling(
         f'<table class="confusion"><caption>{escape(caption)}</caption>'
         f'<thead><tr><th scope="col">true</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
@@ -135,11 +180,11 @@ def _confusion_map(counts, shares, names, caption) -> str:
     )
 
 
-def examples(found: Sequence[Example], names: Sequence[str]) -> str:
-    """Clean image, perturbation and adversarial image side by side, with their labels."""
-    largest = max(float(np.abs(e.adversarial - e.image).max()) for e in found) or 1.0
+def examples(found: Sequence[Example], names: Sequence[str], norm: str) -> str:
+    """Clean image, perturbation and adversarial image side by side; broken images come first."""
+    largest = max((float(np.abs(e.adversarial - e.image).max()) for e in found), default=0) or 1.0
     cards = []
-    for e in found:
+    for e in sorted(found, key=lambda e: not e.is_broken):
         change = 0.5 + (e.adversarial - e.image) / (2 * largest)
         pictures = "".join(
             image(png(array), f"{what} of test image {e.index}", "")
@@ -154,13 +199,19 @@ def examples(found: Sequence[Example], names: Sequence[str]) -> str:
             f'<span class="{kind}">{escape(names[guess])}</span>'
             for kind, guess in zip(kinds, (e.clean, e.robust), strict=True)
         )
-        text = f"{escape(names[e.label])} (test image {e.index}), predicted {said}"
+        outcome = f"{e.attack}, step {e.step}" if e.is_broken else f"withstands {e.attack}"
+        if e.clean != e.label:
+            outcome = "misclassified without an attack"
+        text = (
+            f"{escape(names[e.label])} (test image {e.index}), predicted {said}<br>"
+            f"{escape(outcome)}, {escape(norm)} distance {e.distance:.4g}"
+        )
         cards.append(f"<figure>{pictures}<figcaption>{text}</figcaption></figure>")
     return (
         f'<div class="examples">{"".join(cards)}</div>'
-        '<p class="note">The first test image of each of the first classes: clean, perturbation, '
-        f"adversarial. In the perturbation, gray is no change, white is +{largest:.4g} and black "
-        f"is -{largest:.4g}, in units of the images in [0, 1].</p>"
+        '<p class="note">Clean, perturbation, adversarial. In the perturbation, gray is no change, '
+        f"white is +{largest:.4g} and black is -{largest:.4g}, in units of the images in [0, 1]. "
+        "Step: the iteration or query of the attack that was misclassified first.</p>"
     )
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxadv.attacks import AutoAttackResult
+
 from .. import settings
 from ..data import DataError, DataMissingError
 from ..run import checkpoints
+from ..run.accuracy import with_interval
 from ..run.checkpoints import write_atomically
 from ..run.directory import RunDirectory
 from ..run.predictions import load_predictions, save_predictions
@@ -103,7 +106,7 @@ def _parts(directory, config, report, task, data_dir) -> list[str]:
         parts.append(_classes(report))
         parts += _images(directory, config, report, task, data_dir)
         parts.append(_autoattack(report))
-    return [*parts, _facts(config, directory, report)]
+    return [*parts, _facts(config, directory, report), _files(directory)]
 
 
 def _heading(config: Config, directory: RunDirectory, report: dict | None) -> str:
@@ -121,12 +124,12 @@ def _heading(config: Config, directory: RunDirectory, report: dict | None) -> st
 def _results(report: dict) -> str:
     strong = report.get("autoattack", {})
     columns = {"clean": "clean", "robust": report["attack"]}
-    head = ["accuracy, %", "epoch", *columns.values(), "AutoAttack", "images"]
+    head = ["accuracy, % [95 %]", "epoch", *columns.values(), "AutoAttack", "images"]
     rows = []
     for name in ("selected", "last"):
         found = report["test"][name]
         judged = strong.get(name, {})
-        cells = [page.percent(found[column], found["images"]) for column in columns]
+        cells = [with_interval(found[column], found["images"]) for column in columns]
         images_judged = judged.get("images", found["images"])
         note = "" if images_judged == found["images"] else f" ({images_judged} images)"
         rows.append(
@@ -134,7 +137,7 @@ def _results(report: dict) -> str:
                 f"{name} checkpoint",
                 report[f"{name}_epoch"],
                 *cells,
-                page.percent(judged.get("robust"), images_judged) + note if judged else "not run",
+                with_interval(judged["robust"], images_judged) + note if judged else "not run",
                 found["images"],
             ]
         )
@@ -143,7 +146,8 @@ def _results(report: dict) -> str:
         f'<p class="note">{page.escape(report["threat"])}; checkpoint selected on '
         f"{page.escape(report['selection'])} images; {report['minibatch_gradients']:,} minibatch "
         f"gradients in {page.escape(duration(report['train_seconds']))} of training; "
-        f"{report['num_parameters']:,} parameters.</p>"
+        f"{report['num_parameters']:,} parameters. In brackets, the 95 % interval (Wilson) of the "
+        "accuracy on images like these; it does not cover other seeds of training.</p>"
     )
 
 
@@ -190,7 +194,8 @@ def _judged(classes: list[dict] | None, number: int) -> list[str]:
 def _images(directory, config, report, task, data_dir) -> list[str]:
     """Confusion and examples; without the data set, only what does not need it."""
     names = [found["class"] for found in report["test"]["selected"]["classes"]]
-    kept = load_predictions(directory)
+    norm = page.NORMS.get(config.threat.norm or "", str(config.threat.norm))
+    kept, (strong, damage) = load_predictions(directory), _strong(directory)
     model, absent = None, ""
     try:
         task = task or load_task(config, data_dir)
@@ -202,22 +207,46 @@ def _images(directory, config, report, task, data_dir) -> list[str]:
     if kept is None and model is not None:
         kept = images.predict(model), model.task.test.labels
         save_predictions(directory, *kept)
-    parts = ["<h2>Confusion by class</h2>"]
+    tables = []
     if kept is not None:
-        predictions, labels = kept
-        tables = [
-            page.confusion(
-                images.confusion(labels, np.asarray(predicted), len(names)),
-                names,
-                f"{title}: % of the true class (rows) predicted as (columns)",
-            )
-            for title, predicted in zip(("clean", report["attack"]), predictions, strict=True)
-        ]
-        parts.append(f'<div class="side">{"".join(tables)}</div>')
+        (clean, robust), labels = kept
+        tables = [("clean", labels, clean), (report["attack"], labels, robust)]
+    if strong is not None:
+        tables.append(("AutoAttack", strong.labels, strong.predictions))
+    confusions = [
+        page.confusion(
+            images.confusion(truth, np.asarray(predicted), len(names)),
+            names,
+            f"{title}, {len(truth)} images: % of the true class (rows) predicted as (columns)",
+        )
+        for title, truth, predicted in tables
+    ]
+    parts = ["<h2>Confusion by class</h2>", damage]
+    parts.append(f'<div class="side">{"".join(confusions)}</div>')
     parts.append(absent if kept is None else "")
     parts.append("<h2>Adversarial examples</h2>")
-    parts.append(absent if model is None else page.examples(images.examples(model), names))
-    return parts
+    if model is None or kept is None:
+        return [*parts, absent]
+    if strong is not None:
+        robust = np.asarray(kept[0].adversarial) == kept[1]
+        found = images.autoattack_examples(strong, model.task.test.images, robust)
+        note = (
+            f'<p class="note">First those that {page.escape(report["attack"])} did not break.</p>'
+        )
+        parts += ["<h3>AutoAttack</h3>", note, page.examples(found, names, norm)]
+    shown = images.examples(model, kept[0])
+    return [*parts, f"<h3>{page.escape(report['attack'])}</h3>", page.examples(shown, names, norm)]
+
+
+def _strong(directory: RunDirectory) -> tuple[AutoAttackResult | None, str]:
+    """AutoAttack's images of the selected checkpoint, and what is wrong with them."""
+    path = directory.autoattack_file("selected").with_suffix(".npz")
+    if not path.is_file():
+        return None, ""
+    try:
+        return AutoAttackResult.load(path), ""
+    except ValueError as error:
+        return None, f'<p class="note">{page.escape(error)}</p>'
 
 
 def _autoattack(report: dict) -> str:
@@ -225,14 +254,31 @@ def _autoattack(report: dict) -> str:
     for name, found in report.get("autoattack", {}).items():
         if "accuracy" not in found:
             continue
+        number, costs = found["images"], found.get("evaluations", {})
         rows = [
-            (attack, page.percent(value, found["images"]))
+            (attack, with_interval(value, number), found.get("broken_by", {}).get(attack, ""),
+             *(f"{costs[attack][kind]:,}" if attack in costs else ""
+               for kind in ("forward", "backward")))
             for attack, value in found["accuracy"].items()
-        ]
-        caption = f"{name} checkpoint, {found['images']} images"
-        parts.append(page.table(("after", "robust accuracy, %"), rows, caption))
+        ]  # fmt: skip
+        caption = f"{name} checkpoint, {number} images"
+        head = ("after", "robust accuracy, % [95 %]", "broken", "forward passes", "backward passes")
+        parts.append(page.table(head, rows, caption))
         parts += [f"<p>{page.escape(text)}</p>" for text in found.get("warnings", [])]
     return f"<h2>AutoAttack</h2>{''.join(parts)}" if parts else ""
+
+
+def _files(directory: RunDirectory) -> str:
+    """Links to what lies beside the page."""
+    files = sorted(
+        file for file in directory.path.iterdir()
+        if file.is_file() and file.name not in (FILE, "lock") and not file.name.startswith(".")
+    )  # fmt: skip
+    items = "".join(
+        f"<li>{page.link(file.name, file.name)} ({page.size(file.stat().st_size)})</li>"
+        for file in files
+    )
+    return f'<h2>Files</h2><ul class="files">{items}</ul>'
 
 
 def _facts(config: Config, directory: RunDirectory, report: dict | None) -> str:

@@ -19,7 +19,8 @@ from experiments.evaluation import evaluate
 from experiments.reporting import html as pieces
 from experiments.reporting import images as shown
 from experiments.reporting.write import write
-from experiments.run import accuracy, build, train
+from experiments.run import build, train
+from experiments.run.accuracy import with_interval
 from experiments.run.directory import RunDirectory, write_json
 from experiments.run.predictions import load_predictions
 from experiments.run.task import Stream, key_for, load_task
@@ -81,8 +82,9 @@ def test_training_leaves_a_report(finished):
     words = page.words()
     assert "AT on digits" in words and "finished" in words and "not finished" not in words
     for name in ("selected", "last"):
-        shown = lambda kind, name=name: accuracy.with_interval(test[name][kind], 50)
-        numbers = f"{shown('clean')} {shown('robust')}"
+        clean, robust = (with_interval(test[name][n], 50) for n in ("clean", "robust"))
+        assert "[" in clean and "]" in robust
+        numbers = f"{clean} {robust}"
         epoch = done.report[f"{name}_epoch"]
         assert f"{name} checkpoint {epoch} {numbers} not run 50" in words
     assert "threat.eps 0.05" in words and done.report["environment"]["device"] in words
@@ -91,7 +93,9 @@ def test_training_leaves_a_report(finished):
 
 def test_it_is_self_contained(finished):
     page = read(finished("at").directory)
-    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    files = {path.name for path in finished("at").directory.path.iterdir()}
+    beside = [link for link in page.links if not link.startswith("data:image/png;base64,")]
+    assert set(beside) == files - {"report.html", "lock"} and "selected.ckpt" in beside
     assert not page.tags & {"script", "link", "iframe", "object", "embed"}
     text = (finished("at").directory.path / "report.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "url(" not in text and "http" not in text.replace(
@@ -116,27 +120,46 @@ def test_examples_are_the_images_of_the_final_evaluation(finished):
     done = finished("at")
     task = load_task(done.config)
     model = shown.load_model(done.directory, done.config, task)
-    found = shown.examples(model)
-    (clean, adversarial), labels = load_predictions(done.directory)
-    assert [e.label for e in found] == list(range(10))
+    predictions, labels = load_predictions(done.directory)
+    found = shown.examples(model, predictions)
+    clean, adversarial = predictions
+    broken = (clean == labels) & (adversarial != labels)
+    assert len(found) == 10 and 3 < broken.sum() < 10
+    assert [e.is_broken for e in found] == [True] * broken.sum() + [False] * (10 - broken.sum())
     for e in found:
-        assert e.index == list(labels).index(e.label)
-        assert (e.clean, e.robust) == (clean[e.index], adversarial[e.index])
+        assert (e.label, e.clean, e.robust) == (
+            labels[e.index],
+            clean[e.index],
+            adversarial[e.index],
+        )
         np.testing.assert_allclose(e.image, task.test.images[e.index] / 255, atol=1e-6)
-        assert 0.02 < np.abs(e.adversarial - e.image).max() < 0.05 + 1e-6
+        assert 0.02 < e.distance < 0.05 + 1e-6
+        assert e.distance == pytest.approx(np.abs(e.adversarial - e.image).max())
     params, batch_stats = parts(done.directory.selected, done.config)
     apply_fn = build.make_apply(build.build_model(done.config, task.dataset))
     images = jnp.asarray(task.test.images, jnp.float32) / 255
-    whole = attacks.pgd(
-        key_for(done.config, Stream.TEST),
-        lambda x: apply_fn(params, batch_stats, x, False)[0],
-        images,
-        jnp.asarray(labels),
-        **model.attack(),
-    )
+    logits_fn = lambda x: apply_fn(params, batch_stats, x, False)[0]
+    attack = model.attack()
+    whole = [
+        attacks.pgd(
+            key_for(done.config, Stream.TEST), logits_fn, images, jnp.asarray(labels),
+            **attack | {"num_steps": number},
+        )
+        for number in range(attack["num_steps"] + 1)
+    ]  # fmt: skip
     ours = np.stack([e.adversarial for e in found])
-    expected = np.asarray(whole)[[e.index for e in found]]
+    expected = np.asarray(whole[-1])[[e.index for e in found]]
     assert np.mean(np.abs(ours - expected) > 1e-6) < 0.02  # a sign can hang on the last bit
+    # The step is the length of the shortest attack that breaks the image.
+    wrong = np.stack([np.asarray(logits_fn(points).argmax(1)) != labels for points in whole])
+    steps = [int(wrong[:, e.index].argmax()) for e in found if e.is_broken]
+    assert [e.step for e in found if e.is_broken] == steps and max(steps) > 0
+
+
+def test_images_that_withstand_come_last():
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    order = shown.first_broken(labels, np.array([False, True, True, True, False, False]), 5)
+    assert order.tolist() == [1, 2, 3, 0, 4]
 
 
 def test_the_pictures_show_image_perturbation_and_adversarial_image(finished):
@@ -145,7 +168,8 @@ def test_the_pictures_show_image_perturbation_and_adversarial_image(finished):
     assert curves.shape[1] > 500 and len(pictures) == 3 * 10
     task = load_task(done.config)
     model = shown.load_model(done.directory, done.config, task)
-    for e, start in zip(shown.examples(model), range(0, 30, 3), strict=True):
+    examples = shown.examples(model, load_predictions(done.directory)[0])
+    for e, start in zip(examples, range(0, 30, 3), strict=True):
         clean, change, adversarial = (p[..., 0].astype(float) for p in pictures[start : start + 3])
         np.testing.assert_array_equal(clean, task.test.images[e.index][..., 0])
         np.testing.assert_allclose(adversarial, 255 * e.adversarial[..., 0], atol=1)
@@ -176,14 +200,61 @@ def test_autoattack_is_shown_once_it_has_run(copy):
         "classes": [row | {"robust": 12.5} for row in classes],
         "accuracy": {"clean": 40.0, "apgd-ce": 20.0, "square": 15.0},
         "warnings": ["<b>odd</b>"],
+        "broken_by": {"clean": 12, "apgd-ce": 4, "square": 1},
+        "evaluations": {"apgd-ce": {"forward": 1234, "backward": 567}},
     }
     write_json(copy.autoattack_file("selected"), found)
     write(copy.path)
     words = read(copy).words()
-    assert "15.00 [5.2, 36.0] (20 images) 50" in words
-    assert "apgd-ce 20.00 [8.1, 41.6] square 15.00 [5.2, 36.0]" in words
+    assert f"{with_interval(15.0, 20)} (20 images) 50" in words
+    assert f"apgd-ce {with_interval(20.0, 20)} 4 1,234 567 square" in words
     assert "<b>odd</b>" in words  # as text
     assert words.count("12.50") >= 10
+
+
+def test_autoattack_has_a_confusion_and_examples(copy):
+    """Images that PGD did not break come first."""
+    task = load_task(copy.config())
+    (_, adversarial), labels = load_predictions(copy)
+    images = task.test.images[:20].astype(np.float32) / 255
+    labels, robust = labels[:20], np.arange(20) % 2 == 1
+    result = attacks.AutoAttackResult(
+        images=np.where(robust[:, None, None, None], images, 0.2 + 0.8 * images),
+        labels=labels,
+        predictions=np.where(robust, labels, (labels + 3) % 10).astype(np.int32),
+        robust=robust,
+        broken_by=np.where(robust, "", "apgd-ce"),
+        broken_run=np.where(robust, -1, 0),
+        broken_step=np.where(robust, -1, np.arange(20)),
+        norms=np.where(robust, 0, 0.2).astype(np.float32),
+        margins=np.zeros(20, np.float32),
+        individual=np.zeros((0, 20), bool),
+        accuracy={"clean": 1.0, "apgd-ce": 0.5},
+        evaluations={},
+        seconds={},
+        checks=[],
+        settings={},
+    )
+    missed = np.flatnonzero((adversarial[:20] == labels) & ~robust)
+    assert 0 < missed.size < 10
+    result.save(copy.autoattack_file("selected").with_suffix(".npz"))
+    found = shown.autoattack_examples(result, task.test.images, adversarial[:20] == labels)
+    assert sorted(e.index for e in found[: missed.size]) == missed.tolist()[:10]
+    for e in found:
+        assert e.is_broken and e.attack == "apgd-ce" and e.step == result.broken_step[e.index]
+        assert e.distance == result.norms[e.index] == pytest.approx(0.2)
+    write(copy.path)
+    words = read(copy).words()
+    assert "AutoAttack, 20 images: % of the true class" in words
+    first = found[0]
+    assert (
+        f"(test image {first.index}), predicted {first.clean} → {first.robust} "
+        f"apgd-ce, step {first.step} , Linf distance 0.2".replace(" ,", ",")
+        in words
+    )
+    copy.autoattack_file("selected").with_suffix(".npz").write_bytes(b"torn")
+    write(copy.path)
+    assert "is not an AutoAttack result or is damaged" in read(copy).words()
 
 
 def test_judging_a_run_renews_its_report(copy, monkeypatch, capsys):
@@ -202,7 +273,8 @@ def test_judging_a_run_renews_its_report(copy, monkeypatch, capsys):
     judge(0.3, 3.25)
     assert (copy.path / "report.html").read_bytes() == before
     found = judge(None, 15.0)
-    assert "15.00 [8.3, 28.5] 50" in read(copy).words() and "square 15.00" in read(copy).words()
+    words = read(copy).words()
+    assert f"{with_interval(15.0, 50)} 50" in words and "square 15.00 [" in words
     assert found["files"][-1] == str(copy.path / "report.html")
 
     # A page that can't be written is no reason to lose the numbers.
@@ -247,7 +319,7 @@ def test_without_the_data_set_the_rest_is_shown(copy, monkeypatch):
     write(copy.path)
     page = read(copy)
     assert "the data set is missing: digits: <not> here get it" in page.words()
-    assert len(page.images) == 1 and "clean: % of the true class" in page.words()
+    assert len(page.images) == 1 and "clean, 50 images: % of the true class" in page.words()
 
 
 def test_a_report_that_fails_does_not_fail_the_training(monkeypatch, tmp_path, capsys):
@@ -267,10 +339,11 @@ def test_a_report_that_fails_does_not_fail_the_training(monkeypatch, tmp_path, c
 def test_the_command(copy, monkeypatch, capsys):
     monkeypatch.setattr("experiments.run.environment.configure", lambda: None)
     (copy.path / "report.html").unlink()
-    monkeypatch.setattr("sys.argv", ["report.py", f"--workdir={copy.path}"])
-    report.main()
-    assert capsys.readouterr().out == f"written: {copy.path / 'report.html'}\n"
-    assert (copy.path / "report.html").is_file()
+    for argument in (f"--workdir={copy.path}", str(copy.path)):
+        monkeypatch.setattr("sys.argv", ["report.py", argument])
+        report.main()
+        assert capsys.readouterr().out == f"written: {copy.path / 'report.html'}\n"
+        assert (copy.path / "report.html").is_file()
     monkeypatch.setattr("sys.argv", ["report.py", f"--workdir={copy.path / 'nowhere'}"])
     with pytest.raises(SystemExit) as exit_:
         report.main()
