@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce claims figures test test-slow test-parity test-lowering test-h100 test-matrix lint format setup help
+.PHONY: reproduce claims figures docs notebooks test test-slow test-parity test-lowering test-h100 test-matrix lint format setup help
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -26,6 +26,12 @@ claims: setup  ## check the statements of the paper numerically, into runs/claim
 
 figures: setup  ## Figures 1, 2, 4 and 5 of the paper, into runs/figures
 	$(BIN)/python -m theory.figures all --output=runs/figures
+
+docs: setup  ## the documentation as a site, into runs/site; warnings are errors
+	$(BIN)/python docs/site/build.py --output=runs/site
+
+notebooks: reproduce  ## execute the notebooks of theory/notebooks, into docs/notebooks
+	$(BIN)/python docs/site/notebooks.py
 
 test: setup lint  ## lint, types and the default tests
 	$(BIN)/python -m pytest -n auto

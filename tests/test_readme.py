@@ -19,6 +19,9 @@ BLOCKS = {page: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for page, te
 EVALUATION = "docs/evaluation.md"
 
 
+TUTORIALS = ("evaluate", "train", "explain")
+
+
 def run(number: int, names: dict, page: str = EVALUATION) -> dict:
     exec(compile(BLOCKS[page][number], f"{page}, example {number}", "exec"), names)
     return names
@@ -38,6 +41,8 @@ def test_all_examples_are_run():
     counts = {page: len(blocks) for page, blocks in BLOCKS.items() if blocks}
     expected = {"README.md": 1, EVALUATION: 4, "docs/training.md": 2, "docs/autoattack.md": 1}
     expected["docs/interop.md"] = 6  # tests/interop/test_page.py
+    expected |= {f"docs/tutorial-{name}.md": 5 - 2 * (name != "evaluate") for name in TUTORIALS}
+    expected |= {"docs/howto-attack.md": 1, "docs/howto-optimizer.md": 2}
     assert counts == expected
 
 
@@ -46,6 +51,53 @@ def test_an_attack_of_your_own(capsys):
     assert list(result.accuracy) == ["clean", "noise", "apgd-ce", "apgd-dlr"]
     assert 0 < (result.broken_by == "noise").sum() < 32
     assert str(result.evaluations["noise"].forward) in capsys.readouterr().out
+
+
+def run_all(page: str) -> dict:
+    """All examples of a page, one after the other."""
+    names: dict = {}
+    for number in range(len(BLOCKS[page])):
+        run(number, names, page)
+    return names
+
+
+def test_how_to_add_an_attack():
+    result = run_all("docs/howto-attack.md")["result"]
+    assert list(result.accuracy) == ["clean", "walk", "apgd-ce"]
+    assert 0 < (result.broken_by == "walk").sum() < 32
+
+
+@pytest.mark.slow
+def test_how_to_use_an_optimizer():
+    names = run_all("docs/howto-optimizer.md")
+    assert int(names["state"].step) == 40 and names["tx"] is not None
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_evaluating():
+    """What its text says about the numbers holds."""
+    names = run_all("docs/tutorial-evaluate.md")
+    result = names["result"]
+    assert names["clean_accuracy"] > 0.9 > names["pgd_accuracy"]
+    assert list(result.accuracy) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert not names["suspicious"]
+    assert names["low"] < result.robust_accuracy - 0.1 + 0.02 and names["high"] - names["low"] > 0.2
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_training():
+    found = run_all("docs/tutorial-train.md")["accuracies"]
+    (clean, broken), (robust_clean, robust) = found["ordinary"], found["robust"]
+    assert robust > broken + 0.06 and robust_clean > clean - 0.05
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_explaining():
+    names = run_all("docs/tutorial-explain.md")
+    assert len(names["kinks"]["l2"].places) == 0 and len(names["kinks"]["linf"].places) == 2
+    assert names["attack"].kind == "sphere" and names["attack"].norm <= names["attack"].sharp_bound
+    assert not names["attack"].paper_applies
+    assert names["largest"]["total"] > names["largest"]["frozen"]
 
 
 def test_function(function):

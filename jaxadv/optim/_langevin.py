@@ -60,13 +60,13 @@ class LangevinAverages(NamedTuple):
 def noise_std(noise: ArrayLike, *, step_size: ArrayLike, convention: str) -> ArrayLike:
     r"""Standard deviation of the Gaussian added in one step.
 
-    ============= ============================ =====================================
-    convention    standard deviation           temperature :math:`1/\beta` it samples
-    ============= ============================ =====================================
+    ============= ============================= =====================================
+    convention    standard deviation            temperature :math:`1/\beta` it samples
+    ============= ============================= =====================================
     "ucla"        :math:`\epsilon\sqrt{2\eta'}` :math:`\epsilon^2`
     "paper"       :math:`\sqrt{\eta'}\epsilon`  :math:`\epsilon^2/2`
     "temperature" :math:`\sqrt{2\eta' T}`       :math:`T`
-    ============= ============================ =====================================
+    ============= ============================= =====================================
 
     Args:
         noise: :math:`\epsilon` as in the reference code or the paper, or the temperature T; a

@@ -11,6 +11,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from jaxadv import theory
 
@@ -77,3 +78,16 @@ hessian = theory.adversarial_hessian(loss, theta, x, norm="l2", eps=0.3, x_adv=r
 for name in ("total", "frozen", "motion"):
     print(f"{name:>7}: largest eigenvalue {np.linalg.eigvalsh(getattr(hessian, name))[-1]:.4f}")
 assert np.linalg.eigvalsh(hessian.motion)[0] > -1e-10
+
+# %% [markdown]
+# The spectra: motion only adds.
+
+# %%
+figure = Figure(figsize=(7, 3), layout="constrained")
+axis = figure.subplots()
+for name, color in (("total", "black"), ("frozen", "#0072B2"), ("motion", "#D55E00")):
+    eigenvalues = np.linalg.eigvalsh(getattr(hessian, name))[::-1]
+    axis.plot(1 + np.arange(len(eigenvalues)), eigenvalues, ".-", color=color, label=name)
+axis.set(xlabel="eigenvalue number", ylabel="eigenvalue of the Hessian")
+axis.legend()
+figure

@@ -9,6 +9,7 @@
 
 # %%
 import numpy as np
+from matplotlib.figure import Figure
 
 from jaxadv import theory
 
@@ -30,6 +31,23 @@ for gamma in (0.1, 1.0, 5.0):
     )
     assert eigenvalues.min() >= -1e-9
     assert eigenvalues.max() <= min(gamma, bounds.spectral) + 1e-9 <= bounds.paper + 1e-9
+
+# %% [markdown]
+# Cuts at theta_2 = 1: the smaller gamma, the rounder the kink at 0.
+
+# %%
+figure = Figure(figsize=(7, 3), layout="constrained")
+panel = figure.subplots()
+row = int(np.argmin(abs(axis - 1)))
+cut = [float(loss(np.array([place, axis[row]]))) for place in axis]
+panel.plot(axis, cut, color="black", label="the loss")
+for gamma, color in ((0.1, "#0072B2"), (1.0, "#D55E00"), (5.0, "#009E73")):
+    smoothed = theory.local_entropy_grid(loss, [axis, axis], gamma=gamma, num_nodes=9)
+    values = smoothed.smoothed[:, row]
+    panel.plot(axis, values - values.min() + min(cut), color=color, label=f"-F, gamma = {gamma}")
+panel.set(xlabel=r"$\theta_1$", ylabel="loss, minima aligned")
+panel.legend()
+figure
 
 # %% [markdown]
 # Smoothing is not free. A kink of jump J turns into curvature of about J sqrt(gamma/2 pi), so a

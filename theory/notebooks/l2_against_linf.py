@@ -9,6 +9,7 @@
 # %%
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 from jaxadv import theory
 
@@ -44,6 +45,26 @@ for place, jump in zip(kinks["linf"].places, kinks["linf"].jumps, strict=True):
     margin = theta @ x - eps * np.abs(theta).sum()
     print("measured", jump, "formula", 2 * eps / (1 + np.exp(margin)))
     np.testing.assert_allclose(jump, 2 * eps / (1 + np.exp(margin)), rtol=1e-5)
+
+# %% [markdown]
+# The first component of the gradient along the line:
+
+# %%
+walk = np.linspace(0, 3, 151)
+figure = Figure(figsize=(7, 3), layout="constrained")
+axis = figure.subplots()
+for norm, color in (("l2", "#0072B2"), ("linf", "#D55E00")):
+    p = 2.0 if norm == "l2" else np.inf
+    slope = [
+        float(theory.linear_gradient(start + place * unit, x, 1.0, p=p, eps=eps)[0])
+        for place in walk
+    ]
+    axis.plot(walk, slope, ".", ms=2, color=color, label=norm)
+for place in kinks["linf"].places:
+    axis.axvline(place, color="0.6", lw=0.8, ls=":")
+axis.set(xlabel="distance along the line", ylabel=r"$\partial \ell_\epsilon / \partial \theta_1$")
+axis.legend(markerscale=4)
+figure
 
 # %% [markdown]
 # L2 breaks only at the origin, and its smoothness depends on how close a path comes to it: the

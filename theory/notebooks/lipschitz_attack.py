@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.evaluation import subjects
 from jaxadv import attacks, theory
@@ -84,3 +85,17 @@ for point, label in zip(adversarial, labels, strict=True):
     steps.append(0.1 * np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(slope))))
 crossed = np.mean([step > one.radius for step, one in zip(steps, found, strict=True)])
 print(f"a step of learning rate 0.1 leaves that radius on {crossed:.0%} of these images")
+
+# %% [markdown]
+# Every image, with its radius and its step: points above the line leave the piece they are on.
+
+# %%
+figure = Figure(figsize=(5, 3.4), layout="constrained")
+axis = figure.subplots()
+radii = np.array([max(one.radius, 1e-12) for one in found])
+axis.loglog(radii, steps, "o", color="#D55E00")
+ends = np.array([min(radii.min(), min(steps)), max(radii.max(), max(steps))])
+axis.loglog(ends, ends, color="0.5", lw=0.8, label="step = radius")
+axis.set(xlabel="radius of constancy", ylabel="length of a step")
+axis.legend()
+figure

@@ -23,8 +23,8 @@ class Certificates(NamedTuple):
         gap: Frank-Wolfe gap max over C(x) of g^T(z - x'); 0 iff KKT, and a bound on
             l_eps - l(x') where the loss is concave in x.
         residual: norm of Pi(x' + g) - x'.
-        relative_residual: norm of Pi(x' + t g) - x' over eps, with t = eps/(|g| + eps |H|):
-        dimensionless; `converged` is based on it.
+        relative_residual: norm of Pi(x' + t g) - x' over eps, with
+            ``t = eps/(|g| + eps |H|)``: dimensionless; ``converged`` is based on it.
         multiplier: mu of norm(x' - x) <= eps; 0 if that constraint is inactive.
         margin: strict complementarity: the smallest multiplier of an active constraint (inf if
             there is none, negative if one has the wrong sign).
