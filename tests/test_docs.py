@@ -111,7 +111,7 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"docs/theory\.md: the link to gone\.md leads nowhere"):
         stage.rewritten("[x](gone.md)", "docs/theory.md")
     text = stage.rewritten("[x](errata.md#E1) `[y](gone.md)`", "docs/theory.md")
-    assert text == "[x](page:errata.html#E1) `[y](gone.md)`"
+    assert text == "[x](place:errata.html#E1) `[y](gone.md)`"
 
 
 # Notebooks

@@ -15,7 +15,6 @@ import re
 import shutil
 import sys
 import tempfile
-import types
 
 import nbformat
 
@@ -108,8 +107,8 @@ class Stage:
             path = os.path.normpath(os.path.join(os.path.dirname(source), name))
             up = "../" * depth
             if path in self.pages:
-                anchor = f"#{fragment}" if fragment else ""
-                return f"[{words}](page:{up}{self.pages[path]}.html{anchor})"
+                there = f"{up}{self.pages[path]}.html"
+                return f"[{words}]({f'place:{there}#{fragment}' if fragment else f'page:{there}'})"
             if mark and f"{NOTEBOOKS}/" in source:
                 return match[0]
             if not (ROOT / path).exists():
@@ -148,17 +147,18 @@ class Stage:
 
 
 def api_page(name: str) -> str:
-    """The reference of a public module: what it exports, in the order of its ``__all__``."""
+    """The reference of a public module: what it defines, or a package imports from its files."""
     title = f"jaxadv.{name}"
     module = importlib.import_module(title)
-    # A package exports what it imports from its private files.
-    within = title if hasattr(module, "__path__") else None
-    names = [
-        name for name, value in vars(module).items()
-        if not name.startswith("_") and isinstance(value, types.FunctionType | type)
-        and (value.__module__ == title or (within and value.__module__.startswith(f"{within}.")))
-    ]  # fmt: skip
-    options = ["   :members: " + ", ".join(names), "   :imported-members:"]
+
+    def is_public(name: str) -> bool:
+        value = getattr(module, name)
+        home = str(getattr(value, "__module__", ""))
+        is_own = home == title or (hasattr(module, "__path__") and home.startswith(f"{title}."))
+        return callable(value) and is_own and not name.startswith("_")
+
+    members = ", ".join(filter(is_public, vars(module)))
+    options = [f"   :members: {members}", "   :imported-members:"]
     return "\n".join([title, "=" * len(title), "", f".. automodule:: {title}", *options, ""])
 
 

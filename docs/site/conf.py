@@ -13,7 +13,12 @@ myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 # Links between pages are checked and rewritten by build.py.
-myst_url_schemes = {"http": None, "https": None, "page": "{{path}}{{?fragment}}"}
+myst_url_schemes = {
+    "http": None,
+    "https": None,
+    "page": "{{path}}",
+    "place": "{{path}}#{{fragment}}",
+}
 exclude_patterns = ["files"]
 # build.py copies MathJax into the site: pages load nothing from elsewhere.
 mathjax_path = "mathjax/tex-svg.js"
