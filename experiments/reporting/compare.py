@@ -191,7 +191,9 @@ def _classes(entries: list[Entry]) -> str:
         report = entry.report
         if report is not None:
             whole = report if entry.config is None else report["test"]["selected"]
-            tables[entry.name] = {c["class"]: page.percent(c["robust"]) for c in whole["classes"]}
+            tables[entry.name] = {
+                c["class"]: with_interval(c["robust"], c["images"]) for c in whole["classes"]
+            }
     classes = dict.fromkeys(name for table in tables.values() for name in table)
     rows = [[name, *(table.get(name, "") for table in tables.values())] for name in classes]
     if not rows:
