@@ -13,6 +13,7 @@ from ._dataset import Dataset as Dataset
 from ._dataset import Split as Split
 from ._dataset import split as split
 from ._fetch import ensure as ensure
+from ._imagenet import imagenet_test_images as imagenet_test_images
 from ._registry import NAMES as NAMES
 from ._registry import load as load
 from ._rows import Rows as Rows

@@ -13,6 +13,7 @@ kept in the data folder.
 
 import hashlib
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -60,6 +61,32 @@ def load_imagenet(data_dir: str | Path | None = None) -> Dataset:
         mean=MEAN,
         std=STD,
     )
+
+
+def imagenet_test_images(preparation: str, data_dir: str | Path | None = None) -> Pictures:
+    """ImageNet's test pictures as images, prepared as published models expect them.
+
+    Args:
+      preparation: in RobustBench's words: "BicubicRes256Crop224" scales the shorter side to 256 by
+        cubic interpolation and takes the central 224 pixels; linear without "Bicubic"; "Crop288"
+        does not scale.
+      data_dir: folder with the data; see :func:`experiments.data.load`.
+
+    Returns:
+      Images to be read by row, in the order of the data set's labels.
+
+    Raises:
+      DataMissingError: if there are no files of ImageNet.
+      ValueError: if the preparation is not of that form.
+    """
+    found = re.fullmatch(r"(Bicubic)?(?:Res(\d+))?Crop(\d+)", preparation)
+    if found is None:
+        raise ValueError(
+            f"preparation={preparation!r} is not [Bicubic][ResN]CropN, such as Res256Crop224"
+        )
+    records = Records(_files(find_imagenet(data_dir), "validation"))
+    bicubic, scale, side = found.groups()
+    return Pictures(records, int(side), scale=int(scale or 0), bicubic=bicubic is not None)
 
 
 def find_imagenet(data_dir: str | Path | None = None) -> Path:

@@ -122,10 +122,12 @@ class Pictures(Rows):
     Args:
       records: serialized ``tf.train.Example`` with a JPEG or PNG in the feature "image".
       side: H and W.
+      options: of :func:`square`.
     """
 
-    def __init__(self, records: Records, side: int):
+    def __init__(self, records: Records, side: int, **options: Any):
         self.records, self.shape = records, (len(records), side, side, 3)
+        self.options = options
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         return np.stack(list(_pool().map(self._picture, rows.tolist())))
@@ -138,7 +140,7 @@ class Pictures(Rows):
         if not isinstance(found, bytes):
             raise DataError(self.where(row), "has no feature 'image'", "Prepare the data again")
         try:
-            return square(found, self.shape[1])
+            return square(found, self.shape[1], **self.options)
         except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others
             raise DataError(self.where(row), f"not a picture ({error})", _RESTORE) from error
 
@@ -198,17 +200,31 @@ def central(images: np.ndarray | Rows, image_shape: tuple[int, ...]) -> Any:
     return Center(images, image_shape[0])
 
 
-def square(picture: bytes, side: int) -> np.ndarray:
-    """A JPEG or PNG scaled to the shorter side, its central square: (side, side, 3) uint8.
+def square(
+    picture: bytes, side: int, *, scale: int | None = None, bicubic: bool = False
+) -> np.ndarray:
+    """The central square of a JPEG or PNG: (side, side, 3) uint8.
 
     The rounding is that of torchvision's Resize and CenterCrop.
+
+    Args:
+      picture: the file's content.
+      side: H and W; smaller pictures get a black border.
+      scale: what the shorter side is scaled to first: the side by default, 0 for not at all.
+      bicubic: scale by cubic instead of linear interpolation.
     """
+    scale = side if scale is None else scale
+    resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     with Image.open(io.BytesIO(picture), formats=["JPEG", "PNG"]) as image:
-        width, height = image.size
-        short = min(width, height)
-        size = int(side * width / short), int(side * height / short)
-        scaled = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+        size, short = image.size, min(image.size)
+        scaled = image.convert("RGB")
+        if scale:
+            size = tuple(int(scale * length / short) for length in size)
+            scaled = scaled.resize(size, resample)
+    left, top = (
+        round((length - side) / 2) if length >= side else -((side - length) // 2)
+        for length in size
+    )
     return np.asarray(scaled.crop((left, top, left + side, top + side)))
 
 

@@ -21,7 +21,6 @@ from . import weights as files
 from .subjects import Subject
 
 CHECKED = 1000  # images behind the check of the clean accuracy
-_PREPARED = "Res256Crop224"  # how experiments.data prepares ImageNet's pictures
 _ALARM = 1e-4  # a smaller probability of the count stops
 _DEFAULT = {"dataset": "cifar10", "threat": "linf"}  # RobustBench's own
 _THREATS = {"linf": "Linf", "l2": "L2"}
@@ -76,19 +75,17 @@ def load(
         ValueError: if the file does not match the network.
     """
     path = files.locate(weights)
-    if entry.preprocessing not in (None, _PREPARED):
-        raise ValueError(
-            f"model={entry.id!r} expects pictures prepared as {entry.preprocessing}; those of "
-            f"imagenet are {_PREPARED}. Evaluate it in Python with images of your own"
-        )
     loaded = data.load(entry.dataset, data_dir)
+    images = loaded.test_images
+    if entry.preprocessing is not None:
+        images = data.imagenet_test_images(entry.preprocessing, data_dir)
     module = zoo.build(entry)
     variables = models.load_torch(path, module, entry=part or entry.part)
     return Subject(
         module,
         variables["params"],
         variables.get("batch_stats", {}),
-        loaded.test_images,
+        images,
         loaded.test_labels,
         loaded.class_names,
         norm=entry.threat,
