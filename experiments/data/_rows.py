@@ -222,8 +222,7 @@ def square(
             size = tuple(int(scale * length / short) for length in size)
             scaled = scaled.resize(size, resample)
     left, top = (
-        round((length - side) / 2) if length >= side else -((side - length) // 2)
-        for length in size
+        round((length - side) / 2) if length >= side else -((side - length) // 2) for length in size
     )
     return np.asarray(scaled.crop((left, top, left + side, top + side)))
 

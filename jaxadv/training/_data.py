@@ -99,12 +99,17 @@ class CheckedStep:
         attributes, such as ``lower``.
         apply_fn: the model, for its number of classes.
         shape_of: ``(data, params)`` to shape and dtype of a minibatch, as the model gets it.
+        most: ``data`` to the largest last argument of a step, a number of minibatches.
     """
 
     def __init__(
-        self, step: Callable, apply_fn: Callable, shape_of: Callable[[Source, Params], Any]
+        self,
+        step: Callable,
+        apply_fn: Callable,
+        shape_of: Callable[[Source, Params], Any],
+        most: Callable[[DeviceData], int] | None = None,
     ) -> None:
-        self._step, self._apply_fn, self._shape_of = step, apply_fn, shape_of
+        self._step, self._apply_fn, self._shape_of, self._most = step, apply_fn, shape_of, most
         self._seen: tuple[weakref.ref, weakref.ref] | None = None
 
     def __call__(self, state: Any, data: Source, *arguments: Any) -> Any:
@@ -116,6 +121,13 @@ class CheckedStep:
             )
         ):
             self._check(state, data)
+        if self._most is not None and isinstance(data, DeviceData):
+            number, most = arguments[-1], self._most(data)
+            if isinstance(number, int | np.integer) and number > most:
+                raise ValueError(
+                    f"num_steps={number} is more than an epoch of {most} minibatches; take several "
+                    "calls"
+                )
         return self._step(state, data, *arguments)
 
     def __getattr__(self, name: str) -> Any:

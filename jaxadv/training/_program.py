@@ -159,7 +159,8 @@ class Program:
             The state and the metrics of the call, without waiting for either.
 
         Raises:
-            ValueError: if the minibatches are not whole updates of one phase.
+            ValueError: if the minibatches are not whole updates of one phase, or SGD steps on more
+            than an epoch.
         """
         latest, step = self._latest
         if state.step is not latest:  # otherwise the number is known without waiting for the device
@@ -220,7 +221,9 @@ class Program:
                 metrics["clean"] = jnp.int32(0)
             return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
-        return CheckedStep(jax.jit(run, donate_argnums=0), self.apply_fn, self._feed.shape_of)
+        most = lambda data: self.batches_per_epoch(data.pixels.shape[0])
+        step = jax.jit(run, donate_argnums=0)
+        return CheckedStep(step, self.apply_fn, self._feed.shape_of, most)
 
     def entropy_step(
         self, tx: optax.GradientTransformationExtraArgs, n_in: int, *, extra_minibatch: bool = False

@@ -92,6 +92,15 @@ def test_batch_larger_than_the_data_set_is_an_error(data):
 # --- steps ---------------------------------------------------------------------------------------
 
 
+def test_more_than_an_epoch_a_call_is_refused(data):
+    program = linear_program(phases=[training.Phase(9, lambda first, n_in: training.sgd(0.1))])
+    state = training.TrainState.create(START, {}, program)
+    with pytest.raises(ValueError, match="num_steps=4 is more than an epoch of 3 minibatches"):
+        program.advance(state, data, KEY, 4)
+    state, _ = program.advance(state, data, KEY, 3)
+    assert int(state.step) == 3
+
+
 def test_sgd_steps_are_torch_sgd_on_the_minibatches(data):
     """Against NumPy: b = m b + (g + wd w), w -= lr b, minibatch by minibatch."""
     program = linear_program()
