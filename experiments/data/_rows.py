@@ -216,13 +216,14 @@ def square(
     scale = side if scale is None else scale
     resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     with Image.open(io.BytesIO(picture), formats=["JPEG", "PNG"]) as image:
-        size, short = image.size, min(image.size)
+        (width, height), short = image.size, min(image.size)
         scaled = image.convert("RGB")
         if scale:
-            size = tuple(int(scale * length / short) for length in size)
+            size = int(scale * width / short), int(scale * height / short)
             scaled = scaled.resize(size, resample)
     left, top = (
-        round((length - side) / 2) if length >= side else -((side - length) // 2) for length in size
+        round((length - side) / 2) if length >= side else -((side - length) // 2)
+        for length in scaled.size
     )
     return np.asarray(scaled.crop((left, top, left + side, top + side)))
 

@@ -76,7 +76,7 @@ def load(
     """
     path = files.locate(weights)
     loaded = data.load(entry.dataset, data_dir)
-    images = loaded.test_images
+    images: Any = loaded.test_images
     if entry.preprocessing is not None:
         images = data.imagenet_test_images(entry.preprocessing, data_dir)
     module = zoo.build(entry)
