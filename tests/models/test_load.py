@@ -98,9 +98,8 @@ def test_orbax_folders(tmp_path):
     assert_loads(tmp_path / "managed" / "9", variables=OTHERS)
     with pytest.raises(ValueError, match=r"plain: the variables do not match WideResNet"):
         models.load(tmp_path / "plain", models.wide_resnet(3, depth=10, width=1))
-    for file in (tmp_path / "plain").rglob("*"):
-        if file.is_file() and file.name not in ("_METADATA", "_CHECKPOINT_METADATA"):
-            file.write_bytes(file.read_bytes()[:10])
+    # Not its data: where several arrays fail, orbax leaves errors to later tests.
+    (tmp_path / "plain" / "_METADATA").write_text("{")
     with pytest.raises(ValueError, match=r"plain: orbax can't read plain: "):
         models.load(tmp_path / "plain", MODULE)
 

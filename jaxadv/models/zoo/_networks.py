@@ -106,7 +106,7 @@ def fingerprint(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
 
     Example:
       >>> fingerprint({"fc.bias": (10,), "bn1.num_batches_tracked": ()})
-      'b9a1c7bd7ecf8f4b'
+      '20fa4c3ea9b272ed'
     """
     lines = [
         f"{name} {'x'.join(map(str, shape))}"
