@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce claims figures docs notebooks test test-slow test-parity test-lowering test-h100 test-matrix lint format setup help
+.PHONY: reproduce claims figures docs notebooks test doctest test-slow test-parity test-lowering test-h100 test-matrix lint format setup help
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -33,9 +33,12 @@ docs: setup  ## the documentation as a site, into runs/site; warnings are errors
 notebooks: reproduce  ## execute the notebooks of theory/notebooks, into docs/notebooks
 	$(BIN)/python docs/site/notebooks.py
 
-test: setup lint  ## lint, types and the default tests
+test: setup  ## lint, types, the examples of docstrings, and the default tests
+	$(MAKE) --jobs=2 lint doctest
 	$(BIN)/python -m pytest -n auto
-	$(BIN)/python -m pytest --doctest-modules jaxadv experiments -n auto
+
+doctest: setup  ## the examples of docstrings
+	$(BIN)/python -m pytest --doctest-modules jaxadv experiments -n 1
 
 test-slow: setup  ## the tests that take minutes, and the README's promises, compiled as by default
 	XLA_FLAGS= $(BIN)/python -m pytest -n auto -m slow

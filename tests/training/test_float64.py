@@ -50,7 +50,7 @@ def test_images_have_the_dtype_of_the_parameters(x64, dtype, n_in):
     compiled = training.Program(apply_fn, objective, batch_size=8, phases=phases)
     state = training.TrainState.create(START.astype(dtype), {}, compiled)
     data = training.DeviceData(jnp.asarray(PIXELS), jnp.asarray(LABELS))
-    state, _ = compiled.advance(state, data, KEY, 2)
+    state, _ = compiled.advance(state, data, KEY, n_in or 1)
     predict = training.make_predict(apply_fn, **ATTACK)
     predict(state.params, {}, KEY, PIXELS, LABELS, np.arange(8))
     assert seen == {jnp.dtype(dtype)} and state.params.dtype == dtype
