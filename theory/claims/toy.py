@@ -185,6 +185,10 @@ def _monotone(rng, count, *, attack=None, scale=1.0):
     height = 10.0 ** rng.uniform(-4, -2, size=count // 4)
     thetas[0, : count // 4] = np.stack([first, height], 1)
     thetas[1, : count // 4] = np.stack([first, -height], 1)
+    near = slice(count // 4, 3 * count // 4)  # where the quotient is close to the curvature
+    angle = rng.uniform(0, 2 * np.pi, size=thetas[0, near].shape[0])
+    moved = thetas[0, near] + 0.3 * np.stack([np.cos(angle), np.sin(angle)], 1)
+    thetas[1, near] = np.clip(moved, -2, 2)
     trials = []
     for kind in KINDS:
 

@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = json.loads(file.read_text(encoding="utf-8"))
     figure = draw(data)
     for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):
-        figure.savefig(file.with_suffix(suffix), metadata=metadata, dpi=style.STYLE["savefig.dpi"])
+        figure.savefig(file.with_suffix(suffix), metadata=metadata, dpi=style.DPI)
     print(", ".join(str(file.with_suffix(suffix)) for suffix in (".png", ".pdf", ".json")))
     return 0
 
