@@ -18,7 +18,8 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / ".matrix"
 PYTHONS = ("3.12", "3.13")
-EXTRAS = ("test", "experiments", "records")
+EXTRAS = ("experiments", "records")
+TOOLS = ("test", "docs")  # no part of what a user has: their newest versions serve
 SHOWN = ("jax", "flax", "optax", "numpy", "scipy")
 
 
@@ -45,15 +46,15 @@ def requirements(lower: bool) -> list[str]:
     """Those of setup.cfg, as they are or each at its lower bound."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    texts = [config["options"]["install_requires"]]
-    texts += [config["options.extras_require"][extra] for extra in EXTRAS]
-    lines = [line for text in texts for line in text.splitlines() if line and line[0] != "#"]
+    extras = config["options.extras_require"]
+    used = [config["options"]["install_requires"], *(extras[extra] for extra in EXTRAS)]
     found = []
-    for line in lines:
-        name, _, bound = line.partition(" >= ")
-        # Tools of the tests are no part of what a user has; their newest version serves.
-        is_tool = line in texts[1].splitlines()
-        found.append(f"{name}=={bound}" if lower and not is_tool else f"{name}>={bound}")
+    for texts, relation in (
+        (used, "==" if lower else ">="),
+        ([extras[tool] for tool in TOOLS], ">="),
+    ):
+        lines = [line for text in texts for line in text.splitlines() if line and line[0] != "#"]
+        found += [line.replace(" >= ", relation) for line in lines]
     return found
 
 
