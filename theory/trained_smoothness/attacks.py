@@ -143,8 +143,8 @@ class Attacks:
 
         Returns:
             Each field of shape (N, ...): the attack at the end, or after the first jump, and its
-            loss; jumps (0 or 1); the largest motion in a piece without a jump, in diameters; whether
-            the end or a jump was reached within ``MOST_STEPS`` pieces.
+            loss; jumps (0 or 1); the largest motion in a piece without a jump, in diameters; and
+            whether the end or a jump was reached within ``MOST_STEPS`` pieces.
         """
         diameters = self.diameters(images)
         found = self._follow(params, step, images, labels, points, diameters)

@@ -22,7 +22,7 @@ FRACTIONS = {"1%": 0.01, "0.1%": 0.001}  # of the norm of the weights
 def run(
     output: Path,
     *,
-    sizes: Sizes = Sizes(),
+    sizes: Sizes,
     settings=SETTINGS,
     data_dir: Path | None = None,
     cache: Path,
