@@ -17,7 +17,7 @@ Question: the paper explains the slow convergence of adversarial training by a l
 smooth because the attack moves with the parameters (Lemma 1), smooth under L2 but not under Linf
 (Theorems 1 and 2), and the gain of EntropySGD by smoothing.
 
-A value is one number per seed and method, over 8 images. Summaries are medians over the 8 seeds
+A value is one number per seed and method, over 8 images (4 of mnist14). Summaries are medians over the 8 seeds
 with 95 % percentile intervals of 10,000 bootstrap samples of seeds; comparisons are ratios (of
 shares, differences) within a seed. "Change" is the change of the gradient of the mean loss per
 length of step; "part of the attacks" and "part of the parameters" as in formulas I.4. An update is
@@ -40,8 +40,8 @@ H6. Its attacks switch less. Value: AT+EnSGD minus AT, of the share that switche
     interval below 0, late and at equal loss. Against: above 0 in one of the two.
 
 H5 and H6 are judged under each norm. A hypothesis is "supported" if the base setting (digits,
-swish, width 32) is for it and the medians of the three other settings (softplus; width 16; MNIST
-at 14x14) are on the same side; "contradicted" if the base setting is against it; and "not shown"
+swish, width 32) is for it and the medians of the three other settings (softplus; MNIST at 14x14;
+width 16) are on the same side; "contradicted" if the base setting is against it; and "not shown"
 otherwise. Six hypotheses at 95 % are not corrected for their number.
 
 The attacks are checked by the monotonicity audit (formulas A.9, MON), each image by itself: a
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/trained-smoothness"))
     parser.add_argument("--cache", type=Path, default=Path("runs/trained-smoothness-networks"))
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST")
-    for name in ("seeds", "epochs", "images", "starts"):
+    for name in ("seeds", "epochs", "starts"):
         parser.add_argument(f"--{name}", type=_count, default=getattr(Sizes(), name))
     parser.add_argument(
         "--settings",
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     environment.configure()
     names = options.settings.split(",")
-    sizes = Sizes(options.seeds, options.epochs, options.images, options.starts)
+    sizes = Sizes(options.seeds, options.epochs, options.starts)
     run(
         options.output,
         sizes=sizes,

@@ -22,14 +22,14 @@ class Setting:
     data: str = "digits"
     activation: str = "swish"
     width: int = 32
-    snapshots: tuple[str, ...] = ("early", "late", "equal loss")
+    images: int = 8
 
 
 SETTINGS = (
     Setting("base"),
     Setting("softplus", activation="softplus"),
+    Setting("mnist14", data="mnist14", images=4),  # three times as many pixels
     Setting("width 16", width=16),
-    Setting("mnist14", data="mnist14", snapshots=("late", "equal loss")),
 )
 
 
@@ -39,7 +39,6 @@ class Sizes:
 
     seeds: int = 8
     epochs: int = 24
-    images: int = 8
     starts: int = 16
 
 
@@ -83,24 +82,20 @@ def probe(images: Images, seed: int, count: int) -> Images:
     return Images(images.pixels[rows], images.labels[rows])
 
 
-def snapshots(setting: Setting, losses: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
+def snapshots(losses: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
     """The outer step at which each snapshot of each method is taken, by name.
 
-    * "early": just before the first drop of the learning rate, at half of the run;
     * "late": the end of the run;
     * "equal loss": the first at which the training loss is at most the level that both methods
       reach, the larger of their two minima.
 
     Args:
-        setting: says which snapshots to take.
         losses: training losses of a seed after each outer step, by method.
     """
     last = len(next(iter(losses.values()))) - 2  # one more outer step gives the direction
     level = max(values[: last + 1].min() for values in losses.values())
     equal = {name: int(np.argmax(values <= level)) for name, values in losses.items()}
-    places = {"early": dict.fromkeys(losses, last // 2 - 1), "late": dict.fromkeys(losses, last)}
-    places["equal loss"] = equal
-    return {name: places[name] for name in setting.snapshots}
+    return {"late": dict.fromkeys(losses, last), "equal loss": equal}
 
 
 def configuration(setting: Setting, norm: str, method: str, sizes: Sizes) -> Any:

@@ -47,7 +47,7 @@ def run(
                 continue
             images = design.load(setting.data, data_dir)
             runs = {m: trained(cache, setting, norm, m, images, sizes) for m in OPTIMIZERS}
-            probe = Probe(setting, norm, images.pixels.shape[1:], sizes.images, sizes.starts)
+            probe = Probe(setting, norm, images.pixels.shape[1:], setting.images, sizes.starts)
             for cell in cells:
                 begin = time.perf_counter()
                 result = measured(probe, cell, runs, images, sizes)
@@ -77,9 +77,9 @@ def trained(cache: Path, setting, norm: str, method: str, images, sizes: Sizes) 
 
 def measured(probe: Probe, cell: Cell, runs: dict[str, Trajectories], images, sizes: Sizes) -> dict:
     """Both methods of one seed."""
-    shown = design.probe(images, cell.seed, sizes.images)
+    shown = design.probe(images, cell.seed, cell.setting.images)
     losses = {method: run.losses[cell.seed] for method, run in runs.items()}
-    places = design.snapshots(cell.setting, losses)
+    places = design.snapshots(losses)
     rows = []
     for snapshot, by_method in places.items():
         for method, place in by_method.items():
@@ -95,7 +95,7 @@ def measured(probe: Probe, cell: Cell, runs: dict[str, Trajectories], images, si
         "setting": cell.setting.name,
         "norm": cell.norm,
         "seed": cell.seed,
-        "images": sizes.images,
+        "images": cell.setting.images,
         "starts": sizes.starts,
         "epochs": sizes.epochs,
         "training_losses": {method: values.tolist() for method, values in losses.items()},
