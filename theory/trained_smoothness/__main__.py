@@ -17,12 +17,12 @@ Question: the paper explains the slow convergence of adversarial training by a l
 smooth because the attack moves with the parameters (Lemma 1), smooth under L2 but not under Linf
 (Theorems 1 and 2), and the gain of EntropySGD by smoothing.
 
-A value is one number per seed and method, over 8 images (4 of mnist14). Summaries are medians over the 8 seeds
-with 95 % percentile intervals of 10,000 bootstrap samples of seeds; comparisons are ratios (of
-shares, differences) within a seed. "Change" is the change of the gradient of the mean loss per
-length of step; "part of the attacks" and "part of the parameters" as in formulas I.4. An update is
-the displacement of 20 minibatches, one update of EntropySGD. Snapshots: "late" compares AT and
-AT+EnSGD at equal epoch, "equal loss" at equal training loss.
+A value is one number per seed and method, over 8 images (4 of mnist14). Summaries are medians over
+the 8 seeds with 95 % percentile intervals of 10,000 bootstrap samples of seeds; comparisons are
+ratios (of shares, differences) within a seed. "Change" is the change of the gradient of the mean
+loss per length of step; "part of the attacks" and "part of the parameters" as in formulas I.4. An
+update is the displacement of 20 minibatches, one update of EntropySGD. Snapshots: "late" compares
+AT and AT+EnSGD at equal epoch, "equal loss" at equal training loss.
 
 H1. The attacks' motion is the larger source of roughness. Value: part of the attacks over part of
     the parameters, AT, late, step of 0.1 %. For: interval above 1. Against: interval below 1.
@@ -58,7 +58,10 @@ from pathlib import Path
 from experiments.cli.options import Parser
 from experiments.run import environment
 
+from .. import style
+from . import summary
 from .design import SETTINGS, Sizes
+from .figure import draw
 from .run import run
 
 
@@ -70,7 +73,7 @@ def _count(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures what is missing.
+    """Measures what is missing, then draws what exists.
 
     Args:
         arguments: command line arguments, by default the process's.
@@ -90,9 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=",".join(setting.name for setting in SETTINGS),
         help="names, separated by commas",
     )
+    parser.add_argument("--redraw", action="store_true", help="only draw what exists")
+    parser.add_argument("--page", type=Path, help="also write the tables into this page")
     options = parser.parse_args(arguments)
-    environment.configure()
     names = options.settings.split(",")
+    unknown = sorted(set(names) - {setting.name for setting in SETTINGS})
+    if unknown:
+        parser.error(f"--settings has unknown names: {', '.join(unknown)}")
+    if options.redraw:
+        return _show(options.output, options.page, parser)
+    environment.configure()
     sizes = Sizes(options.seeds, options.epochs, options.starts)
     run(
         options.output,
@@ -101,6 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data_dir=options.data_dir,
         cache=options.cache,
     )
+    return _show(options.output, options.page, parser)
+
+
+def _show(folder: Path, page: Path | None, parser: Parser) -> int:
+    try:
+        data = summary.Data(summary.load(folder))
+        if page is not None:
+            page.write_text(summary.fill(page.read_text("utf-8"), data), encoding="utf-8")
+    except ValueError as error:
+        parser.error(str(error))
+    figure = draw(data)
+    for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):
+        file = folder / f"trained_smoothness{suffix}"
+        figure.savefig(file, metadata=metadata, dpi=style.DPI)
+    print(summary.text(data))
     return 0
 
 

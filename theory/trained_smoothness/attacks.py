@@ -53,17 +53,16 @@ class Attacks:
         loss: maps (flat parameters, flat image, label) to the loss of one image.
         norm: "l2" or "linf".
         eps: radius; images are in [0, 1].
-        images: flat images of shape (N, d), from which shapes are taken.
     """
 
-    def __init__(self, loss: Callable, norm: Any, eps: float, shape: tuple[int, int]) -> None:
-        self.norm, self.eps, self.shape = norm, eps, shape
+    def __init__(self, loss: Callable, norm: Any, eps: float) -> None:
+        self.norm, self.eps = norm, eps
         options = dict(norm=norm, eps=eps, bounds=(0.0, 1.0))
         of = lambda label: lambda x, params: loss(params, x, label)
 
         def climb(params, images, labels, starts):
             slope = jax.vmap(jax.vmap(jax.value_and_grad(loss, 1), (None, 0, None)), (None, 0, 0))
-            project = lambda points: _project(points, images[:, None], norm, eps)
+            project = lambda points: project(points, images[:, None], norm, eps)
             return _climb(lambda points: slope(params, points, labels), project, starts, eps)
 
         def polish(params, images, labels, points):
@@ -158,7 +157,7 @@ class Attacks:
         return np.linalg.norm(high - low, axis=1)
 
 
-def _project(points, images, norm: str, eps: float):
+def project(points, images, norm: str, eps: float):
     """Nearest points of the ball and the box (for L2 within it: see the loop)."""
     delta = points - images
     low, high = -images, 1 - images
@@ -166,15 +165,13 @@ def _project(points, images, norm: str, eps: float):
         return images + jnp.clip(delta, jnp.maximum(low, -eps), jnp.minimum(high, eps))
     room = jnp.where(delta > 0, high, -low)
     size = jnp.abs(delta)
-    scale = jnp.minimum(
-        eps / jnp.maximum(jnp.linalg.norm(delta, axis=-1, keepdims=True), 1e-300), 1
-    )
+    scale = jnp.minimum(eps / jnp.maximum(jnp.linalg.norm(delta, axis=-1, keepdims=True), 1e-30), 1)
     # Each round lets the free coordinates use what those at the box leave; it never overshoots.
     for _ in range(PROJECTION_ROUNDS):
         full = scale * size >= room
         used = jnp.sum(jnp.where(full, room, 0.0) ** 2, -1, keepdims=True)
         free = jnp.sum(jnp.where(full, 0.0, size) ** 2, -1, keepdims=True)
-        wanted = jnp.sqrt(jnp.maximum(eps**2 - used, 0) / jnp.maximum(free, 1e-300))
+        wanted = jnp.sqrt(jnp.maximum(eps**2 - used, 0) / jnp.maximum(free, 1e-30))
         scale = jnp.clip(wanted, scale, 1.0)
     return images + jnp.sign(delta) * jnp.minimum(scale * size, room)
 
@@ -200,7 +197,7 @@ def _climb(slope: Callable, project: Callable, points, eps: float):
 
     points = project(points)
     values, slopes = slope(points)
-    lengths = eps / jnp.maximum(jnp.linalg.norm(slopes, axis=-1), 1e-300)
+    lengths = eps / jnp.maximum(jnp.linalg.norm(slopes, axis=-1), 1e-30)
     start = (points, values, slopes, lengths, jnp.full_like(values, jnp.inf), 0)
     points, values, *_ = jax.lax.while_loop(going, body, start)
     return points, values

@@ -25,7 +25,6 @@ class Probe:
         setting: architecture and data.
         norm: "l2" or "linf".
         image_shape: (H, W, C).
-        count: images that are measured.
         starts: random starts of every search.
     """
 
@@ -34,13 +33,11 @@ class Probe:
         setting: Setting,
         norm: str,
         image_shape: tuple[int, int, int],
-        count: int,
         starts: int,
     ) -> None:
         self.starts, module = starts, network(setting)
         with jax.enable_x64(True):
             unravel = unraveler(setting, image_shape)
-        size = int(np.prod(image_shape))
 
         def loss(params, x, label):
             images = x.reshape(1, *image_shape)
@@ -81,7 +78,8 @@ class Probe:
 
             return jax.tree.map(lambda v: v / (step @ step), jax.vmap(one)(labels, first, last))
 
-        self.attacks = Attacks(loss, norm, EPS[setting.data][norm], (count, size))
+        self.attacks = Attacks(loss, norm, EPS[setting.data][norm])
+        self.loss = loss
         self._gradients, self._jacobian = jax.jit(gradients), jax.jit(jacobian)
         self._frozen, self._motion = jax.jit(frozen), jax.jit(motion)
         self._monotone = jax.jit(monotone)

@@ -11,8 +11,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from experiments.run import phases
-from jaxadv import models, objectives
+from jaxadv import losses, models
 
+from .attacks import project
 from .design import Images, Setting, Sizes, configuration
 
 LOSS_IMAGES = 640  # that the training loss is measured on
@@ -46,61 +47,85 @@ def train(
     The seeds' minibatches, attacks and initial parameters do not depend on the method.
     """
     config = configuration(setting, norm, method, sizes)
-    module, group = network(setting), config.entropy.n_in
-    apply_fn = lambda params, stats, x, train: (module.apply({"params": params}, x), stats)
-    threat = config.threat
-    objective = objectives.adversarial_cross_entropy(
-        apply_fn, norm=norm, eps=threat.eps, step_size=threat.step_size, num_steps=threat.num_steps
-    )
-    pixels = jnp.asarray(images.pixels, jnp.float32)
-    labels = jnp.asarray(images.labels)
-    batches = len(labels) // config.batch_size
+    module, group, size = network(setting), config.entropy.n_in, config.batch_size
+    pixels, labels = jnp.asarray(images.pixels, jnp.float32), jnp.asarray(images.labels)
+    batches = len(labels) // size
+    orders = np.array([_orders(seed, len(labels), sizes.epochs) for seed in seeds])
+    loss = lambda params, x, y: losses.cross_entropy(module.apply({"params": params}, x), y)
+    attack = functools.partial(_pgd, loss, norm, config.threat)
 
-    def gradient(key, params, step):
-        order = jax.random.permutation(jax.random.fold_in(key, step // batches), len(labels))
-        start = step % batches * config.batch_size
-        rows = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
-        attack_key = jax.random.fold_in(jax.random.fold_in(key, 1 << 20), step)
-        x, y = pixels[rows], labels[rows]
-        adversarial, _ = objective.perturb(attack_key, params, {}, x, y)
-        return jax.grad(lambda p: objective.loss(p, {}, x, adversarial, y)[0])(params)
+    def mean_loss(params):
+        x, y = pixels[:LOSS_IMAGES], labels[:LOSS_IMAGES]
+        return loss(params, attack(jax.random.key(0), params, x, y), y).mean()
 
-    def run(seed):
-        init_key, train_key, noise_key = jax.random.split(jax.random.key(seed), 3)
+    def run(seed, rows):
+        init_key, attack_key, noise_key = jax.random.split(jax.random.key(seed), 3)
         phase = phases.make_phases(config, batches, noise_key)[-1 if method == "at" else 1]
         tx: Any = phase.optimizer(0, phase.n_in)
         params = module.init(init_key, pixels[:1])["params"]
 
-        def loss(params):
-            x, y = pixels[:LOSS_IMAGES], labels[:LOSS_IMAGES]
-            adversarial, _ = objective.perturb(jax.random.key(0), params, {}, x, y)
-            return objective.loss(params, {}, x, adversarial, y)[0]
+        def gradient(params, step):
+            x, y = pixels[rows[step]], labels[rows[step]]
+            x = attack(jax.random.fold_in(attack_key, step), params, x, y)
+            return jax.grad(lambda params: loss(params, x, y).mean())(params)
+
+        def minibatch(carry, step):
+            params, state = carry
+            updates, state = tx.update(gradient(params, step), state, params)
+            return (optax.apply_updates(params, updates), state), None
 
         def outer(carry, first):
             params, state = carry
             steps = first + jnp.arange(group)
             if method == "at":
-
-                def inner(carry, step):
-                    params, state = carry
-                    grads = gradient(train_key, params, step)
-                    updates, state = tx.update(grads, state, params)
-                    return (optax.apply_updates(params, updates), state), None
-
-                (params, state), _ = jax.lax.scan(inner, (params, state), steps)
+                (params, state), _ = jax.lax.scan(minibatch, carry, steps)
             else:
-                grad_fn = lambda p, step, carry: (gradient(train_key, p, step), carry)
+                grad_fn = lambda params, step, extra: (gradient(params, step), extra)
                 updates, state = tx.update(None, state, params, grad_fn=grad_fn, batches=steps)
                 params = optax.apply_updates(params, updates)
-            return (params, state), (ravel_pytree(params)[0], loss(params))
+            return (params, state), params
 
-        begin = (ravel_pytree(params)[0], loss(params))
         firsts = jnp.arange(0, sizes.epochs * batches, group)
         _, rest = jax.lax.scan(outer, (params, tx.init(params)), firsts)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begin, rest)
+        every = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), params, rest)
+        flat = jax.vmap(lambda params: ravel_pytree(params)[0])(every)
+        return flat, jax.lax.map(mean_loss, every)
 
-    params, losses = jax.jit(jax.vmap(run))(jnp.asarray(seeds))
-    return Trajectories(np.asarray(params), np.asarray(losses), group)
+    rows = jnp.asarray(orders.reshape(len(seeds), -1, size))
+    params, values = jax.jit(jax.vmap(run))(jnp.asarray(seeds), rows)
+    return Trajectories(np.asarray(params), np.asarray(values), group)
+
+
+def _orders(seed: int, count: int, epochs: int) -> np.ndarray:
+    """A permutation of the images for each epoch."""
+    rng = np.random.default_rng(seed)
+    return np.array([rng.permutation(count) for _ in range(epochs)])
+
+
+def _pgd(loss, norm: str, threat, key, params, x, y):
+    """PGD from a random point of the ball, as in training; the last iterate."""
+    slope = jax.grad(lambda z: loss(params, z, y).sum())
+    flat = lambda z: z.reshape(len(z), -1)
+    clean = flat(x)
+
+    def moved(z, length, g):
+        if norm == "linf":
+            direction = jnp.sign(g)
+        else:
+            direction = g / jnp.maximum(jnp.linalg.norm(g, axis=1, keepdims=True), 1e-30)
+        return project(z + length * direction, clean, norm, threat.eps)
+
+    def step(_, z):
+        return moved(z, threat.step_size, flat(slope(z.reshape(x.shape))))
+
+    start_key, length_key = jax.random.split(key)
+    if norm == "linf":
+        noise = jax.random.uniform(start_key, clean.shape, minval=-1.0)
+        start = project(clean + threat.eps * noise, clean, norm, threat.eps)
+    else:
+        length = threat.eps * jax.random.uniform(length_key, (len(x), 1))
+        start = moved(clean, length, jax.random.normal(start_key, clean.shape))
+    return jax.lax.fori_loop(0, threat.num_steps, step, start).reshape(x.shape)
 
 
 @functools.cache

@@ -47,7 +47,7 @@ def run(
                 continue
             images = design.load(setting.data, data_dir)
             runs = {m: trained(cache, setting, norm, m, images, sizes) for m in OPTIMIZERS}
-            probe = Probe(setting, norm, images.pixels.shape[1:], setting.images, sizes.starts)
+            probe = Probe(setting, norm, images.pixels.shape[1:], sizes.starts)
             for cell in cells:
                 begin = time.perf_counter()
                 result = measured(probe, cell, runs, images, sizes)
