@@ -5,6 +5,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .. import style
 from .design import NORMS, OPTIMIZERS
@@ -31,7 +32,7 @@ def draw(data: Data, setting: str = "base") -> Figure:
         figure = Figure(figsize=(11.0, 6.4))
         panels = figure.subplots(2, 3, width_ratios=(1, 1, 1.25))
         figure.subplots_adjust(
-            left=0.085, right=0.985, top=0.94, bottom=0.17, wspace=0.42, hspace=0.2
+            left=0.085, right=0.985, top=0.94, bottom=0.18, wspace=0.42, hspace=0.2
         )
         for norm, (first, second, third) in zip(NORMS, panels, strict=True):
             _parts(first, data, setting, norm)
@@ -43,6 +44,9 @@ def draw(data: Data, setting: str = "base") -> Figure:
         panels[0, 0].set_title("change of the gradient, by source")
         panels[0, 1].set_title("what the attacks do in a step")
         panels[0, 2].set_title("AT+EnSGD over AT")
+        for axes in panels[1, :2]:
+            axes.set_xlabel("step")
+        panels[1, 2].set_xlabel("ratio within a seed")
         _legends(panels[1])
     return figure
 
@@ -58,6 +62,13 @@ def _bar(axes, place: float, found: Median, *, sideways: bool = False, **options
         axes.errorbar(place, found.value, yerr=error, **options)
 
 
+def _plain(axis) -> None:
+    """Numbers instead of powers on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 3), numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _parts(axes, data: Data, setting: str, norm: str) -> None:
     for index, step in enumerate(STEPS):
         for shift, method in zip((-0.08, 0.08), OPTIMIZERS, strict=True):
@@ -68,6 +79,7 @@ def _parts(axes, data: Data, setting: str, norm: str) -> None:
                 _bar(axes, index + shift + offset, found, marker=marker, color=COLORS[method],
                      mfc=filled)  # fmt: skip
     axes.set_yscale("log")
+    _plain(axes.yaxis)
     axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
     axes.grid(axis="y", color="0.92", lw=0.5)
     axes.set_axisbelow(True)
@@ -99,6 +111,7 @@ def _forest(axes, data: Data, norm: str) -> None:
                 offset -= 0.2
     axes.axvline(1, color="0.3", lw=0.8)
     axes.set_xscale("log")
+    _plain(axes.xaxis)
     axes.set_yticks(list(places.values()), list(places))
     axes.set_ylim(min(places.values()) - 0.6, 0.6)
     axes.grid(axis="x", which="both", color="0.92", lw=0.5)
@@ -116,4 +129,4 @@ def _legends(panels) -> None:
     compared = [line(name, marker=m, color="0.3") for name, _, m in COMPARED]
     compared += [line(name, marker="_", color=c, mew=2) for name, c in SNAPSHOTS.items()]
     for axes, handles in zip(panels, (methods + kinds, fates, compared), strict=True):
-        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=2)
+        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
