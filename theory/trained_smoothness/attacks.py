@@ -62,8 +62,8 @@ class Attacks:
 
         def climb(params, images, labels, starts):
             slope = jax.vmap(jax.vmap(jax.value_and_grad(loss, 1), (None, 0, None)), (None, 0, 0))
-            project = lambda points: project(points, images[:, None], norm, eps)
-            return _climb(lambda points: slope(params, points, labels), project, starts, eps)
+            inside = lambda points: project(points, images[:, None], norm, eps)
+            return _climb(lambda points: slope(params, points, labels), inside, starts, eps)
 
         def polish(params, images, labels, points):
             def one(given):

@@ -1,5 +1,6 @@
 """Medians over seeds with their intervals, the verdicts on the hypotheses, and the tables."""
 
+import collections
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -57,11 +58,13 @@ def median(values: Sequence[float]) -> Median:
 
 
 def load(folder: Path) -> list[dict]:
-    """The results of all cells in a folder."""
+    """The results in a folder, of the settings and norms whose seeds are all there."""
     cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     if not cells:
         raise ValueError(f"{folder} has no results; run python -m theory.trained_smoothness first")
-    return cells
+    counts = collections.Counter((cell["setting"], cell["norm"]) for cell in cells)
+    full = max(counts.values())
+    return [cell for cell in cells if counts[cell["setting"], cell["norm"]] == full]
 
 
 class Data:
@@ -150,9 +153,13 @@ def _judge(medians: dict[str, list[Median]], sides: Sequence[int], null: float, 
         return found.value <= null if side <= 0 else found.value > null
 
     base = medians[BASE]
+    if not all(found.seeds for found in base):
+        return "not run"
     if against_any(base):
         return "contradicted"
-    others = [found for name, found in medians.items() if name != BASE]
+    others = [
+        found for name, found in medians.items() if name != BASE and all(m.seeds for m in found)
+    ]
     same = all(leans(m, side) for found in others for m, side in zip(found, sides, strict=True))
     if all(on(m, side) for m, side in zip(base, sides, strict=True)) and same:
         return "supported" if len(others) == len(SETTINGS) - 1 else "base only"
