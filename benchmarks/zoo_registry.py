@@ -1,4 +1,4 @@
-"""Makes jaxadv/models/zoo/registry.json from RobustBench's public files.
+"""Makes the registry of RobustBench's models, and its list of ImageNet images, from public files.
 
     python -m benchmarks.zoo_registry --robustbench=CHECKOUT            # writes it
     python -m benchmarks.zoo_registry --robustbench=CHECKOUT --check    # fails if it would change
@@ -9,12 +9,15 @@ with its requirements (``pip install robustbench==1.1.1``). The networks are mad
 numbers, on PyTorch's "meta" device: their tensors' names and shapes are read off, and their
 normalization is measured at the input of their first convolution. Leaderboards of corruptions are
 left out, since their figures are not AutoAttack's.
+
+The files are jaxadv/models/zoo/registry.json and experiments/data/imagenet_robustbench.json.
 """
 
 import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from . import _zoo_networks
 
 ROOT = Path(__file__).parents[1]
 REGISTRY = ROOT / "jaxadv" / "models" / "zoo" / "registry.json"
+IMAGES = ROOT / "experiments" / "data" / "imagenet_robustbench.json"
 VERSION = "1.1.1"
 # Heading and sub-heading of a table in the README, its data set, threat and number of test images.
 LEADERBOARDS = {
@@ -119,6 +123,26 @@ def render(checkout: Path) -> str:
     return f'{{"source": {head},\n"entries": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
+def render_images(checkout: Path) -> str:
+    """The text of the list of ImageNet images: numbers of the validation set, and labels."""
+    folder = checkout / "robustbench" / "helper_files"
+    synsets = json.loads((folder / "imagenet_class_to_id_map.json").read_text(encoding="utf-8"))
+    lines = (folder / "imagenet_test_image_ids.txt").read_text(encoding="utf-8").split()
+    matches = [re.fullmatch(r"(n\d{8})/ILSVRC2012_val_(\d{8})\.JPEG", line) for line in lines]
+    found = [(int(match[2]), synsets[match[1]]) for match in matches if match]
+    if len(found) != len(lines):
+        raise ValueError(f"{folder}: a line is not SYNSET/ILSVRC2012_val_NUMBER.JPEG")
+    source = {
+        "package": f"robustbench {VERSION}",
+        "file": "robustbench/helper_files/imagenet_test_image_ids.txt",
+        "license": "MIT, (c) 2020 Francesco Croce, Maksym Andriushchenko, Vikash Sehwag",
+        "made_by": "python -m benchmarks.zoo_registry --robustbench=CHECKOUT",
+    }
+    columns = zip(("numbers", "labels"), zip(*found, strict=True), strict=True)
+    parts = [f'"{name}": [\n{textwrap.fill(str(v)[1:-1], 100)}\n]' for name, v in columns]
+    return f'{{"source": {json.dumps(source)},\n' + ",\n".join(parts) + "}\n"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m benchmarks.zoo_registry",
@@ -127,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--robustbench", type=folder, required=True, help="checkout of RobustBench's repository"
     )
-    parser.add_argument("--check", action="store_true", help="fail if the registry would change")
+    parser.add_argument("--check", action="store_true", help="fail if a file would change")
     return parser
 
 
@@ -135,14 +159,15 @@ def _main(options: argparse.Namespace) -> None:
     if not (options.robustbench / "README.md").is_file():
         raise FileNotFoundError(f"--robustbench={options.robustbench}: no README.md in it")
     sys.path.insert(0, str(options.robustbench))
-    text = render(options.robustbench)
-    if options.check:
-        if text != REGISTRY.read_text(encoding="utf-8"):
-            raise ValueError(f"{REGISTRY} differs from {options.robustbench}; run without --check")
-        print(f"{REGISTRY} is up to date")
-        return
-    write_atomically(REGISTRY, text.encode())
-    print(f"written: {REGISTRY} ({len(json.loads(text)['entries'])} entries)")
+    files = {REGISTRY: render(options.robustbench), IMAGES: render_images(options.robustbench)}
+    for path, text in files.items():
+        if not options.check:
+            write_atomically(path, text.encode())
+            print(f"written: {path}")
+        elif text != path.read_text(encoding="utf-8"):
+            raise ValueError(f"{path} differs from {options.robustbench}; run without --check")
+        else:
+            print(f"{path} is up to date")
 
 
 def main() -> None:

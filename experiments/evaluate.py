@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         help="id of one of RobustBench's models, whose network, normalization, threat and eps are "
-        "known; python -m experiments.zoo lists them",
+        "known, on the test images of its published figures, for ImageNet RobustBench's own 5,000; "
+        "python -m experiments.zoo lists them",
     )
     parser.add_argument(
         "--weights", help="PyTorch or safetensors file of --model, or hf://OWNER/NAME/FILE"
@@ -152,7 +153,8 @@ def main() -> None:
         if options["model"] is not None and options["weights"] is not None:
             found = published.find(options["model"], wanted, options["threat"])
             options["weights"] = weights.locate(options["weights"])
-            wanted = found.dataset
+            # ImageNet is never downloaded, and only its validation images are needed.
+            wanted = None if found.dataset == "imagenet" else found.dataset
         elif wanted is None and options["workdir"] is not None:
             wanted = RunDirectory(options["workdir"]).config().dataset
         if wanted is not None:

@@ -13,9 +13,9 @@ from ._dataset import Dataset as Dataset
 from ._dataset import Split as Split
 from ._dataset import split as split
 from ._fetch import ensure as ensure
-from ._imagenet import imagenet_test_images as imagenet_test_images
 from ._registry import NAMES as NAMES
 from ._registry import load as load
+from ._robustbench import robustbench_images as robustbench_images
 from ._rows import Rows as Rows
 from ._rows import central as central
 from ._rows import take as take

@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,9 @@ def load_imagenet(data_dir: str | Path | None = None) -> Dataset:
     folder = find_imagenet(data_dir)
     images, labels = [], []
     for part in _PARTS:
-        records = Records(_files(folder, part))
+        records = Records(files(folder, part))
         images.append(Pictures(records, SIDE))
-        labels.append(_labels(records, part, data_folder(data_dir)))
+        labels.append(index(records, part, data_folder(data_dir))[0])
     train, test = images
     return Dataset(
         "imagenet",
@@ -55,7 +56,7 @@ def load_imagenet(data_dir: str | Path | None = None) -> Dataset:
         labels[0],
         Center(test, CENTER),
         labels[1],
-        class_names=_class_names(folder),
+        class_names=class_names(folder),
         source=f"array_record files ({folder.name})",
         verification=f"none: {len(train):,} training and {len(test):,} test records",
         mean=MEAN,
@@ -63,34 +64,8 @@ def load_imagenet(data_dir: str | Path | None = None) -> Dataset:
     )
 
 
-def imagenet_test_images(preparation: str, data_dir: str | Path | None = None) -> Pictures:
-    """ImageNet's test pictures as images, prepared as published models expect them.
-
-    Args:
-      preparation: in RobustBench's words: "BicubicRes256Crop224" scales the shorter side to 256 by
-        cubic interpolation and takes the central 224 pixels; linear without "Bicubic"; "Crop288"
-        does not scale.
-      data_dir: folder with the data; see :func:`experiments.data.load`.
-
-    Returns:
-      Images to be read by row, in the order of the data set's labels.
-
-    Raises:
-      DataMissingError: if there are no files of ImageNet.
-      ValueError: if the preparation is not of that form.
-    """
-    found = re.fullmatch(r"(Bicubic)?(?:Res(\d+))?Crop(\d+)", preparation)
-    if found is None:
-        raise ValueError(
-            f"preparation={preparation!r} is not [Bicubic][ResN]CropN, such as Res256Crop224"
-        )
-    records = Records(_files(find_imagenet(data_dir), "validation"))
-    bicubic, scale, side = found.groups()
-    return Pictures(records, int(side), scale=int(scale or 0), bicubic=bicubic is not None)
-
-
-def find_imagenet(data_dir: str | Path | None = None) -> Path:
-    """The folder with ImageNet's files.
+def find_imagenet(data_dir: str | Path | None = None, parts: Sequence[str] = _PARTS) -> Path:
+    """The folder with ImageNet's files of some parts.
 
     Raises:
       DataMissingError: if there is none.
@@ -99,7 +74,7 @@ def find_imagenet(data_dir: str | Path | None = None) -> Path:
     default = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     prepared = [path for root in (folder, default) for path in (root / "imagenet2012").glob("*")]
     for path in (folder / "imagenet", *sorted(prepared, reverse=True)):
-        if all(_files(path, part) for part in _PARTS):
+        if all(files(path, part) for part in parts):
             return path
     raise DataMissingError(
         f"imagenet is not in {folder} (imagenet/ or imagenet2012/) nor in {default}",
@@ -108,48 +83,62 @@ def find_imagenet(data_dir: str | Path | None = None) -> Path:
     )
 
 
-def _files(folder: Path, part: str) -> list[Path]:
+def files(folder: Path, part: str) -> list[Path]:
+    """The files of a part, "train" or "validation", in order."""
     return sorted(folder.glob(f"*{part}*.array_record*"))
 
 
-def _labels(records: Records, part: str, folder: Path) -> np.ndarray:
-    """The labels of all records, from the copy of an earlier call if the files are the same."""
+def index(records: Records, part: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and numbers of all records, from an earlier call's copy if the files are the same.
+
+    Args:
+      records: all records.
+      part: "train" or "validation".
+      folder: where the copy is kept.
+
+    Returns:
+      Labels, and the numbers N of the names ILSVRC2012_val_N.JPEG or -1; int32 (N,).
+    """
     found = [(path.name, path.stat()) for path in records.paths]
     text = ";".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found)
     identity = hashlib.sha256(text.encode()).hexdigest()
-    kept = folder / f"imagenet-{part}-labels.npz"
+    kept = folder / f"imagenet-{part}-index.npz"
     if kept.is_file():
         try:
             with np.load(kept, allow_pickle=False) as file:
                 if str(file["identity"]) == identity and len(file["labels"]) == len(records):
-                    return file["labels"]
+                    return file["labels"], file["numbers"]
         except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"{kept} is damaged ({error}); reading the labels again", stacklevel=2)
-    labels = np.array([_label(records, row) for row in range(len(records))], np.int32)
+            warnings.warn(f"{kept} is damaged ({error}); reading the labels again", stacklevel=3)
+    facts = np.array([_facts(records, row) for row in range(len(records))], np.int32)
+    labels, numbers = facts.T
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, identity=identity, labels=labels)
+        np.savez(partial, identity=identity, labels=labels, numbers=numbers)
         partial.rename(kept)
     except OSError as error:
-        warnings.warn(f"the labels can't be kept in {kept} ({error})", stacklevel=2)
-    return labels
+        warnings.warn(f"the labels can't be kept in {kept} ({error})", stacklevel=3)
+    return labels, numbers
 
 
-def _label(records: Records, row: int) -> int:
+def _facts(records: Records, row: int) -> tuple[int, int]:
+    """Label of a record, and number of its name."""
     try:
-        label = example(records.read(row)).get("label")
+        features = example(records.read(row))
     except Exception as error:  # array_record has no type of its own
         raise DataError(
             records.where(row), f"cannot be read ({error})", "Restore the file from a copy"
         ) from error
+    label, name = features.get("label"), features.get("file_name")
     if not isinstance(label, int) or not 0 <= label < NUM_CLASSES:
         problem = f"its label is {label!r}, not within 0 to {NUM_CLASSES - 1}"
         raise DataError(records.where(row), problem, "Prepare the data again with labels")
-    return label
+    number = re.search(rb"ILSVRC2012_val_(\d{8})\.JPEG$", name if isinstance(name, bytes) else b"")
+    return label, int(number[1]) if number else -1
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
+def class_names(folder: Path) -> tuple[str, ...]:
     """The synsets that tensorflow_datasets writes, or else the numbers of the classes."""
     file = folder / "label.labels.txt"
     names = file.read_text(encoding="utf-8").split() if file.is_file() else []

@@ -86,6 +86,13 @@ class Records:
         with self._lock:
             return self._open(index).read([position])[0]
 
+    def picture(self, row: int) -> bytes:
+        """The JPEG or PNG of a record."""
+        found = example(self.read(row)).get("image")
+        if not isinstance(found, bytes):
+            raise DataError(self.where(row), "has no feature 'image'", "Prepare the data again")
+        return found
+
     def where(self, row: int) -> str:
         """Names a record."""
         index, position = self._place(row)
@@ -116,16 +123,38 @@ class Records:
         return count
 
 
-class Pictures(Rows):
-    """The pictures of records: decoded, scaled to the shorter side, their central square.
+class Files:
+    """JPEG or PNG files, one a picture.
 
     Args:
-      records: serialized ``tf.train.Example`` with a JPEG or PNG in the feature "image".
+      paths: the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def picture(self, row: int) -> bytes:
+        """The content of a file."""
+        return self.paths[row].read_bytes()
+
+    def where(self, row: int) -> str:
+        """Names a file."""
+        return str(self.paths[row])
+
+
+class Pictures(Rows):
+    """Pictures from files: decoded, scaled to the shorter side, their central square.
+
+    Args:
+      records: files, or serialized ``tf.train.Example`` with a JPEG or PNG in "image".
       side: H and W.
       options: of :func:`square`.
     """
 
-    def __init__(self, records: Records, side: int, **options: Any):
+    def __init__(self, records: Records | Files, side: int, **options: Any):
         self.records, self.shape = records, (len(records), side, side, 3)
         self.options = options
 
@@ -136,9 +165,7 @@ class Pictures(Rows):
         return self.records.where(row)
 
     def _picture(self, row: int) -> np.ndarray:
-        found = example(self.records.read(row)).get("image")
-        if not isinstance(found, bytes):
-            raise DataError(self.where(row), "has no feature 'image'", "Prepare the data again")
+        found = self.records.picture(row)
         try:
             return square(found, self.shape[1], **self.options)
         except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others

@@ -75,10 +75,7 @@ def load(
         ValueError: if the file does not match the network.
     """
     path = files.locate(weights)
-    loaded = data.load(entry.dataset, data_dir)
-    images: Any = loaded.test_images
-    if entry.preprocessing is not None:
-        images = data.imagenet_test_images(entry.preprocessing, data_dir)
+    images, labels, class_names = _test_images(entry, data_dir)
     module = zoo.build(entry)
     variables = models.load_torch(path, module, entry=part or entry.part)
     return Subject(
@@ -86,8 +83,8 @@ def load(
         variables["params"],
         variables.get("batch_stats", {}),
         images,
-        loaded.test_labels,
-        loaded.class_names,
+        labels,
+        class_names,
         norm=entry.threat,
         eps=entry.radius,
         pgd={"step_size": entry.radius / 4, "num_steps": 20, "num_restarts": 1},
@@ -113,6 +110,14 @@ def load(
             },
         },
     )
+
+
+def _test_images(entry: zoo.Entry, data_dir: Any) -> tuple[Any, np.ndarray, tuple[str, ...]]:
+    """Those that the published figures are of, with labels and names of the classes."""
+    if entry.preprocessing is not None:
+        return data.robustbench_images(entry.preprocessing, data_dir)
+    loaded = data.load(entry.dataset, data_dir)
+    return loaded.test_images, loaded.test_labels, loaded.class_names
 
 
 def check_clean(subject: Subject, entry: zoo.Entry, *, batch_size: int | None = None) -> dict:

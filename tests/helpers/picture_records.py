@@ -28,10 +28,10 @@ def varint(value):
     return data + bytes([value])
 
 
-def record(picture, label):
+def record(picture, label, name="n01440764_1.JPEG"):
     """A serialized tf.train.Example as tensorflow_datasets writes it: int64 lists are packed."""
     integers = field(3, field(1, varint(label)))
-    strings = {"file_name": b"n01440764_1.JPEG", "image": picture}
+    strings = {"file_name": name.encode(), "image": picture}
     entries = {name: field(1, field(1, value)) for name, value in strings.items()}
     entries["label"] = integers
     body = (field(1, field(1, name.encode()) + field(2, value)) for name, value in entries.items())
@@ -53,7 +53,7 @@ def pictures(number, seed=0, size=None):
 
 
 def write(folder, part, files, labels, shards=3):
-    """Writes records in shards of different lengths."""
+    """Writes records, named by number, in shards of different lengths."""
     from array_record.python import array_record_module
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,9 @@ def write(folder, part, files, labels, shards=3):
     for shard, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         path = folder / f"imagenet2012-{part}.array_record-{shard:05d}-of-{len(bounds) - 1:05d}"
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-        for picture, label in zip(files[first:end], labels[first:end], strict=True):
-            writer.write(record(picture, int(label)))
+        for row in range(first, end):
+            name = f"ILSVRC2012_val_{row + 1:08d}.JPEG"
+            writer.write(record(files[row], int(labels[row]), name))
         writer.close()
 
 

@@ -55,46 +55,6 @@ def test_pictures_are_scaled_and_cut_as_by_torchvision(folder):
         np.testing.assert_array_equal(found, image.crop((left, top, left + 28, top + 28)))
 
 
-@pytest.mark.parametrize(
-    ("preparation", "scale", "resample", "side"),
-    [
-        ("Res32Crop28", 32, Image.Resampling.BILINEAR, 28),
-        ("BicubicRes32Crop28", 32, Image.Resampling.BICUBIC, 28),
-        ("BicubicRes28Crop28", 28, Image.Resampling.BICUBIC, 28),
-        ("Crop28", None, None, 28),
-        ("Crop61", None, None, 61),  # larger than pictures, which get a border
-    ],
-)
-def test_pictures_are_prepared_as_published_models_expect(
-    folder, preparation, scale, resample, side
-):
-    """Resize and CenterCrop of torchvision by their definitions, from the JPEGs themselves."""
-    files, _ = pictures(VALIDATION, 2)
-    images = data.imagenet_test_images(preparation, folder)
-    assert images.shape == (VALIDATION, side, side, 3)
-    bordered = 0
-    for file, found in zip(files, images[:], strict=True):
-        image = Image.open(io.BytesIO(file)).convert("RGB")
-        if scale is not None:
-            width, height = image.size
-            short = min(width, height)
-            image = image.resize((scale * width // short, scale * height // short), resample)
-        expected = np.asarray(image)
-        # Padded by half of what is missing, rounded down at the top left, then cut.
-        missing = [max(side - length, 0) for length in expected.shape[:2]]
-        bordered += any(missing)
-        pads = [(n // 2, n - n // 2) for n in missing]
-        expected = np.pad(expected, [*pads, (0, 0)])
-        top, left = (int(round((length - side) / 2.0)) for length in expected.shape[:2])
-        np.testing.assert_array_equal(found, expected[top : top + side, left : left + side])
-    assert (bordered > 0) == (scale is None)
-
-
-def test_a_preparation_that_is_not_understood_is_named(folder):
-    with pytest.raises(ValueError, match="preparation='Res224' is not .*such as Res256Crop224"):
-        data.imagenet_test_images("Res224", folder)
-
-
 def test_rows_are_indexed_like_arrays(folder):
     images = data.load("imagenet", folder).train_images
     whole = np.asarray(images)
@@ -134,7 +94,7 @@ def test_records_are_read_as_tensorflow_datasets_writes_them(tmp_path):
 
 def test_labels_are_kept_until_the_files_change(folder, monkeypatch):
     first = data.load("imagenet", folder)
-    kept = folder / "imagenet-train-labels.npz"
+    kept = folder / "imagenet-train-index.npz"
     read = _rows.Records.read
     monkeypatch.setattr(_rows.Records, "read", lambda self, row: pytest.fail("read again"))
     np.testing.assert_array_equal(data.load("imagenet", folder).train_labels, first.train_labels)
@@ -143,7 +103,7 @@ def test_labels_are_kept_until_the_files_change(folder, monkeypatch):
     write(folder / "imagenet2012" / "5.1.0", "train", files, np.arange(TRAIN))
     np.testing.assert_array_equal(data.load("imagenet", folder).train_labels, np.arange(TRAIN))
     kept.write_bytes(b"PK damaged")
-    with pytest.warns(UserWarning, match="imagenet-train-labels.npz is damaged"):
+    with pytest.warns(UserWarning, match="imagenet-train-index.npz is damaged"):
         found = data.load("imagenet", folder)
     np.testing.assert_array_equal(found.train_labels, np.arange(TRAIN))
 
