@@ -187,7 +187,7 @@ def verdicts(data: Data) -> list[Verdict]:
     # "0 in all seeds": not only in the median.
     none = not any(data.values(BASE, "l2", "at", "late", switches("1%")))
     verdict = _judge(medians, [0], 0, lambda base: base[0].low > 0)
-    verdict = "not shown" if verdict == "supported" and not none else verdict
+    verdict = "not shown" if verdict in ("supported", "base only") and not none else verdict
     found.append(
         Verdict("H4", "optimal L2 attacks do not switch within 1 %", verdict, medians, [""], True)
     )
@@ -247,7 +247,7 @@ def verdict_table(data: Data) -> str:
     """The hypotheses, in Markdown: the base setting, and the medians of the others."""
     others = [setting for setting in data.settings if setting != BASE]
     lines = [
-        "| | hypothesis | verdict | base: median [interval] | " + " | ".join(others) + " |",
+        "| " + " | ".join(["", "hypothesis", "verdict", "base: median [interval]", *others]) + " |",
         "|---" * (4 + len(others)) + "|",
     ]
     for found in verdicts(data):
@@ -263,7 +263,7 @@ def verdict_table(data: Data) -> str:
         ]
         row = [found.name, found.statement, f"**{found.verdict}**", "; ".join(named), *cells]
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    return re.sub(r"(\d)%", r"\1 %", "\n".join(lines))
 
 
 def checks(data: Data) -> dict[str, Any]:
