@@ -57,7 +57,7 @@ class Attacks:
 
     def __init__(self, loss: Callable, norm: Any, eps: float) -> None:
         self.norm, self.eps = norm, eps
-        options = dict(norm=norm, eps=eps, bounds=(0.0, 1.0))
+        options: Any = dict(norm=norm, eps=eps, bounds=(0.0, 1.0))
         of = lambda label: lambda x, params: loss(params, x, label)
 
         def climb(params, images, labels, starts):

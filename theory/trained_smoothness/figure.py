@@ -29,12 +29,18 @@ SNAPSHOTS = {"late": style.GREEN, "equal loss": style.YELLOW}
 def draw(data: Data, setting: str = "base") -> Figure:
     """Draws the figure; medians over seeds with their intervals."""
     with rc_context(style.STYLE):
-        figure = Figure(figsize=(11.0, 6.4))
-        panels = figure.subplots(2, 3, width_ratios=(1, 1, 1.25))
+        norms = [norm for norm in NORMS if data.rows(setting, norm, "at", "late")]
+        figure = Figure(figsize=(11.0, 1.0 + 2.7 * len(norms)))
+        panels = figure.subplots(len(norms), 3, width_ratios=(1, 1, 1.25), squeeze=False)
         figure.subplots_adjust(
-            left=0.085, right=0.985, top=0.94, bottom=0.18, wspace=0.42, hspace=0.2
+            left=0.085,
+            right=0.985,
+            top=1 - 0.38 / figure.get_figheight(),
+            bottom=1.15 / figure.get_figheight(),
+            wspace=0.42,
+            hspace=0.2,
         )
-        for norm, (first, second, third) in zip(NORMS, panels, strict=True):
+        for norm, (first, second, third) in zip(norms, panels, strict=True):
             _parts(first, data, setting, norm)
             _fates(second, data, setting, norm)
             _forest(third, data, norm)
@@ -44,10 +50,10 @@ def draw(data: Data, setting: str = "base") -> Figure:
         panels[0, 0].set_title("change of the gradient, by source")
         panels[0, 1].set_title("what the attacks do in a step")
         panels[0, 2].set_title("AT+EnSGD over AT")
-        for axes in panels[1, :2]:
+        for axes in panels[-1, :2]:
             axes.set_xlabel("step")
-        panels[1, 2].set_xlabel("ratio within a seed")
-        _legends(panels[1])
+        panels[-1, 2].set_xlabel("ratio within a seed")
+        _legends(panels[-1])
     return figure
 
 
@@ -119,7 +125,7 @@ def _forest(axes, data: Data, norm: str) -> None:
 
 
 def _legends(panels) -> None:
-    line = lambda label, **options: Line2D([], [], label=label, **{"ls": "none"} | options)
+    line = lambda label, **options: Line2D([], [], label=label, ls="none", **options)
     methods = [line(LABELS[m], marker="s", color=c) for m, c in COLORS.items()]
     kinds = [
         line("attacks move", marker="o", color="0.3"),

@@ -44,7 +44,7 @@ class Probe:
             logits = module.apply({"params": unravel(params)}, images)[0]
             return jax.nn.logsumexp(logits) - logits[label]
 
-        options = dict(norm=norm, eps=EPS[setting.data][norm], bounds=(0.0, 1.0))
+        options: Any = dict(norm=norm, eps=EPS[setting.data][norm], bounds=(0.0, 1.0))
 
         def jacobian(params, images, labels, points):
             def one(given):
@@ -112,7 +112,7 @@ class Probe:
             ]
             union, residuals = self._united(ends, own, x, labels)
             here = union[0].points[:, 0]
-            row = {
+            row: dict[str, Any] = {
                 "loss": float(union[0].values[:, 0].mean()),
                 "weights": float(np.linalg.norm(theta)),
             }

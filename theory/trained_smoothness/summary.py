@@ -318,7 +318,11 @@ def check_table(data: Data) -> str:
         ("pairs not decided by following", part(found["undecided"])),
     ]  # fmt: skip
     return "\n".join(
-        ["| check of the attacks | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
+        [
+            "| check of the attacks | |",
+            "|---|---|",
+            *(f"| {a} | {b} |" for a, b in rows if b != "nan"),
+        ]
     )
 
 
