@@ -174,6 +174,34 @@ def _dm_wide(model: Any) -> tuple[str | None, dict[str, Any]]:
     return "dm_wide_resnet", sizes | {"activation": "silu"} | sparse
 
 
+def _robust_wide(model: Any) -> tuple[str | None, dict[str, Any]]:
+    """WideResNets with numbers of blocks and channels of their own."""
+    deepmind = hasattr(model, "init_conv")
+    stages = [
+        part.block if deepmind else part.layer
+        for part in (model.layer if deepmind else model.blocks)
+    ]
+    stem = model.init_conv if deepmind else model.stem_conv
+    second = "conv_1" if deepmind else "conv2"
+    options: dict[str, Any] = {
+        "blocks": [len(stage) for stage in stages],
+        "channels": [
+            part.out_channels for part in (stem, *(getattr(stage[0], second) for stage in stages))
+        ],
+    }
+    activation = getattr(model, "act1" if hasattr(model, "act1") else "relu")
+    options["activation"] = {"SiLU": "silu", "ReLU": "relu"}[type(activation).__name__]
+    if not deepmind:
+        names = "huang2022" if hasattr(model, "norm1") else "huang2021"
+        return "wide_resnet", options | {"names": names}
+    first: Any = stages[0][0]
+    if first.se is None or first.se_order != 2:
+        return None, {}
+    options["squeeze"] = first.se.fc1.out_channels / options["channels"][1]
+    sparse = {"mean_sparse": True} if hasattr(model, "meansparse_end") else {}
+    return "dm_wide_resnet", options | sparse
+
+
 def _preact(model: Any) -> tuple[str | None, dict[str, Any]]:
     stages = [model.layer1, model.layer2, model.layer3, model.layer4]
     if [len(stage) for stage in stages] != [2, 2, 2, 2]:
@@ -234,6 +262,14 @@ _ARCHITECTURES: dict[tuple[str, str], Callable[[Any], tuple[str | None, dict[str
     ("dm_wide_resnet", "DMWideResNet"): _dm_wide,
     ("Meansparse_wrn_70_16", "DMWideResNet"): _dm_wide,
     ("Meansparse_wrn_94_16", "MeanSparse_DMWideResNet"): _dm_wide,
+    ("Meansparse_ra_wrn_70_16", "NormalizedWideResNet"): _robust_wide,
+    ("robustarch_wide_resnet", "NormalizedWideResNet"): _robust_wide,
+    ("robust_wide_resnet", "RobustWideResNet"): _robust_wide,
+    ("robust_resnet", "PreActResNet"): _robust_wide,
+    ("boosting_wide_resnet", "BoostingWideResNet"): lambda model: (
+        "wide_resnet",
+        _wide(model)[1] | {"bias_last": False, "cosine": True},
+    ),
     ("dm_wide_resnet", "DMPreActResNet"): lambda model: (
         "dm_preact_resnet18",
         {"activation": "silu"},

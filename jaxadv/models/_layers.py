@@ -188,12 +188,14 @@ class Head(nn.Module):
       num_classes: K.
       zero_bias: initialize the bias to 0 (WideResNet) instead of PyTorch's default (PreActResNet).
       use_bias: whether there is a bias.
+      cosine: divide the pooled features and each class's weights by their lengths.
       param_dtype: dtype of the parameters.
     """
 
     num_classes: int
     zero_bias: bool = False
     use_bias: bool = True
+    cosine: bool = False
     param_dtype: Any = jnp.float32
 
     @nn.compact
@@ -203,12 +205,20 @@ class Head(nn.Module):
         kernel = self.param(
             "kernel", torch_uniform, (x.shape[-1], self.num_classes), self.param_dtype
         )
+        if self.cosine:
+            pooled, kernel = _unit(pooled, 1), _unit(kernel, 0)
         logits = pooled @ kernel
         if not self.use_bias:
             return logits
         bias_init = nn.initializers.zeros if self.zero_bias else torch_uniform_bias(x.shape[-1])
         bias = self.param("bias", bias_init, (self.num_classes,), self.param_dtype)
         return logits + bias.reshape(1, -1)
+
+
+def _unit(x: Array, axis: int) -> Array:
+    """Vectors along an axis divided by their lengths, or by 1e-12 if that is larger."""
+    squares = jnp.sum(jnp.square(x), axis, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
 def check_positive(**sizes: int) -> None:

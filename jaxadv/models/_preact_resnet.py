@@ -31,6 +31,32 @@ ShortcutInput: TypeAlias = Literal["activated", "raw"]
 Names: TypeAlias = Literal["awp", "deepmind"]
 
 
+class SqueezeExcitation(nn.Module):
+    r"""Weighs channels by what their means say (Hu et al., 2018, "Squeeze-and-Excitation").
+
+    .. math:: y = x \, \sigma(W_2 \max(W_1 \bar x + b_1, 0) + b_2)
+
+    Attributes:
+      features: number of rows of W_1.
+      dtype: dtype of the computation; None is the common dtype of images and parameters.
+      param_dtype: dtype of the parameters.
+    """
+
+    features: int
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map (B, H, W, C) to the same shape."""
+        options: dict[str, Any] = dict(
+            use_bias=True, kernel_init=torch_uniform, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        y = jnp.mean(x, (1, 2), keepdims=True)
+        y = nn.relu(Conv(self.features, (1, 1), name="fc1", **options)(y))
+        return x * nn.sigmoid(Conv(x.shape[-1], (1, 1), name="fc2", **options)(y))
+
+
 class PreActBlock(nn.Module):
     """BN, activation, 3x3 convolution, twice, plus the input (or a convolution of it).
 
@@ -41,6 +67,8 @@ class PreActBlock(nn.Module):
       shortcut_size: size of its kernel, 1 or 3.
       padding: of 3x3 convolutions with stride 2, see `PreActResNet`.
       mean_sparse: a `MeanSparse` after each BN and at the end.
+      squeeze: features of a `SqueezeExcitation` after the second convolution, as a share of its
+        channels; None for none.
       conv_init: initializer of the kernels.
       activation, dtype, param_dtype, gradients, unbiased: see `PreActResNet`.
     """
@@ -51,6 +79,7 @@ class PreActBlock(nn.Module):
     shortcut_size: int = 1
     padding: Padding = "symmetric"
     mean_sparse: bool = False
+    squeeze: float | None = None
     conv_init: Any = torch_uniform
     activation: Activation = "relu"
     dtype: Any = None
@@ -96,6 +125,10 @@ class PreActBlock(nn.Module):
             shortcut = conv("shortcut", self.shortcut_size, self.strides)(source)
         out = conv("conv1", 3, self.strides)(out)
         out = conv("conv2", 3, 1)(activated("2", out))
+        if self.squeeze is not None:
+            out = SqueezeExcitation(
+                round(self.squeeze * self.features), self.dtype, self.param_dtype, name="se"
+            )(out)
         return sparse("3", out + shortcut)
 
 

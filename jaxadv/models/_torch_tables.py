@@ -97,46 +97,43 @@ PREACT_DEEPMIND: Table = (
     logits                         linear                         linear
     """,
 )
-WIDE_TRADES: Table = (
-    """
-    conv1                          conv1                          conv
+
+
+def _wide_resnet(stem: str, block: str, parts: str, last: str) -> Table:
+    """From the names of a block's five parts and of the last two modules."""
+    bn1, conv1, bn2, conv2, shortcut = parts.split()
+    bn, linear = last.split()
+    ours = "block{stage1}_{block}"
+    return (
+        f"{stem} conv1 conv",
+        f"""
+    {block}.{bn1}         {ours}.bn1       norm
+    {block}.meansparse_0  {ours}.sparse1   sparse
+    {block}.{conv1}       {ours}.conv1     conv
+    {block}.{bn2}         {ours}.bn2       norm
+    {block}.meansparse_1  {ours}.sparse2   sparse
+    {block}.{conv2}       {ours}.conv2     conv
+    {block}.{shortcut}    {ours}.shortcut  conv
+    {block}.se.fc1        {ours}.se.fc1    conv
+    {block}.se.fc2        {ours}.se.fc2    conv
+    {block}.meansparse_2  {ours}.sparse3   sparse
     """,
-    """
-    block{stage1}.layer.{block}.bn1           block{stage1}_{block}.bn1       norm
-    block{stage1}.layer.{block}.meansparse_0  block{stage1}_{block}.sparse1   sparse
-    block{stage1}.layer.{block}.conv1         block{stage1}_{block}.conv1     conv
-    block{stage1}.layer.{block}.bn2           block{stage1}_{block}.bn2       norm
-    block{stage1}.layer.{block}.meansparse_1  block{stage1}_{block}.sparse2   sparse
-    block{stage1}.layer.{block}.conv2         block{stage1}_{block}.conv2     conv
-    block{stage1}.layer.{block}.convShortcut  block{stage1}_{block}.shortcut  conv
-    block{stage1}.layer.{block}.meansparse_2  block{stage1}_{block}.sparse3   sparse
-    """,
-    """
-    bn1                            bn1                            norm
-    fc                             fc                             linear
-    meansparse_end                 sparse1                        sparse
-    """,
-)
-WIDE_DEEPMIND: Table = (
-    """
-    init_conv                      conv1                          conv
-    """,
-    """
-    layer.{stage}.block.{block}.batchnorm_0   block{stage1}_{block}.bn1       norm
-    layer.{stage}.block.{block}.meansparse_0  block{stage1}_{block}.sparse1   sparse
-    layer.{stage}.block.{block}.conv_0        block{stage1}_{block}.conv1     conv
-    layer.{stage}.block.{block}.batchnorm_1   block{stage1}_{block}.bn2       norm
-    layer.{stage}.block.{block}.meansparse_1  block{stage1}_{block}.sparse2   sparse
-    layer.{stage}.block.{block}.conv_1        block{stage1}_{block}.conv2     conv
-    layer.{stage}.block.{block}.shortcut      block{stage1}_{block}.shortcut  conv
-    layer.{stage}.block.{block}.meansparse_2  block{stage1}_{block}.sparse3   sparse
-    """,
-    """
-    batchnorm                      bn1                            norm
-    logits                         fc                             linear
-    meansparse_end                 sparse1                        sparse
-    """,
-)
+        f"{bn} bn1 norm\n {linear} fc linear\n meansparse_end sparse1 sparse",
+    )
+
+
+_TRADES = "bn1 conv1 bn2 conv2 convShortcut"
+_DEEPMIND = "batchnorm_0 conv_0 batchnorm_1 conv_1 shortcut"
+WIDE: dict[str, Table] = {
+    "trades": _wide_resnet("conv1", "block{stage1}.layer.{block}", _TRADES, "bn1 fc"),
+    "deepmind": _wide_resnet(
+        "init_conv", "layer.{stage}.block.{block}", _DEEPMIND, "batchnorm logits"
+    ),
+    "huang2021": _wide_resnet("stem_conv", "blocks.{stage}.layer.{block}", _TRADES, "bn1 fc"),
+    "huang2022": _wide_resnet(
+        "stem_conv", "blocks.{stage}.layer.{block}", "bn1 conv1 bn2 conv2 shortcut.0", "norm1 fc"
+    ),
+}
 
 
 XCIT: Table = (
@@ -251,7 +248,7 @@ def _mlp(module: MLP) -> Table:
 # By module; those with an attribute ``names`` have several.
 TABLES: dict[type[nn.Module], Callable[[Any], Table]] = {
     PreActResNet: lambda m: {"awp": PREACT_AWP, "deepmind": PREACT_DEEPMIND}[m.names],
-    WideResNet: lambda m: {"trades": WIDE_TRADES, "deepmind": WIDE_DEEPMIND}[m.names],
+    WideResNet: lambda m: WIDE[m.names],
     ResNet: lambda m: _resnet(
         *{"torchvision": ("downsample", "fc"), "cifar": ("shortcut", "linear")}[m.names]
     ),

@@ -28,7 +28,7 @@ from ._layers import (
 )
 from ._preact_resnet import PreActBlock
 
-Names: TypeAlias = Literal["trades", "deepmind"]
+Names: TypeAlias = Literal["trades", "deepmind", "huang2021", "huang2022"]
 
 
 class WideResNet(nn.Module):
@@ -38,13 +38,18 @@ class WideResNet(nn.Module):
       num_classes: K.
       depth: number of layers, 6 n + 4 for n blocks per stage.
       widen_factor: the stages have 16, 32 and 64 times as many channels.
+      blocks: blocks of the three stages instead of those of ``depth``, or None.
+      channels: of the stem and the three stages instead of those of ``widen_factor``, or None.
       mean: per-channel mean to subtract from the images, or None (with ``std=None``).
       std: per-channel divisor, or None.
       activation: a name ("relu", "swish", "softplus", ...) or a function.
       padding: zeros around 3x3 convolutions with stride 2, see `PreActResNet`.
       mean_sparse: a `MeanSparse` after each BN and each block.
+      squeeze: a `SqueezeExcitation` in each block with this share of its channels, or None.
       bias_last: whether the linear layer has a bias.
-      names: code whose state dict and initialization the network has, "trades" or "deepmind".
+      cosine: whether logits are the cosines of features and weights, see `Head`.
+      names: code whose state dict and initialization the network has: "trades", "deepmind", or of
+        Huang et al., "huang2021" or "huang2022".
       standardize: "image" to standardize each image, or None, see `PreActResNet`.
       unbiased: running variance as in PyTorch, see `BatchNorm`.
       dtype: dtype of the computation (``jnp.bfloat16`` for mixed precision); None is the common
@@ -56,12 +61,16 @@ class WideResNet(nn.Module):
     num_classes: int = 10
     depth: int = 34
     widen_factor: int = 10
+    blocks: tuple[int, ...] | None = None
+    channels: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = CIFAR10_MEAN
     std: tuple[float, ...] | None = CIFAR10_STD
     activation: Activation = "relu"
     padding: Padding = "symmetric"
     mean_sparse: bool = False
+    squeeze: float | None = None
     bias_last: bool = True
+    cosine: bool = False
     names: Names = "trades"
     standardize: Standardize = None
     unbiased: bool = True
@@ -72,11 +81,13 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
         """Map images (B, H, W, C) in [0, 1] to logits (B, K)."""
-        trades = self.names == "trades"
+        trades = self.names in ("trades", "huang2021")
+        blocks = self.blocks or 3 * ((self.depth - 4) // 6,)
+        stem, *stages = self.channels or (16, *(16 * self.widen_factor * 2**i for i in range(3)))
         conv_init = kaiming_fan_out if trades else torch_uniform
         x = normalize(images, self.mean, self.std, self.standardize)
         x = Conv(
-            16,
+            stem,
             padding=1,
             kernel_init=conv_init,
             dtype=self.dtype,
@@ -84,13 +95,14 @@ class WideResNet(nn.Module):
             gradients=self.gradients,
             name="conv1",
         )(x)
-        for stage in range(3):
-            for block in range((self.depth - 4) // 6):
+        for stage, features in enumerate(stages):
+            for block in range(blocks[stage]):
                 x = PreActBlock(
-                    16 * self.widen_factor * 2**stage,
+                    features,
                     strides=2 if stage > 0 and block == 0 else 1,
                     padding=self.padding,
                     mean_sparse=self.mean_sparse,
+                    squeeze=self.squeeze,
                     conv_init=conv_init,
                     activation=self.activation,
                     dtype=self.dtype,
@@ -108,6 +120,7 @@ class WideResNet(nn.Module):
             self.num_classes,
             zero_bias=trades,
             use_bias=self.bias_last,
+            cosine=self.cosine,
             param_dtype=self.param_dtype,
             name="fc",
         )
@@ -119,12 +132,16 @@ def wide_resnet(
     *,
     depth: int = 28,
     width: int = 10,
+    blocks: tuple[int, ...] | None = None,
+    channels: tuple[int, ...] | None = None,
     mean: tuple[float, ...] | None = CIFAR10_MEAN,
     std: tuple[float, ...] | None = CIFAR10_STD,
     activation: Activation = "relu",
     padding: Padding = "symmetric",
     mean_sparse: bool = False,
+    squeeze: float | None = None,
     bias_last: bool = True,
+    cosine: bool = False,
     names: Names = "trades",
     standardize: Standardize = None,
     unbiased: bool = True,
@@ -142,12 +159,16 @@ def wide_resnet(
       num_classes: K.
       depth: 6 n + 4; 10 makes the smallest network.
       width: the stages have 16, 32 and 64 times as many channels; 1 is for small machines.
+      blocks: see `WideResNet`, such as (27, 28, 13) of WRN-A4.
+      channels: see `WideResNet`, such as (16, 160, 448, 384) of WRN-A4.
       mean: see `WideResNet`; the default is CIFAR-10's.
       std: see `WideResNet`.
       activation: see `WideResNet`.
       padding: see `WideResNet`.
       mean_sparse: see `WideResNet`.
+      squeeze: see `WideResNet`.
       bias_last: see `WideResNet`.
+      cosine: see `WideResNet`; usual with ``bias_last=False``.
       names: see `WideResNet`.
       standardize: see `WideResNet`; needs ``mean=None, std=None``.
       unbiased: see `WideResNet`.
@@ -177,6 +198,13 @@ def wide_resnet(
     check_positive(num_classes=num_classes, depth=depth, width=width)
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth is {depth}; it must be 6 n + 4 with n >= 1: 10, 16, 22, 28, 34.")
+    for name, sizes, number in (("blocks", blocks, 3), ("channels", channels, 4)):
+        if sizes is not None:
+            if len(sizes) != number:
+                raise ValueError(f"{name} is {sizes!r}; it must have {number} numbers, or be None.")
+            check_positive(**{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+    if squeeze is not None and not 0 < squeeze <= 1:
+        raise ValueError(f"squeeze is {squeeze!r}; it must be within (0, 1], or None.")
     activation_fn(activation)
     check_literal("padding", padding, Padding)
     check_literal("names", names, Names)
@@ -185,12 +213,16 @@ def wide_resnet(
         num_classes=num_classes,
         depth=depth,
         widen_factor=width,
+        blocks=as_tuple(blocks),
+        channels=as_tuple(channels),
         mean=as_tuple(mean),
         std=as_tuple(std),
         activation=activation,
         padding=padding,
         mean_sparse=mean_sparse,
+        squeeze=squeeze,
         bias_last=bias_last,
+        cosine=cosine,
         names=names,
         standardize=standardize,
         unbiased=unbiased,

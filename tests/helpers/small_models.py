@@ -3,9 +3,9 @@
 SMALL = {
     "preact_resnet18": dict(width=2, blocks=(1, 1)),
     "dm_preact_resnet18": dict(width=2, blocks=(1, 1)),
-    "wide_resnet": dict(depth=10, width=1, bias_last=False),
+    "wide_resnet": dict(depth=10, width=1, bias_last=False, cosine=True),
     "wrn34_10": dict(depth=10, widen_factor=1),
-    "dm_wide_resnet": dict(depth=10, width=1, mean_sparse=True),
+    "dm_wide_resnet": dict(depth=10, width=1, mean_sparse=True, squeeze=0.25),
     "resnet18_cifar": dict(width=2, blocks=(1, 1)),
     "resnet50_cifar": dict(width=2, blocks=(1, 1)),
     "resnet18": dict(width=2, blocks=(1, 1)),

@@ -91,7 +91,9 @@ def _registry() -> tuple[dict[str, str], tuple[Entry, ...]]:
 
 
 def _entry(fields: dict[str, Any]) -> Entry:
-    fields = fields | {"options": MappingProxyType(fields["options"])}
+    read_only = lambda value: tuple(value) if isinstance(value, list) else value
+    options = {name: read_only(value) for name, value in fields["options"].items()}
+    fields = fields | {"options": MappingProxyType(options)}
     for name in ("mean", "std"):
         fields[name] = None if fields[name] is None else tuple(fields[name])
     return Entry(**fields)
