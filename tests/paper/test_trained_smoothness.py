@@ -60,13 +60,13 @@ def test_the_committed_data_hold_together(cells):
         assert cell["starts"] >= 16
         assert "+" not in cell["environment"]["commit"]
         seeds.setdefault((cell["setting"], cell["norm"]), set()).add(cell["seed"])
-    assert ("base", "l2") in seeds
+    assert {norm for setting, norm in seeds if setting == "base"} == set(NORMS)
     assert all(found == set(range(8)) for found in seeds.values())
 
 
 def test_the_audit_can_fail_and_passes(cells):
     found = summary.checks(summary.Data(cells))["violations"]
-    assert found["one_start"] > 10 * found["own_starts"]
+    assert found["one_start"] > 5 * found["own_starts"]
 
 
 def test_the_page_has_the_tables_of_the_data(cells):
@@ -98,16 +98,14 @@ def test_data_that_speak_against_a_hypothesis_change_its_verdict(cells):
         return next(v.verdict for v in found if v.name == name and "eigenvalue" not in v.statement)
 
     tiny, huge = 1e-6, 1e6
-    norms = [norm for norm in NORMS if any(cell["norm"] == norm for cell in cells)]
-    for norm in norms:
+    for norm in NORMS:
         label = summary.NORM_NAMES[norm]
         chosen = {"norm": norm, "method": "at"}
         assert verdict(scaled(cells, tiny, **chosen), f"H1, {label}") == "contradicted"
         assert verdict(scaled(cells, tiny, **chosen), f"H5, {label}") == "contradicted"
         assert verdict(scaled(cells, huge, **chosen), f"H1, {label}") in ("supported", "base only")
         assert verdict(scaled(cells, huge, **chosen), f"H5, {label}") in ("supported", "base only")
-    against = "contradicted" if "linf" in norms else "not run"
-    assert verdict(scaled(cells, tiny, norm="linf"), "H2") == against
+    assert verdict(scaled(cells, tiny, norm="linf"), "H2") == "contradicted"
 
 
 def test_an_interval_covers_the_median_of_seeds():
