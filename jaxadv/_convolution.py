@@ -180,8 +180,7 @@ def _convolve(
         if explicit:
             a, b = permute(a, first), permute(b, second)
         if missing == "kernel" and b.size == 0:  # a convolution with an empty kernel is undefined
-            counts = (array.shape[_of(role, form).index("C")] for array, role in
-                      ((a, first), (b, second)))  # fmt: skip
+            counts = a.shape[_of(first, form).index("C")], b.shape[_of(second, form).index("C")]
             return restore(jnp.zeros((*size, *counts), a.dtype), missing)
         if is_product:
             return restore(_product(a, b, missing, size, strides, precision), missing)

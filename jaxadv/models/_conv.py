@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-from .._convolution import LAYOUT, Pair, convolve
+from .._convolution import LAYOUT, Pads, Pair, convolve
 from ..types import Array
 
 Gradients: TypeAlias = Literal["auto", "native", "explicit"]
@@ -61,11 +61,12 @@ def conv2d(
         raise ValueError(f"images is {images.dtype} and kernel {kernel.dtype}; cast one of them.")
     steps = (strides, strides) if isinstance(strides, int) else strides
     size = kernel.shape[:2]
+    pads: Pads
     if isinstance(padding, str):
         rows, columns = lax.padtype_to_pads(images.shape[1:3], size, steps, padding)
         pads = (rows, columns)
     else:
-        pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+        pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     if gradients == "native":
         return lax.conv_general_dilated(
             images, kernel, window_strides=steps, padding=pads, dimension_numbers=LAYOUT
