@@ -10,6 +10,7 @@ not ours. Says whether results have the same bits, else the share of equal verdi
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def comparisons(options):
     images = jax.random.uniform(jax.random.key(0), shape)
     module = Plain(options.width)
     variables = module.init(jax.random.key(1), images[:1])
-    plain = lambda x: module.apply(variables, x)
+    plain: Any = lambda x: module.apply(variables, x)
     labels = plain(images).argmax(1).astype(jnp.int32)
     size = f"six flax.linen.Conv of width {options.width}, batch {options.batch_size}"
     threat = dict(norm="linf", eps=8 / 255, step_size=2 / 255, num_steps=options.num_steps)
@@ -100,11 +101,11 @@ def comparisons(options):
         given = (jax.random.key(3), network, jnp.asarray(x), jnp.asarray(y))
         yield (
             f"Square, {queries} queries, {name}",
-            lambda: attacks.square(*given, norm="linf", eps=eps, num_queries=queries).robust,
+            lambda: attacks.square(*given, norm="linf", eps=eps, num_queries=queries).success,
         )
         yield (
             f"APGD-CE, {steps} steps, {name}",
-            lambda: attacks.apgd(*given, norm="linf", eps=eps, num_steps=steps).robust,
+            lambda: attacks.apgd(*given, norm="linf", eps=eps, num_steps=steps).success,
         )
 
 
@@ -157,7 +158,7 @@ def main(arguments=None) -> dict:
             "what": name,
             "seconds": summary(times),
             "ratio": ratio(times, "replaced", "as it is"),
-            "same_bits": bool(np.array_equal(*found)),
+            "same_bits": bool(np.array_equal(found[0], found[1])),
             "equal": float((found[0] == found[1]).mean()),
         })  # fmt: skip
         print(name, *(f"{k} {v['median']:.2f} s" for k, v in rows[-1]["seconds"].items()),
