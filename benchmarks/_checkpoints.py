@@ -158,9 +158,13 @@ def torch_model(checkpoint: Checkpoint):
     return logits_fn
 
 
-def resnets(width: int, seed: int = 0) -> tuple[Callable, Callable]:
-    """PreActResNet-18 with random weights in JAX, and the same in PyTorch (evaluation mode)."""
-    module = models.preact_resnet18(10, width=width)
+def resnets(width: int, seed: int = 0, *, plain: bool = False) -> tuple[Callable, Callable]:
+    """PreActResNet-18 with random weights in JAX, and the same in PyTorch (evaluation mode).
+
+    With ``plain`` its convolutions are those of ``flax.linen.Conv``, as in a user's own network.
+    """
+    gradients: models.Gradients = "native" if plain else "auto"
+    module = models.preact_resnet18(10, width=width, gradients=gradients)
     variables = module.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
     tensors = _torch_resnet.weights(module, variables)
     mean, std = _torch_resnet.constants(module)

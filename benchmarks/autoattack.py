@@ -40,6 +40,9 @@ def parse(arguments=None):
     parser.add_argument(
         "--resnet_width", type=int, default=0, help="random network of this width, instead"
     )
+    parser.add_argument(
+        "--plain", action="store_true", help="a ResNet with the convolutions of flax.linen.Conv"
+    )
     parser.add_argument("--number", type=int, default=128)
     parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
     parser.add_argument("--eps", type=float, help="default: the checkpoint's")
@@ -62,7 +65,7 @@ def main(arguments=None) -> dict:
         torch.set_num_threads(options.threads)
     model: Any
     if options.resnet_width:
-        model, torch_fn = resnets(options.resnet_width)
+        model, torch_fn = resnets(options.resnet_width, plain=options.plain)
         x = np.random.default_rng(0).uniform(size=(options.number, 32, 32, 3)).astype(np.float32)
         y = np.asarray(model(jax.numpy.asarray(x)).argmax(1), np.int32)
         eps = 2e-4 if options.eps is None else options.eps

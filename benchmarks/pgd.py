@@ -30,6 +30,9 @@ def parse(arguments=None):
     parser.add_argument("--checkpoint")
     parser.add_argument("--data", help="data set, npz or idx file; default: the checkpoint's")
     parser.add_argument("--width", type=int, default=16, help="of PreActResNet-18")
+    parser.add_argument(
+        "--plain", action="store_true", help="a ResNet with the convolutions of flax.linen.Conv"
+    )
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--num_steps", type=int, default=20)
     parser.add_argument("--eps", type=float, help="default: the checkpoint's, or 8/255")
@@ -48,7 +51,7 @@ def task(options):
         x, y = load_images(options.data or checkpoint.dataset, options.batch_size)
         options.eps = checkpoint.eps if options.eps is None else options.eps
         return jax_model(checkpoint), torch_model(checkpoint), x, y
-    model, torch_fn = resnets(options.width)
+    model, torch_fn = resnets(options.width, plain=options.plain)
     shape = (options.batch_size, 32, 32, 3)
     x = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
     options.eps = 8 / 255 if options.eps is None else options.eps

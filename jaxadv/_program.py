@@ -4,7 +4,8 @@ JAX keys its caches by function objects, so a compiled attack that takes the mod
 argument recompiles for every new lambda, and keeps using the old weights of an object that is
 changed in place. Here a function is traced each time it is passed in: its operations become a
 :class:`Program`, compared and hashed by value, and the arrays it closes over become arguments. New
-weights therefore never recompile, and stale ones are never used.
+weights therefore never recompile, and stale ones are never used. What is evaluated is the program
+with its convolutions replaced (:mod:`jaxadv._rewrite`); digests are those of the one given.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from jax.extend import core as jex
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.tree_util import Partial
 
+from ._rewrite import is_enabled, replaced
 from .types import Array, PyTree
 
 # Functions of these modules only wrap the user's derivative rules; they are recreated at every
@@ -47,19 +49,29 @@ class Program:
         out: shapes and dtypes of the outputs, a pytree.
     """
 
-    def __init__(self, jaxpr: jex.Jaxpr, args: tuple, out: PyTree, key: "_Key") -> None:
+    def __init__(
+        self, jaxpr: jex.Jaxpr, args: tuple, out: PyTree, key: "_Key", *, fast: bool
+    ) -> None:
         self._jaxpr, self._key = jaxpr, key
+        self._evaluated = replaced(jaxpr) if fast else jaxpr
         self.args, self.out = args, out
 
     def __call__(self, arrays: list, *args: PyTree) -> PyTree:
         """Evaluates the function at ``args``, with ``arrays`` for those it closed over."""
+        return self._evaluate(self._evaluated, arrays, args)
+
+    def as_given(self, arrays: list, *args: PyTree) -> PyTree:
+        """The same with the convolutions that the function was written with."""
+        return self._evaluate(self._jaxpr, arrays, args)
+
+    def _evaluate(self, jaxpr: jex.Jaxpr, arrays: list, args: tuple) -> PyTree:
         leaves, tree = jax.tree.flatten(args)
         wanted, wanted_tree = jax.tree.flatten(self.args)
         found = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
         if tree != wanted_tree or found != [(leaf.shape, leaf.dtype) for leaf in wanted]:
             raise ValueError(f"called with {found}; this program was traced for {wanted}")
-        split = len(self._jaxpr.constvars)
-        outputs = jax.core.eval_jaxpr(self._jaxpr, arrays[:split], *arrays[split:], *leaves)
+        split = len(jaxpr.constvars)
+        outputs = jax.core.eval_jaxpr(jaxpr, arrays[:split], *arrays[split:], *leaves)
         return jax.tree.unflatten(jax.tree.structure(self.out), outputs)
 
     def __eq__(self, other: object) -> bool:
@@ -160,10 +172,11 @@ def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial
             )
             jaxpr, arrays = inlined.jaxpr, [*map(_as_argument, inlined.consts), *arrays]
     structure = (jax.tree.structure(abstract), jax.tree.structure(out))
-    key = _Key((_encode(jaxpr, _exact), *structure))
+    fast = is_enabled()
+    key = _Key((_encode(jaxpr, _exact), *structure, fast))
     program = _programs.get(key)
     if program is None:
-        program = _programs[key] = Program(jaxpr, abstract, out, key)
+        program = _programs[key] = Program(jaxpr, abstract, out, key, fast=fast)
     return Partial(program, arrays)
 
 
@@ -187,7 +200,9 @@ def _derivative(program: Program, arrays: list) -> str:
     """The operations of the derivative, in which the rules of custom derivatives show."""
 
     def pull(arrays: list, *args: PyTree) -> PyTree:
-        outputs, transpose = jax.vjp(lambda first: program(arrays, first, *args[1:]), args[0])
+        outputs, transpose = jax.vjp(
+            lambda first: program.as_given(arrays, first, *args[1:]), args[0]
+        )
         return transpose(jax.tree.map(jnp.ones_like, outputs))
 
     try:

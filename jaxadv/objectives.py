@@ -8,7 +8,8 @@ Danskin's theorem, the gradient treats the attack as a constant:
     \qquad x'_n \approx \arg\max_{x' \in C(x_n)} l(x', y_n, \theta).
 
 A model is passed as ``apply_fn(params, batch_stats, images, train) -> (logits, batch_stats)``;
-``batch_stats`` is an empty dictionary for models without BatchNorm.
+``batch_stats`` is an empty dictionary for models without BatchNorm. On CPU its 2-D convolutions
+are computed in the fast form of :func:`jaxadv.models.fast_convolutions`.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from . import balls, losses
+from ._rewrite import fast_convolutions
 from .attacks._pgd import pgd_stateful
 from .checks import check_choice, check_count, check_eps, check_norm, check_step, is_concrete
 from .keys import as_key
@@ -117,6 +119,7 @@ def adversarial_cross_entropy(
     check_step(step_size)
     check_count("num_steps", num_steps, 0)
     check_choice("attack_bn", attack_bn, ("train", "eval"))
+    apply_fn = fast_convolutions(apply_fn)
     moves_stats = attack_bn == "train" and attack_updates_stats
 
     def perturb(
@@ -241,6 +244,7 @@ def trades(
     for name, value in (("beta", beta), ("start_noise", start_noise)):
         if is_concrete(value) and not 0 <= float(value) < float("inf"):
             raise ValueError(f"{name}={value} must be a finite number >= 0")
+    apply_fn = fast_convolutions(apply_fn)
 
     def perturb(
         key: Key,

@@ -43,13 +43,11 @@ class Found(NamedTuple):
 
     Attributes:
         correct: whether the clean image is classified correctly.
-        robust: whether no run succeeded, and the clean image is classified correctly.
-        outcome: of all runs together.
+        outcome: of all runs together; a misclassified clean image counts as success.
         events: the recorded trace, if any.
     """
 
     correct: Array
-    robust: Array
     outcome: Outcome
     events: Any = None
 
@@ -58,12 +56,7 @@ class Found(NamedTuple):
     jax.jit, static_argnames=("kernel", "norm", "randomized", "trace", "best", "every")
 )
 def attack(
-    key: Key,
-    model: Partial,
-    images: Array,
-    labels: Array,
-    indices: Array,
-    eps: Array,
+    given: _model.Given,
     draws: Any = None,
     *,
     kernel: Kernel,
@@ -76,12 +69,7 @@ def attack(
     """All runs of a kernel on one batch.
 
     Args:
-        key: of the attack.
-        model: traced for the batch.
-        images: clean images.
-        labels: true classes.
-        indices: indices in the data set.
-        eps: radius, of shape () or (B,).
+        given: what is attacked, the model traced for the batch.
         draws: random numbers in place of the key's, as the kernel takes them.
         kernel: the attack.
         norm: the norm.
@@ -90,11 +78,12 @@ def attack(
         best: whether to keep the highest-scoring point instead of the last run's.
         every: whether later runs also attack broken images.
     """
+    key, model, images, labels, indices, eps = given
     logits = _logits(model, key, indices, randomized)
     correct = _model.is_correct(logits(Stream.CLEAN, 0)(images, 0), labels)
 
     def run(number: Array, found: Found) -> Found:
-        active = jnp.ones_like(correct) if every else found.robust
+        active = jnp.ones_like(correct) if every else ~found.outcome.success
         batch = Batch(
             images, labels, active, norm, eps, key, indices, number,
             logits(Stream.RUN, number), draws,
@@ -106,9 +95,10 @@ def attack(
 
     zeros = jnp.zeros_like(labels)
     lowest = jnp.full(labels.shape, -jnp.inf, images.dtype)
-    # Misclassified clean images count as broken by the clean pass, without a step.
-    nothing = Outcome(images, ~correct, images, lowest, zeros, zeros - 1, zeros + 1, zeros, zeros)
-    found = Found(correct, correct | trace, nothing)
+    # Misclassified clean images count as broken by the clean pass, without a step. A trace has all.
+    broken = ~(correct | trace)
+    nothing = Outcome(images, broken, images, lowest, zeros, zeros - 1, zeros + 1, zeros, zeros)
+    found = Found(correct, nothing)
     if kernel.num_runs == 1:
         found = run(jnp.int32(0), found)
     else:
@@ -134,15 +124,6 @@ def _run(kernel: Kernel, batch: Batch, trace: bool = False) -> tuple[Any, Any]:
     return phases[-1].outcome(batch, state), events
 
 
-@functools.partial(jax.jit, static_argnames="randomized")
-def judge(
-    key: Key, model: Partial, points: Array, labels: Array, indices: Array, *, randomized: bool
-) -> Array:
-    """Whether points are classified correctly, from one more pass."""
-    logits = _logits(model, key, indices, randomized)(Stream.JUDGE, 0)
-    return _model.is_correct(logits(points, 0), labels)
-
-
 def _merge(found: Found, batch: Batch, new: Outcome, best: bool, events: Any) -> Found:
     """Combines the results so far with one more run."""
     old, active = found.outcome, batch.active
@@ -160,7 +141,7 @@ def _merge(found: Found, batch: Batch, new: Outcome, best: bool, events: Any) ->
         backward=count(old.backward, new.backward),
         zero_gradients=count(old.zero_gradients, new.zero_gradients),
     )
-    return Found(found.correct, found.robust & ~new.success, outcome, events)
+    return Found(found.correct, outcome, events)
 
 
 def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm) -> str:
@@ -199,13 +180,12 @@ def code_of(kernel: Kernel, shape: tuple[int, ...], num_classes: int, norm: Norm
         batch = Batch(images, labels, active, norm, eps, key, indices, run, logits)
         return _run(kernel, batch)[0]
 
-    like = jax.ShapeDtypeStruct
-    integers = like((rows,), jnp.int32)
-    images = like((rows, *shape), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    number = like((), jnp.int32)
-    eps = like((), jnp.float32)
-    program = trace_program(run, images, integers, eps, key, integers, number, name=name)
+    def arguments() -> tuple:
+        images, eps = jnp.zeros((rows, *shape), jnp.float32), jnp.float32(0)
+        integers, number = jnp.zeros(rows, jnp.int32), jnp.int32(0)
+        return images, integers, eps, jax.random.key(0), integers, number
+
+    program = trace_program(run, *jax.eval_shape(arguments), name=name)
     if not isinstance(program_of(program).out, Outcome):
         raise ValueError(f"outcome of {name} does not return a jaxadv.attacks.Outcome")
     return digest(program)
@@ -281,7 +261,7 @@ def begin(shared: Shared, rows: Rows, before: Any, *, program: Program) -> Any:
         batch, kernel = program.batch(shared, rows), program.kernel
         return kernel.begin(batch) if before is None else kernel.resume(batch, before)
 
-    return _over_blocks(block, program.mesh)((shared,), (rows, before))
+    return _over_blocks(block, program.mesh, shared, rows, before)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
@@ -290,13 +270,14 @@ def advance(
 ) -> tuple[Any, Outcome]:
     """The state after the steps span[0] to span[1] - 1, and what it amounts to."""
 
-    def block(shared: Shared, span: Array, rows: Rows, state: Any) -> tuple[Any, Outcome]:
+    def block(common: tuple[Shared, Array], rows: Rows, state: Any) -> tuple[Any, Outcome]:
+        shared, span = common
         batch, kernel = program.batch(shared, rows), program.kernel
         last = jnp.where(rows.active.any(), span[1], span[0])  # nothing to do if all is padding
         state = kernel.advance(batch, state, span[0], last)
         return state, kernel.outcome(batch, state)
 
-    return _over_blocks(block, program.mesh)((shared, span), (rows, state))
+    return _over_blocks(block, program.mesh, (shared, span), rows, state)
 
 
 @functools.partial(jax.jit, static_argnames=("randomized", "mesh"))
@@ -310,28 +291,16 @@ def logits_of(
     randomized: bool,
     mesh: Mesh | None,
 ) -> Array:
-    """Logits of a chunk, (blocks, rows, K); ``stream`` is one of :class:`Stream` and a number."""
+    """Logits of a chunk, (blocks, rows, K); ``stream`` is one of :class:`Stream` and a number.
 
-    def block(
-        model: Partial, key: Key, stream: tuple[Array, Array], images: Array, indices: Array
-    ) -> Array:
+    With blocks of one row, every image is evaluated alone.
+    """
+
+    def block(common: tuple, images: Array, indices: Array) -> Array:
+        model, key, stream = common
         return _logits(model, key, indices, randomized)(*stream)(images, 0)
 
-    return _over_blocks(block, mesh)((model, key, stream), (images, indices))
-
-
-@functools.partial(jax.jit, static_argnames="randomized")
-def logits_alone(
-    model: Partial, key: Key, vote: Array, images: Array, indices: Array, *, randomized: bool
-) -> Array:
-    """Logits of images, each evaluated in its own batch: (B, H, W, C) to (B, K)."""
-
-    def one(args: tuple[Array, Array]) -> Array:
-        image, index = args
-        logits = _logits(model, key, index[None], randomized)
-        return logits(Stream.VOTE, vote)(image[None], 0)[0]
-
-    return jax.lax.map(one, (images, indices))
+    return _over_blocks(block, mesh, (model, key, stream), images, indices)
 
 
 @jax.jit
@@ -355,14 +324,12 @@ def _logits(
     return of
 
 
-def _over_blocks(block: Callable[..., Any], mesh: Mesh | None) -> Callable[[tuple, tuple], Any]:
-    """Maps over the leading axis of the second group of arguments, split over the devices."""
-
-    def chunk(shared: tuple, split: tuple) -> Any:
-        return jax.lax.map(lambda part: block(*shared, *part), split)
-
-    if mesh is None:
-        return chunk
-    # Blocks do not communicate: every device runs its own loops to their ends.
-    specs = (PartitionSpec(), PartitionSpec(mesh.axis_names[0]))
-    return jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
+def _over_blocks(block: Callable, mesh: Mesh | None, common: Any, *split: Any) -> Any:
+    """Maps over the leading axis of the arguments after ``common``, split over the devices."""
+    chunk = lambda common, *split: jax.lax.map(lambda part: block(common, *part), split)
+    if mesh is not None:
+        # Blocks do not communicate: every device runs its own loops to their ends.
+        each = PartitionSpec(mesh.axis_names[0])
+        specs = (PartitionSpec(), *(each for _ in split))
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
+    return chunk(common, *split)

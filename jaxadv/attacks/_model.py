@@ -38,7 +38,6 @@ class Given(NamedTuple):
         labels: (B,) int32.
         indices: (B,).
         eps: () or (B,), of the dtype of the images.
-        num_classes: K.
     """
 
     key: Key
@@ -47,7 +46,11 @@ class Given(NamedTuple):
     labels: Array
     indices: Array
     eps: Array
-    num_classes: int
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return program_of(self.model).out.shape[1]
 
 
 def prepare(
@@ -96,7 +99,6 @@ def prepare(
         labels=on_device(labels).astype(jnp.int32),
         indices=indices,
         eps=on_device(eps).astype(pixels.dtype),
-        num_classes=num_classes,
     )
 
 

@@ -14,6 +14,8 @@ With ``train=True`` BatchNorm uses the statistics of the batch, and
 running statistics.
 """
 
+from .._rewrite import fast_convolutions as fast_convolutions
+from .._rewrite import native_convolutions as native_convolutions
 from . import zoo as zoo
 from ._conv import Conv as Conv
 from ._conv import Gradients as Gradients

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .._devices import all_at_once, batch_axis, on_each_device
+from .._rewrite import fast_convolutions
 from .._transfers import on_host
 from ..augment import Augmentation
 from ..checks import check_count
@@ -90,6 +91,7 @@ class Program:
     ) -> None:
         check_count("batch_size", batch_size, 1)
         self.apply_fn = apply_fn
+        self._forward_fn = fast_convolutions(apply_fn)
         self.objective = objective
         self.batch_size = batch_size
         self.augment = augment
@@ -311,7 +313,7 @@ class Program:
                         return _at(indices, perturb)(key, params, batch_stats, images, labels)[0]
 
                     images = jax.lax.cond(index % 2 == 0, attacked, lambda _: images, None)
-                    logits, batch_stats = self.apply_fn(params, batch_stats, images, True)
+                    logits, batch_stats = self._forward_fn(params, batch_stats, images, True)
                     return batch_stats, logits
 
                 shared = (index, attack_key, state.params, batch_stats)
@@ -396,7 +398,7 @@ class Program:
 
         def forward(shared: Any, images: Any, _: Array | None) -> tuple[PyTree, Array]:
             params, batch_stats = shared
-            logits, batch_stats = self.apply_fn(params, batch_stats, images, True)
+            logits, batch_stats = self._forward_fn(params, batch_stats, images, True)
             return batch_stats, logits
 
         batch_stats, logits = self._spread(forward)((params, batch_stats), images)

@@ -76,5 +76,3 @@ def test_the_passes_over_the_model(randomized):
             randomized=randomized, mesh=None,
         )
     )  # fmt: skip
-    alone = LIKE((2, 8, 8, 3), jnp.float32), LIKE((2,), jnp.int32)
-    check(lowered(driver.logits_alone, model, key, one, *alone, randomized=randomized))

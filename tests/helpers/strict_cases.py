@@ -306,6 +306,16 @@ def _torch_files():
     }
 
 
+def _convolved(images):
+    kernel = jnp.ones((2, 1, 3, 3), images.dtype)
+    return jax.lax.conv(images.transpose(0, 3, 1, 2), kernel, (1, 1), "SAME").sum()
+
+
+def _natively():
+    with models.native_convolutions():
+        jax.jit(models.fast_convolutions(_convolved))(IMAGES)
+
+
 MODELS = _torch_files() | {
     "preact_resnet18": _network(models.preact_resnet18(4, width=2), 8, gradient=False),
     "wide_resnet34_10": _network(
@@ -338,4 +348,6 @@ MODELS = _torch_files() | {
     "conv2d": lambda: jax.jit(
         jax.grad(lambda x, k: models.conv2d(x, k, strides=2, padding=1).sum())
     )(IMAGES, jax.device_put(np.ones((3, 3, 1, 2), np.float32))),
+    "fast_convolutions": lambda: jax.jit(jax.grad(models.fast_convolutions(_convolved)))(IMAGES),
+    "native_convolutions": _natively,
 }

@@ -32,17 +32,13 @@ References:
 import dataclasses
 from typing import NamedTuple
 
-import jax
-
 from ...checks import check_choice, check_count
 from ...types import Array, Key, LogitsFn, Norm, Radius
 from .. import _model
-from .._driver import Found, attack, judge
-from .kernel import APGD, Given
+from .._driver import Stream, attack, logits_of
+from .kernel import APGD
 from .losses import LOSSES, MIN_CLASSES, TARGETED_LOSSES
 from .state import Rule, Trace
-
-RULES = ("repo", "paper")
 
 
 class ApgdResult(NamedTuple):
@@ -269,23 +265,21 @@ def _run(
     check_count("num_steps", kernel.num_steps, 3 if kernel.three_radii else 1)
     check_count("num_restarts", kernel.num_restarts, 1)
     check_count("eot", kernel.eot, 1)
-    check_choice("rule", kernel.rule, RULES)
+    check_choice("rule", kernel.rule, ("repo", "paper"))
     if kernel.three_radii and norm != "l1":
         raise ValueError(f"three_radii=True applies only to norm='l1', not {norm!r}; leave it out")
     given = _model.prepare(
         key, logits_fn, images, labels, norm=norm, eps=eps, indices=indices,
         randomized=randomized, per_image=True,
     )  # fmt: skip
-    classes, loss = given.num_classes, kernel.loss
-    if classes < MIN_CLASSES[loss]:
+    if given.num_classes < MIN_CLASSES[kernel.loss]:
         raise ValueError(
-            f"loss={loss!r} needs at least {MIN_CLASSES[loss]} classes "
-            f"and the model has {classes}; "
+            f"loss={kernel.loss!r} needs at least {MIN_CLASSES[kernel.loss]} classes "
+            f"and the model has {given.num_classes}; "
             "use loss='ce' or loss='margin' (untargeted) or loss='ce-targeted'"
         )
-    kernel = dataclasses.replace(
-        kernel, num_targets=min(kernel.num_targets, classes - 1), explicit=start is not None
-    )
+    targets = min(kernel.num_targets, given.num_classes - 1)
+    kernel = dataclasses.replace(kernel, num_targets=targets, explicit=start is not None)
     noise = _model.noise_on_device(noise, kernel.num_runs, images)
     if start is not None:
         if start.shape != images.shape:
@@ -294,30 +288,27 @@ def _run(
     if trace and (kernel.num_runs > 1 or kernel.three_radii):
         raise ValueError(f"trace=True records one run, not {kernel.num_runs}; use one restart")
     found = attack(
-        *given[:-1], Given(noise, start), kernel=kernel, norm=norm, randomized=randomized,
+        given, (noise, start), kernel=kernel, norm=norm, randomized=randomized,
         trace=trace, best=best_loss, every=best_loss,
     )  # fmt: skip
-    result = _result(found)
-    if best_loss:
-        points = result.best_images
-        right = judge(
-            given.key, given.model, points, given.labels, given.indices, randomized=randomized
-        )
-        result = result._replace(images=points, success=~right, forward=result.forward + 1)
-    return result
-
-
-@jax.jit
-def _result(found: Found) -> ApgdResult:
     outcome = found.outcome
+    images, success, forward = outcome.images, outcome.success, outcome.forward
+    if best_loss:
+        images = outcome.best_images
+        chunk = images[None], given.indices[None]  # of one block
+        stream = (Stream.JUDGE, 0)
+        [logits] = logits_of(
+            given.model, given.key, stream, *chunk, randomized=randomized, mesh=None
+        )
+        success, forward = ~_model.is_correct(logits, given.labels), forward + 1
     return ApgdResult(
-        images=outcome.images,
-        success=~found.robust,
+        images=images,
+        success=success,
         best_images=outcome.best_images,
         best_losses=outcome.scores,
-        robust=found.robust,
+        robust=~outcome.success,
         broken_at=outcome.broken_at,
-        forward=outcome.forward,
+        forward=forward,
         backward=outcome.backward,
         zero_gradients=outcome.zero_gradients,
         trace=found.events,

@@ -6,7 +6,7 @@ independent of the other images in the batch.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,6 @@ from .state import Rule, State, Trace, checkpoints
 
 _MOMENTUM = 0.75
 _INITIAL_TOPK = 0.2
-
-
-class Given(NamedTuple):
-    """Optional replacements for random starts.
-
-    Attributes:
-        noise: of shape (runs, B, H, W, C), as :func:`start_points` takes it, or None.
-        start: start points of shape (B, H, W, C), or None.
-    """
-
-    noise: Array | None
-    start: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +76,12 @@ class APGD(Kernel):
         return gradients + int(self.num_targets > 0), gradients
 
     def begin(self, batch: Batch) -> State:
-        """Starts at a random point of the sphere, or at the given point."""
-        noise, start = batch.draws or Given(None, None)
+        """Starts at a random point of the sphere, or at the given point.
+
+        ``batch.draws`` are noise of shape (runs, B, H, W, C), as :func:`start_points` takes it, and
+        start points of shape (B, H, W, C), either of them None, or None for both.
+        """
+        noise, start = batch.draws or (None, None)
         if start is not None:
             points = jnp.clip(start, 0, 1)
         else:
@@ -102,8 +94,7 @@ class APGD(Kernel):
     def resume(self, batch: Batch, before: State) -> State:
         """Starts at the best point of the previous phase."""
         state = self._start(batch, before.best_images, before.targets)
-        spent = before.spent + before.evaluations
-        return state._replace(spent=spent, zero_gradients=before.zero_gradients)
+        return state._replace(zero_gradients=before.zero_gradients)
 
     def _start(self, batch: Batch, points: Array, targets: Array) -> State:
         images, eps = batch.images, self.factor * batch.eps
@@ -127,7 +118,7 @@ class APGD(Kernel):
             adversarial=images,
             robust=batch.active,
             broken_at=full(-1, jnp.int32),
-            evaluations=full(0, jnp.int32),
+            evaluations=full(self.evaluated, jnp.int32),
             zero_gradients=full(0, jnp.int32),
             last_losses=full(0, dtype),
             increases=full(0, jnp.int32),
@@ -137,7 +128,6 @@ class APGD(Kernel):
             topk=topk,
             sparsity=sparsity,
             targets=targets,
-            spent=full(0, jnp.int32),
         )
 
     def step(self, batch: Batch, state: State, number: Any) -> State:
@@ -146,7 +136,6 @@ class APGD(Kernel):
 
     def traced_step(self, batch: Batch, state: State, number: Any) -> tuple[State, Trace]:
         """The step and what happened in it."""
-        norm = batch.norm
         # The same code evaluates the start: a second copy of the model's forward and backward pass
         # would double compilation.
         starting = number < 0
@@ -155,9 +144,8 @@ class APGD(Kernel):
         losses, correct, gradients = self._evaluate(batch, state.targets, points, number + 1)
 
         failed = ~correct & alive
-        at = jnp.asarray(number + 1, jnp.int32)
         better = losses > state.best_losses
-        grew = losses > state.last_losses
+        grew = (losses > state.last_losses).astype(jnp.int32)
         # The reference compares the first loss with the last row of its history, still 0.
         empty = jnp.inf if self.num_steps == 1 else 0.0
         baseline = losses if self.rule == "paper" else jnp.full_like(losses, empty)
@@ -171,35 +159,34 @@ class APGD(Kernel):
             best_losses=jnp.where(better, losses, state.best_losses),
             adversarial=_rows.where(failed, points, state.adversarial),
             robust=state.robust & correct,
-            broken_at=jnp.where((state.broken_at < 0) & failed, at, state.broken_at),
+            broken_at=jnp.where((state.broken_at < 0) & failed, state.evaluations, state.broken_at),
             evaluations=state.evaluations + alive.astype(jnp.int32),
             zero_gradients=state.zero_gradients + (zero & alive).astype(jnp.int32),
             last_losses=jnp.where(starting, baseline, losses),
-            increases=jnp.where(starting, 0, state.increases + grew.astype(jnp.int32)),
+            increases=jnp.where(starting, 0, state.increases + grew),
             check_losses=jnp.where(starting, losses, state.check_losses),
         )
-        window = jnp.asarray(self._windows(norm))[jnp.maximum(number, 0)]
+        window = jnp.asarray(self._windows(batch.norm))[jnp.maximum(number, 0)]
         checked = (window > 0) & ~starting
         before = state.step_sizes
-        check = self._check_l1 if norm == "l1" else self._check
+        check = lambda state: self._check(batch, state, window)
         # All rows share the schedule, so a branch is cheaper than a select.
-        state = jax.lax.cond(checked, lambda s: check(batch, s, window), lambda s: s, state)
+        state = jax.lax.cond(checked, check, lambda state: state, state)
         lengths = _rows.norms(gradients, "l2")
         reduced = state.step_sizes < before
         return state, Trace(points, losses, lengths, correct, state.step_sizes, reduced, checked)
 
     def outcome(self, batch: Batch, state: State) -> Outcome:
         """Success is any misclassified evaluation; the score is the loss."""
-        evaluations = state.spent + state.evaluations
         return Outcome(
             images=state.adversarial,
             success=batch.active & ~state.robust,
             best_images=state.best_images,
             scores=state.best_losses,
-            steps=evaluations,
-            broken_at=jnp.where(state.broken_at < 0, -1, state.spent + state.broken_at),
-            forward=evaluations * self.eot + int(self.num_targets > 0),
-            backward=evaluations * self.eot,
+            steps=state.evaluations,
+            broken_at=state.broken_at,
+            forward=state.evaluations * self.eot + int(self.num_targets > 0),
+            backward=state.evaluations * self.eot,
             zero_gradients=state.zero_gradients,
         )
 
@@ -260,8 +247,7 @@ class APGD(Kernel):
         signs = jnp.where(magnitudes >= threshold[:, None], gradients.reshape(-1, size), 0)
         signs = jnp.sign(signs).reshape(x.shape)
         eta = _rows.column(state.step_sizes, x)
-        moved = x + eta * signs / _rows.column(_rows.norms(signs, "l1") + 1e-10, x)
-        deltas = moved - images
+        deltas = x + eta * signs / _rows.column(_rows.norms(signs, "l1") + 1e-10, x) - images
         inside = project_l1_box(images, deltas, self.factor * batch.eps)
         if self.l1_exact_zeros:
             return images + inside
@@ -269,7 +255,8 @@ class APGD(Kernel):
 
     def _check(self, batch: Batch, state: State, window: Array) -> State:
         """Halves eta and returns to the best point where the loss oscillates or has stalled."""
-        del batch
+        if batch.norm == "l1":
+            return self._check_l1(batch, state)
         limit = window.astype(jnp.float32) * self.rho
         increases = state.increases.astype(jnp.float32)
         # Fewer than a share rho of the steps increased the loss: the iterate jumps across a ridge.
@@ -284,9 +271,8 @@ class APGD(Kernel):
             step_sizes=jnp.where(reduce, state.step_sizes / 2, state.step_sizes),
         )
 
-    def _check_l1(self, batch: Batch, state: State, window: Array) -> State:
+    def _check_l1(self, batch: Batch, state: State) -> State:
         """Restarts from the best point with a full step where it has become sparser."""
-        del window
         images, eps = batch.images, self.factor * batch.eps
         sparsity = _sparsity(state.best_images, images)
         # With 0 changed coordinates (the best point is the image itself) it cannot get sparser.

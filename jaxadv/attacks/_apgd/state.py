@@ -19,8 +19,8 @@ class State(NamedTuple):
         best_losses: its loss.
         adversarial: the latest misclassified iterate (the first with early exit).
         robust: whether no iterate was misclassified yet.
-        broken_at: number of the first misclassified evaluation of the phase, -1 if none.
-        evaluations: how many evaluations the image has used in this phase.
+        broken_at: number in the run of the first misclassified evaluation, -1 if none.
+        evaluations: how many evaluations of the run the image has used.
         zero_gradients: how many gradients of the run were exactly 0.
         last_losses: the loss of the evaluation before.
         increases: how often the loss grew since the last checkpoint.
@@ -30,7 +30,6 @@ class State(NamedTuple):
         topk: L1: the fraction of coordinates that a step may change.
         sparsity: L1: the number of changed coordinates at the last checkpoint.
         targets: the target classes of a targeted loss.
-        spent: evaluations of earlier phases of the run.
     """
 
     points: Array
@@ -52,7 +51,6 @@ class State(NamedTuple):
     topk: Array
     sparsity: Array
     targets: Array
-    spent: Array
 
 
 class Trace(NamedTuple):

@@ -11,36 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ...types import Array, Key
+from ...types import Array
 from .. import _driver as driver
 from .._driver import Stream
-from .._kernel import Kernel, Outcome
+from .._kernel import Outcome
 from . import memory
 from .problem import Problem
 from .verify import violations
 
 _VOTES = 10  # evaluations of a randomized model that decide a success, by majority
-
-
-class Candidates:
-    """A kernel's report on the images of a chunk, one entry per image.
-
-    Attributes:
-        ids: indices in the data set.
-        images: the candidate where the image was broken; others are not used.
-        broken: whether the attack reports success.
-        steps: the step that succeeded first.
-        forward: forward passes.
-        backward: backward passes.
-    """
-
-    def __init__(self, ids: np.ndarray, shape: tuple[int, ...]) -> None:
-        self.ids = ids
-        self.images = np.zeros((len(ids), *shape), np.float32)
-        self.broken = np.zeros(len(ids), bool)
-        self.steps = np.full(len(ids), -1, np.int32)
-        self.forward = np.zeros(len(ids), np.int64)
-        self.backward = np.zeros(len(ids), np.int64)
 
 
 class Chunks:
@@ -67,7 +46,7 @@ class Chunks:
         self._labels = problem.labels.astype(np.int32)
         self._models = {rows: problem.model(rows) for rows in self._sizes}
         self._judges = {rows: problem.judge(rows) for rows in {1, *self._sizes}}
-        self._code = list(problem.code.values())
+        self._kernels, self._code = list(problem.plan.values()), list(problem.code.values())
 
     def each(
         self, ids: np.ndarray, compute: Callable[[np.ndarray], dict]
@@ -92,64 +71,62 @@ class Chunks:
             pool.shutdown(cancel_futures=True)
             self._stop.clear()
 
-    def predict(self, points: np.ndarray, ids: np.ndarray, stream: Stream, number: int) -> dict:
+    def predict(self, points: np.ndarray, ids: np.ndarray, stream: tuple[Stream, int]) -> dict:
         """The record of a look at the predictions of a chunk."""
-        logits = self._logits(self._judges, points, ids, stream, number)
-        wrong, votes = self._wrong(logits, ids), 0
+        logits, votes = self._logits(self._judges, points, ids, stream), 0
+        wrong = self._wrong(logits, ids)
         if self.problem.randomized:
             wrong, logits, votes = self.confirm(points, ids)
         return dict(logits=logits, correct=~wrong, cost=[len(ids) * (votes + 1), 0])
 
-    def attack(self, kernel: Kernel, place: int, run: int, ids: np.ndarray) -> dict:
-        """The record of one run on a chunk: attack, then verify what the kernel reports."""
-        found = self._run(kernel, place, run, ids)
+    def attack(self, place: int, run: int, ids: np.ndarray) -> dict:
+        """The record of one run of an attack on a chunk: what it reports is verified."""
+        problem, kernel = self.problem, self._kernels[place]
+        found, clean = self._run(place, run, ids), problem.images[ids]
+        # Of a randomized model the point of the largest loss is the steadier candidate.
+        images, broken = found.images, found.success
+        if problem.randomized:
+            images, broken = found.best_images, np.ones_like(broken)
         if kernel.final_pass:
-            points = np.where(
-                found.broken[:, None, None, None], found.images, self.problem.images[ids]
-            )
-            logits = self._logits(self._judges, points, ids, Stream.RUN, run)
-            found.broken &= self._wrong(logits, ids)
-        picked = np.flatnonzero(found.broken)
-        points, chosen = found.images[picked], ids[picked]
+            points = np.where(broken[:, None, None, None], images, clean)
+            logits = self._logits(self._judges, points, ids, (Stream.RUN, run))
+            broken &= self._wrong(logits, ids)
+        points, chosen = np.asarray(images)[broken], ids[broken]
         wrong, logits, votes = self.confirm(points, chosen)
-        problems = violations(
-            points, self.problem.images[chosen], chosen, self.problem.norm, self.problem.eps
-        )
-        good = wrong & np.array([not problem for problem in problems], bool)
-        if not self.problem.randomized:  # there, mostly correct draws are not an error
-            problems = [
-                problem or ("" if fooled else f"image {index} is not misclassified on its own")
-                for problem, fooled, index in zip(problems, wrong, chosen, strict=True)
-            ]
+        problems = violations(points, clean[broken], chosen, problem.norm, problem.eps)
+        good = wrong & (problems == "")
+        if not problem.randomized:  # there, mostly correct draws are not an error
+            alone = [f"image {index} is not misclassified on its own" for index in chosen]
+            problems = np.where(wrong | (problems != ""), problems, np.array(alone, str))
         return dict(
             broken=chosen[good],
             images=points[good],
             logits=logits[good],
-            steps=found.steps[picked][good],
-            violations=np.array([p for p in problems if p] or [""]),
+            steps=found.broken_at[broken][good],
+            violations=problems[problems != ""],
             cost=[found.forward.sum(), found.backward.sum()],
-            verified=votes * len(picked),
+            verified=votes * len(chosen),
         )
 
     def probe(self, number: int) -> np.ndarray:
         """Logits of the first images, as the attacks see them: a store compares them."""
         ids = np.arange(min(number, len(self._labels)))
-        return self._logits(self._models, self.problem.images[ids], ids, Stream.CLEAN, 0)
+        return self._logits(self._models, self.problem.images[ids], ids, (Stream.CLEAN, 0))
 
     def _logits(
         self,
         models: dict[int, Partial],
         images: np.ndarray,
         ids: np.ndarray,
-        stream: Stream,
-        number: int,
+        stream: tuple[Stream, int],
+        lanes: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Logits of at most a chunk of images, (B, K)."""
-        lanes = self._lanes(len(ids))
+        """Logits of images, (B, K): at most a chunk, or as many as the lanes hold."""
+        lanes = self._lanes(len(ids)) if lanes is None else lanes
         out = driver.logits_of(
             models[lanes.shape[1]],
-            self._key_of(0),
-            (int(stream), number),
+            self.problem.key_of(0),
+            (int(stream[0]), stream[1]),
             self._place(images, lanes),
             self._place(ids, lanes),
             randomized=self.problem.randomized,
@@ -173,31 +150,22 @@ class Chunks:
         logits = np.zeros((len(ids), self.problem.num_classes), np.float32)
         if not len(ids):
             return wrong > 0, logits, votes
-        # Padded to a power of two, so that few programs are compiled.
-        size = 1 << max(math.ceil(math.log2(len(ids))), 3)
-        pad = lambda values: np.concatenate([values, values[:1].repeat(size - len(ids), axis=0)])
-        arguments = pad(images), pad(ids)
+        # Blocks of one row: a power of two for each device, so that few programs are compiled.
+        size = 1 << max(math.ceil(math.log2(len(ids) / self.num_devices)), 3)
+        lanes = np.arange(size * self.num_devices)[:, None]
         for vote in range(votes):
-            out = driver.logits_alone(
-                self._judges[1],
-                self._key_of(0),
-                vote,
-                *arguments,
-                randomized=self.problem.randomized,
-            )
-            logits = np.asarray(out)[: len(ids)]
+            logits = self._logits(self._judges, images, ids, (Stream.VOTE, vote), lanes)
             wrong += self._wrong(logits, ids)
         return wrong > votes / 2, logits, votes
 
-    def _run(self, kernel: Kernel, place: int, run: int, ids: np.ndarray) -> Candidates:
-        """One run of a kernel on a chunk.
+    def _run(self, place: int, run: int, ids: np.ndarray) -> Outcome:
+        """The outcome of one run of an attack on a chunk, a row per image, on the host.
 
         Finished images leave between spans of steps: if the others fit into fewer or smaller blocks
         they are regrouped, and the results so far are collected.
 
         Args:
-            kernel: the attack.
-            place: its place in the plan; separates its random numbers from those of the others.
+            place: of the attack in the plan; separates its random numbers from those of the others.
             run: number of the run.
             ids: the images.
         """
@@ -210,14 +178,14 @@ class Chunks:
         )
         shared = driver.Shared(
             self._models[lanes.shape[1]],
-            self._key_of(place + 1),
+            problem.key_of(place + 1),
             jnp.asarray(problem.eps),
             jnp.int32(run),
         )
-        found = Candidates(ids, problem.images.shape[1:])
         state: Any = None
         outcome: Any = None
-        for part in kernel.phases():
+        found: Any = None
+        for part in self._kernels[place].phases():
             program = driver.Program(
                 part, self._code[place], problem.norm, problem.randomized, self._mesh
             )
@@ -234,12 +202,11 @@ class Chunks:
                     break
                 order = self._order(alive)
                 if order is not None:
-                    self._collect(found, outcome, lanes)
+                    found = _collect(found, outcome, lanes, len(ids))
                     rows, state = driver.regroup((rows, state), order)
                     lanes = lanes.ravel()[order]
                     shared = shared._replace(model=self._models[lanes.shape[1]])
-        self._collect(found, outcome, lanes)
-        return found
+        return _collect(found, outcome, lanes, len(ids))
 
     def _order(self, alive: np.ndarray) -> np.ndarray | None:
         """Which rows to keep, and in what order, or None to leave them as they are.
@@ -254,28 +221,9 @@ class Chunks:
         # Live rows first; broken ones fill what is left of the new shape.
         return self._deal(np.argsort(~alive.ravel(), stable=True), smaller)
 
-    def _collect(self, found: Candidates, outcome: Outcome, lanes: np.ndarray) -> None:
-        """Copies an outcome to the host, row by row to its image."""
-        kept = lanes < len(found.ids)
-        to = lanes[kept]
-        host = lambda values: np.asarray(values)[kept]
-        found.forward[to] = host(outcome.forward)
-        found.backward[to] = host(outcome.backward)
-        found.steps[to] = host(outcome.broken_at)
-        broken, images = host(outcome.success), outcome.images
-        fresh = broken & ~found.broken[to]
-        if self.problem.randomized:  # the point of the largest loss is the steadier candidate
-            images, fresh = outcome.best_images, np.ones_like(broken)
-        if fresh.any():
-            found.images[to[fresh]] = host(images)[fresh]
-        found.broken[to] |= broken | self.problem.randomized
-
     def _wrong(self, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
         wrong = logits.argmax(axis=1) != self._labels[ids]
         return wrong | ~np.isfinite(logits).all(axis=1)
-
-    def _key_of(self, number: int) -> Key:
-        return jax.random.fold_in(self.problem.key, number)
 
     def _rows(self, count: int) -> int:
         """Rows of the blocks of a chunk of ``count`` images."""
@@ -297,3 +245,14 @@ class Chunks:
     def _place(self, values: np.ndarray, lanes: np.ndarray) -> Array:
         """An array of the chunk's shape; padding repeats the first entry."""
         return jnp.asarray(np.asarray(values)[np.where(lanes < len(values), lanes, 0)])
+
+
+def _collect(found: Outcome | None, outcome: Outcome, lanes: np.ndarray, number: int) -> Outcome:
+    """Copies an outcome to the host, row by row to its image."""
+    kept = lanes < number
+    host = [np.asarray(values)[kept] for values in outcome]
+    if found is None:
+        found = Outcome._make(map(np.zeros_like, host))
+    for old, new in zip(found, host, strict=True):
+        old[lanes[kept]] = new
+    return found

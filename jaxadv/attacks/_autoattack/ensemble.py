@@ -200,7 +200,8 @@ def autoattack(
         started = time.monotonic()
         found = _check_model(logits_fn, problem)
         with contextlib.closing(Reporter(progress)) as reporter:
-            ledger = Ledger(problem, chunks, kept, reporter, individual, shard)
+            rows = slice(None) if shard is None else slice(shard[0], None, shard[1])
+            ledger = Ledger(chunks, kept, reporter, individual, rows)
             ledger.run()
     found = ledger.checks(found + [checks.Check("classes", False, note) for note in notes])
     settings |= _environment(precision) | {
@@ -223,7 +224,8 @@ def _tracer(
 
     @functools.cache
     def trace(rows: int, precision: str) -> Partial:
-        with _at(precision):
+        own = precision == "default"
+        with contextlib.nullcontext() if own else jax.default_matmul_precision(precision):
             return _model.trace_model(logits_fn, (rows, *shape), np.float32, randomized)
 
     return trace
@@ -247,17 +249,10 @@ def _check_shard(shard: Any, store: Any, number: int) -> tuple[int, int] | None:
     return index, count
 
 
-def _at(precision: str) -> contextlib.AbstractContextManager[None]:
-    """The precision of matrix products and convolutions that are traced inside."""
-    if precision == "default":
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision(precision)
-
-
 def _environment(precision: str) -> dict[str, Any]:
     """What else a result may depend on besides its arguments."""
-    with _at(precision):
-        precision = jax.config.values["jax_default_matmul_precision"] or "default"
+    if precision == "default":
+        precision = jax.config.values["jax_default_matmul_precision"] or precision
     return {
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
         "precision": f"{precision} float32",

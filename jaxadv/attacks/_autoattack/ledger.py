@@ -11,7 +11,6 @@ from .._driver import Stream
 from .checks import check_black_box, check_finite
 from .chunks import Chunks
 from .plan import passes
-from .problem import Problem
 from .progress import Reporter
 from .result import AutoAttackResult, Check, Evaluations
 from .store import Store
@@ -25,32 +24,24 @@ class Ledger:
     """One evaluation, from the clean pass to the result.
 
     Args:
-        problem: what is evaluated.
-        chunks: computes.
+        chunks: computes, and knows the problem.
         store: remembers.
         reporter: reports.
         individual: whether every attack gets all correctly classified images.
-        shard: (i, n) for the images i, i + n, i + 2n, ... only.
+        rows: of the images to evaluate.
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        chunks: Chunks,
-        store: Store,
-        reporter: Reporter,
-        individual: bool,
-        shard: tuple[int, int] | None,
+        self, chunks: Chunks, store: Store, reporter: Reporter, individual: bool, rows: slice
     ) -> None:
-        self._problem, self._chunks, self._store = problem, chunks, store
-        self._reporter, self._individual = reporter, individual
-        self._rows = slice(None) if shard is None else slice(shard[0], None, shard[1])
-        self._plan = list(problem.plan.items())
-        number = len(problem.labels)
-        self._images = problem.images.copy()
+        self._chunks, self._store, self._reporter = chunks, store, reporter
+        self._problem, self._individual, self._rows = chunks.problem, individual, rows
+        self._plan = list(self._problem.plan.items())
+        number = len(self._problem.labels)
+        self._images = self._problem.images.copy()
         self._robust = np.zeros(number, bool)
-        self._logits = np.zeros((number, problem.num_classes), np.float32)
-        self._broken_by = np.full(number, "", f"U{max(16, *map(len, problem.plan))}")
+        self._logits = np.zeros((number, self._problem.num_classes), np.float32)
+        self._broken_by = np.full(number, "", f"U{max(16, *map(len, self._problem.plan))}")
         self._broken_run = np.full(number, -1, np.int32)
         self._broken_step = np.full(number, -1, np.int32)
         self._accuracy: dict[str, float] = {}
@@ -98,12 +89,12 @@ class Ledger:
             run: run of the attack, negative for predictions.
             ids: the images.
         """
-        tag, missing = np.array([place, run]), np.zeros(len(self._robust), bool)
+        missing = np.zeros(len(self._robust), bool)
         missing[ids] = True
         for record in self._store.records:
             # A shard that is completed after the others were merged has images that the merge has
             # already computed: one record counts.
-            if (record["tag"] == tag).all() and missing[record["ids"]].all():
+            if record["tag"].tolist() == [place, run] and missing[record["ids"]].all():
                 self._apply(name, run, record)
                 missing[record["ids"]] = False
         left = np.flatnonzero(missing)
@@ -111,14 +102,14 @@ class Ledger:
 
         def compute(ids: np.ndarray) -> dict:
             if run < 0:
-                return self._chunks.predict(points[ids], ids, _STREAMS[run], place + 1)
-            return self._chunks.attack(self._plan[place][1], place, run, ids)
+                return self._chunks.predict(points[ids], ids, (_STREAMS[run], place + 1))
+            return self._chunks.attack(place, run, ids)
 
         done, spent, before = 0, 0, time.monotonic()
         for chunk, fields in self._chunks.each(left, compute):
             seconds = time.monotonic() - before
             before += seconds
-            record = self._store.add(tag=tag, ids=chunk, seconds=seconds, **fields)
+            record = self._store.add(tag=[place, run], ids=chunk, seconds=seconds, **fields)
             self._apply(name, run, record)
             cost = passes(*record["cost"])
             done, spent = done + len(chunk), spent + cost
@@ -170,13 +161,10 @@ class Ledger:
         done = len(ids) - unfinished
         share = (in_run - unfinished) / done if run >= 0 and done else 1.0
         survivors = int(alive.sum()) - unfinished * (1 - min(max(share, 0.0), 1.0))
-        runs = [
-            passes(*kernel.cost(self._problem.num_classes))
-            * (kernel.num_runs - (max(run + 1, 0) if other == place else 0))
-            for other, (_, kernel) in enumerate(self._plan)
-            if other >= place
-        ]
-        return sum(runs) * max(survivors, 0.0)
+        kernels = [kernel for _, kernel in self._plan[max(place, 0) :]]
+        costs = [passes(*kernel.cost(self._problem.num_classes)) for kernel in kernels]
+        work = sum(cost * kernel.num_runs for cost, kernel in zip(costs, kernels, strict=True))
+        return (work - costs[0] * max(run + 1, 0)) * max(survivors, 0.0)
 
     def checks(self, before: list[Check]) -> list[Check]:
         """The checks before the attacks, on all clean images, and by the verification."""

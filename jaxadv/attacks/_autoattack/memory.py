@@ -36,10 +36,9 @@ def default_workers(devices: Sequence[Any]) -> int:
     """
     if devices or jax.default_backend() != "cpu":
         return 1
-    cores = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    return len(cores)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def chunk_shapes(
@@ -76,31 +75,19 @@ def _cpu_lanes(images: np.ndarray, workers: int) -> int:
 def _accelerator_lanes(problem: Problem, devices: Sequence[Any]) -> int:
     """The largest power of two whose gradient fits into two fifths of the free memory."""
     rows, images = 1 if problem.randomized else 8, problem.images
-    model = problem.model(rows)
-    arrays, structure = jax.tree.flatten(model)
-    shapes = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
-    shape = jax.ShapeDtypeStruct((rows, *images.shape[1:]), images.dtype)
-    used = _gradient_bytes(structure, shapes, shape, problem.randomized) / rows
+    points = jax.ShapeDtypeStruct((rows, *images.shape[1:]), images.dtype)
+    key = jax.eval_shape(lambda: as_key(0))
+    lowered = _gradient.lower(points, problem.model(rows), key, randomized=problem.randomized)
+    used = getattr(lowered.compile().memory_analysis(), "temp_size_in_bytes", 0) / rows
     used += _COPIES * images[0].nbytes
     stats = (devices[0] if devices else jax.local_devices()[0]).memory_stats() or {}
     free = stats.get("bytes_limit", 2**33) - stats.get("bytes_in_use", 0)
     return int(2 ** min(max(math.floor(math.log2(max(0.4 * free / used, 1))), 5), 11))
 
 
-@functools.lru_cache(maxsize=16)
-def _gradient_bytes(
-    structure: Any,
-    arrays: tuple[jax.ShapeDtypeStruct, ...],
-    shape: jax.ShapeDtypeStruct,
-    randomized: bool,
-) -> int:
-    """Temporary memory of one gradient: compiled once for each program, not for each call."""
-
-    def total(points: Array, model: Partial, key: Key) -> Array:
-        logits = model(points, key) if randomized else model(points)
-        return losses.cross_entropy(logits, jnp.zeros(len(points), jnp.int32)).sum()
-
-    model = jax.tree.unflatten(structure, arrays)
-    key = jax.eval_shape(lambda: as_key(0))
-    analysis = jax.jit(jax.grad(total)).lower(shape, model, key).compile().memory_analysis()
-    return getattr(analysis, "temp_size_in_bytes", 0)
+@functools.partial(jax.jit, static_argnames="randomized")
+@jax.grad
+def _gradient(points: Array, model: Partial, key: Key, randomized: bool) -> Array:
+    """The gradient of an attack's step, whose memory counts."""
+    logits = model(points, key) if randomized else model(points)
+    return losses.cross_entropy(logits, jnp.zeros(len(points), jnp.int32)).sum()

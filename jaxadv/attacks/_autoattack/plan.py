@@ -1,6 +1,5 @@
 """The attacks that AutoAttack runs, their order and settings."""
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -12,7 +11,12 @@ from .._fab.kernel import FAB
 from .._kernel import Kernel
 from .._square.kernel import Square
 
-VERSIONS = ("standard", "plus", "rand", "custom")
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+    "custom": (),
+}
 
 
 def passes(forward: int, backward: int) -> int:
@@ -84,26 +88,19 @@ def make_plan(
         "fab-t": FAB(num_steps=num_steps, num_targets=9),
         "square": Square(num_steps=num_queries, shared=square_shared, full_range=square_full_range),
     }
-    if version == "custom" and not attacks:
+    names = VERSIONS[version] or tuple(attacks or ())
+    if not names:
         raise ValueError(
             "version='custom' needs attacks=(...), with names among " + ", ".join(kernels)
         )
-    names = {
-        "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-        "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-        "rand": ("apgd-ce", "apgd-dlr"),
-        "custom": tuple(attacks or ()),
-    }[version]
     plan: dict[str, Kernel] = {}
-    number: collections.Counter[str] = collections.Counter()
     notes: list[str] = []
     for name in names:
         if not isinstance(name, Kernel):
             check_choice("attacks", name, kernels)
         kernel = name if isinstance(name, Kernel) else kernels[name]
         kernel = _adapt(kernel, num_classes, few_classes, notes)
-        number[kernel.name] += 1
-        times = number[kernel.name]
+        times = 1 + sum(other.name == kernel.name for other in plan.values())
         label = kernel.name if times == 1 else f"{kernel.name}-{times}"
         plan[label] = dataclasses.replace(kernel, early_stop=early_stop)
     return plan, notes

@@ -1,5 +1,6 @@
 """The problem that AutoAttack evaluates: everything a verdict depends on."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,10 +8,9 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from ..._program import digest as program_digest
+from ..._program import digest
 from ...types import Key, Norm
 from .._kernel import Kernel
-from .store import digest
 
 # "default" is what JAX is set to, for float32 often less than float32 on accelerators.
 PRECISIONS = ("default", "high", "highest")
@@ -54,6 +54,10 @@ class Problem(NamedTuple):
         """The model that decides, for so many rows."""
         return self.trace(1 if self.randomized else rows, "highest")
 
+    def key_of(self, number: int) -> Key:
+        """The key of the passes over predictions (0), or of an attack by its place from 1."""
+        return jax.random.fold_in(self.key, number)
+
     def describe(self) -> dict[str, Any]:
         """The problem in JSON values: equal for equal problems."""
         return {
@@ -62,7 +66,14 @@ class Problem(NamedTuple):
             "precision": self.precision,
             "attacks": {name: repr(kernel) for name, kernel in self.plan.items()},
             "key": [str(jax.random.key_impl(self.key)), jax.random.key_data(self.key).tolist()],
-            "images": digest(self.images),
-            "labels": digest(self.labels),
-            "model": program_digest(self.model(1)),
+            "images": _digest(self.images),
+            "labels": _digest(self.labels),
+            "model": digest(self.model(1)),
         }
+
+
+def _digest(array: np.ndarray) -> str:
+    """SHA-256 of the dtype, shape and bytes of an array."""
+    sha = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()

@@ -17,10 +17,12 @@ import json
 import os
 import pathlib
 import re
+import reprlib
+import secrets
 import warnings
 import zipfile
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +42,8 @@ _ADDED = {"precision": "default"}  # entries that manifests did not have from th
 _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore"}
 
 
-class Store:
-    """Records of finished chunks, open to one evaluation at a time; a context manager.
+class Store(contextlib.ExitStack):
+    """Records of finished chunks, open to one evaluation at a time; closing it lets others in.
 
     Args:
         folder: created if it does not exist, "~" expanded; None keeps nothing.
@@ -55,19 +57,21 @@ class Store:
     def __init__(
         self, folder: str | os.PathLike[str] | None, shard: tuple[int, int] | None = None
     ) -> None:
+        super().__init__()
         self.records: list[dict[str, np.ndarray]] = []
-        self._locks = contextlib.ExitStack()
         self._next, self._seal = 0, b""
         self._root = self._own = None if folder is None else pathlib.Path(folder).expanduser()
         if self._root is None:
             return
-        with contextlib.ExitStack() as locks:
-            locks.callback(os.close, _claim(self._root, shared=shard is not None))
+        try:
+            self.callback(os.close, _claim(self._root, shared=shard is not None))
             if shard is not None:
                 _check_number(self._root, *shard)
                 self._own = self._root / _SHARD.format(*shard)
-                locks.callback(os.close, _claim(self._own))
-            self._locks = locks.pop_all()
+                self.callback(os.close, _claim(self._own))
+        except BaseException:
+            self.close()
+            raise
 
     def open(self, manifest: Mapping[str, Any], probe: np.ndarray) -> None:
         """Loads the records of an evaluation, or initializes the store for a new one.
@@ -96,19 +100,10 @@ class Store:
         self._seal = _seal_of(self._own)
         for part in wanted if self._own == self._root else [self._own]:
             if (part / _MANIFEST).exists():
-                records, number = _read(part, _seal_of(part))
-                self.records += records
-                self._next = number if part == self._own else self._next
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Releases the folder."""
-        self._locks.close()
+                found = _read(part)
+                self.records += found.values()
+                if part == self._own:
+                    self._next = max(found, default=-1) + 1
 
     def add(self, **record: Any) -> dict[str, np.ndarray]:
         """Saves a record; on return it is on disk."""
@@ -179,7 +174,7 @@ def _compare(path: pathlib.Path, manifest: Mapping[str, Any], probe: np.ndarray)
         raise ValueError(f"{name} was written by another version of jaxadv; pass another folder")
     stored = _ADDED | stored
     different = [
-        f"{entry} was {_short(stored.get(entry))} and is {_short(value)}"
+        f"{entry} was {reprlib.repr(stored.get(entry))} and is {reprlib.repr(value)}"
         for entry, value in manifest.items()
         if stored.get(entry) != json.loads(json.dumps(value))
     ]
@@ -192,22 +187,21 @@ def _compare(path: pathlib.Path, manifest: Mapping[str, Any], probe: np.ndarray)
         )
 
 
-def _read(folder: pathlib.Path, seal: bytes) -> tuple[list[dict[str, np.ndarray]], int]:
-    """The records with a valid digest, and the next free number; other records are renamed."""
-    records, aside, free = [], [], 0
+def _read(folder: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
+    """The records with a valid seal, by number; others are renamed."""
+    seal, found, aside = _seal_of(folder), {}, []
     for path in sorted(folder.iterdir()):
         if is_partial(path.name, f"{_RECORD}|{re.escape(_MANIFEST)}"):
             path.unlink()  # left by a killed evaluation
         if not re.fullmatch(_RECORD, path.name):
             continue
         number = int(path.name[:6])
-        free = number + 1
         record = _unpack(path.read_bytes(), seal + str(number).encode())
-        if record is None:
-            aside.append(path.name)
-            os.replace(path, _unused(path))
-        else:
-            records.append(record)
+        if record is not None:
+            found[number] = record
+            continue
+        aside.append(path.name)
+        os.replace(path, path.with_name(f"{path.name}.rejected-{secrets.token_hex(4)}"))
     if aside:
         listed = ", ".join(aside[:3]) + (", ..." if len(aside) > 3 else "")
         warnings.warn(
@@ -215,7 +209,7 @@ def _read(folder: pathlib.Path, seal: bytes) -> tuple[list[dict[str, np.ndarray]
             f"evaluation ({listed}); they were renamed and will be recomputed",
             stacklevel=4,
         )
-    return records, free
+    return found
 
 
 def _check_contents(folder: pathlib.Path) -> None:
@@ -240,61 +234,37 @@ def _same_logits(old: np.ndarray, new: np.ndarray) -> bool:
     return old.shape == new.shape and np.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True)
 
 
-def _unused(path: pathlib.Path) -> pathlib.Path:
-    """An unused name for a record that is set aside."""
-    number = 1
-    while (moved := path.with_name(f"{path.name}.rejected{number}")).exists():
-        number += 1
-    return moved
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _pack(arrays: Mapping[str, Any], owner: bytes) -> bytes:
-    """An npz file with a digest: SHA-256 of its owner and its members' names and bytes."""
+    """An npz file with a seal, for :func:`_unpack`."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     with zipfile.ZipFile(buffer, "a") as archive:
-        archive.writestr(_SEAL, _sign(_members(archive), owner))
+        archive.writestr(_SEAL, _sign(archive, owner))
     return buffer.getvalue()
 
 
 def _unpack(data: bytes, owner: bytes) -> dict[str, np.ndarray] | None:
-    """The arrays of a file from :func:`_pack`, or None unless its digest matches this owner.
+    """The arrays of a file from :func:`_pack`, or None unless its seal is of this owner.
 
-    Nothing is parsed before the digest is checked, and nothing is decompressed.
+    Nothing is parsed before the seal is checked, and nothing is decompressed.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 return None
-            *members, seal = _members(archive)
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, OSError):
+            if archive.read(_SEAL) != _sign(archive, owner):
+                return None
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError, OSError):
         return None
-    if seal != (_SEAL, _sign(members, owner)):
-        return None
-    read = np.lib.format.read_array
-    return {name.removesuffix(".npy"): read(io.BytesIO(content)) for name, content in members}
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays if name != _SEAL}
 
 
-def _members(archive: zipfile.ZipFile) -> list[tuple[str, bytes]]:
-    return [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
-
-
-def _sign(members: list[tuple[str, bytes]], owner: bytes) -> bytes:
+def _sign(archive: zipfile.ZipFile, owner: bytes) -> bytes:
+    """SHA-256 of the owner, and of the names and bytes of the arrays."""
     sha = hashlib.sha256(owner)
-    for name, content in members:
-        sha.update(f"{name.removesuffix('.npy')} {len(content)} ".encode() + content)
+    for name in archive.namelist():
+        if name != _SEAL:
+            content = archive.read(name)
+            sha.update(f"{name.removesuffix('.npy')} {len(content)} ".encode() + content)
     return sha.hexdigest().encode()
-
-
-def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 of the dtypes, shapes and bytes of arrays."""
-    sha = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        sha.update(f"{array.dtype}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()

@@ -210,7 +210,7 @@ def _run(
     options["num_targets"] = min(options["num_targets"], given.num_classes - 1)
     kernel = FAB(**options)
     noise = _model.noise_on_device(noise, kernel.num_runs, images)
-    found = attack(*given[:-1], noise, kernel=kernel, norm=norm, best=True)
+    found = attack(given, noise, kernel=kernel, norm=norm, best=True)
     return _result(found.outcome, found.correct)
 
 

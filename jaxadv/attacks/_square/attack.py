@@ -126,7 +126,7 @@ def square(
         num_steps=num_queries, p_init=p_init, loss=loss, rescale_schedule=rescale_schedule,
         shared=shared, full_range=full_range,
     )  # fmt: skip
-    found = attack(*given[:-1], draws, kernel=kernel, norm=norm)
+    found = attack(given, draws, kernel=kernel, norm=norm)
     return _result(found.outcome)
 
 

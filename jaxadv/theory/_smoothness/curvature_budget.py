@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 
+from ..._rewrite import fast_convolutions
 from ..._transfers import on_host
 from ...types import Array, Key, Params, PyTree
 from .._trees import as_arrays, precision_of
@@ -90,7 +91,7 @@ def curvature_budget(
     lanczos_key, trace_key = jax.random.split(key)
     with precision_of(theta, x_adv):
         theta, x_adv = as_arrays((theta, x_adv))
-        gradient = jax.grad(loss, argnums=1)
+        gradient = jax.grad(fast_convolutions(loss), argnums=1)
 
         @jax.jit
         def frozen(u: PyTree) -> PyTree:

@@ -24,6 +24,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ..._program import trace
+from ..._rewrite import fast_convolutions
 from ..._transfers import on_host
 from ...checks import check_count
 from ...types import Array, Key, Params, PyTree
@@ -239,7 +240,7 @@ def sharpness_quadratic(
     """
     _check_radius(radius)
     with precision_of(params):
-        params = as_arrays(params)
+        params, loss = as_arrays(params), fast_convolutions(loss)
         value, gradient = jax.value_and_grad(loss)(params)
         centre, gradient_norm = float(value), float(np.linalg.norm(vector(gradient)))
         product = hessian_product

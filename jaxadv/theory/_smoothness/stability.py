@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._rewrite import fast_convolutions
 from ..._transfers import on_host
 from ...checks import check_count
 from ...types import Array, Key, Params, PyTree
@@ -93,7 +94,8 @@ def active_set_stability(
         check_same_structure("step", step, "theta", theta)
     with precision_of(theta, x_adv):
         theta, x_adv = as_arrays((theta, x_adv))
-        input_gradient = lambda t: jax.grad(loss)(x_adv, t)
+        slope = jax.grad(fast_convolutions(loss))
+        input_gradient = lambda t: slope(x_adv, t)
         gradient = np.asarray(input_gradient(theta), np.float64)
         if num_probes is None or key is None:
             speed = _row_norms(input_gradient, theta, x_adv)

@@ -155,7 +155,7 @@ def test_a_store_resumes_and_refuses(result, tmp_path, monkeypatch):
     asked = []
     attack = Chunks.attack
     monkeypatch.setattr(
-        Chunks, "attack", lambda self, *args: asked.append(args[1:3]) or attack(self, *args)
+        Chunks, "attack", lambda self, *args: asked.append(args[:2]) or attack(self, *args)
     )
     resumed = autoattack(KEY, LOGITS, X, Y, **SHORT, store=store)
     same(resumed, result)
