@@ -33,6 +33,7 @@ def check(cell):
     for row in cell["rows"]:
         assert row["largest_residual"] < 1e-9
         assert sum(row["kinds"].values()) == cell["images"]
+        assert "interior" not in row["kinds"]  # which following may leave too early
         assert len(row["value_gaps"]) + row["single_maxima"] == cell["images"]
         for norm, bound in zip(row["norms"], row["sharp_bounds"], strict=True):
             assert 0 <= norm <= bound * (1 + 1e-4)
@@ -170,13 +171,12 @@ def test_following_a_maximum_that_remains(hills, step, end):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "jumps"), [(0.01, 0), (0.05, 1)])
-def test_following_a_maximum_to_its_end(step, jumps):
+def test_following_a_maximum_to_its_end():
     attacks = Attacks(fold, "linf", 0.5)
     with jax.enable_x64(True):
         start = np.full((1, 2), 0.5 - np.sqrt(0.05))
-        branch = attacks.follow(np.zeros(1), np.array([step]), X, LABELS, start)
-    assert branch.finished[0] and branch.jumps[0] == jumps
+        branch = attacks.follow(np.zeros(1), np.array([0.05]), X, LABELS, start)
+    assert branch.finished[0] and branch.jumps[0] == 1
 
 
 @pytest.mark.slow

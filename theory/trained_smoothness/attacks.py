@@ -138,7 +138,8 @@ class Attacks:
 
         The parameters go in pieces, each so short that the maximum nearest to the last attack is
         within ``NEAR`` diameters of it, with no valley of the loss between. Where even pieces of
-        ``SHORTEST`` of the step move it farther, the branch ended: a jump.
+        ``SHORTEST`` of the step move it farther, the branch ended: a jump. Polishing may
+        leap from a maximum in the interior, so that a jump there does not prove the end.
 
         Returns:
             Each field of shape (N, ...): the attack at the end, or after the first jump, and its
