@@ -121,14 +121,15 @@ class LangevinStep(NamedTuple):
     new_weight: ArrayLike = 0.25
     ascend: bool = False
 
-    def increment(
-        self, key: Key | None, position: Params, grads: PyTree, anchor: Params, state: PyTree
-    ) -> tuple[Params, PyTree]:
-        """The increment of ``position``, in its dtype, and the new state of ``inner``.
+    def advance(
+        self, key: Key | None, position: Params, grads: PyTree, anchor: Params, chain: Chain
+    ) -> tuple[Params, Chain]:
+        """The increment of ``position``, in its dtype, and the updated chain.
 
         ``inner`` works in the accumulation dtype. Its momentum includes neither the pull nor the
         noise, as in the reference code.
         """
+        averages, state = chain
         wide, grads = widen(position, position), widen(grads, position)
         pull = optax.tree.scale(self.gamma, optax.tree.sub(widen(anchor, position), wide))
         grads = optax.tree.scale(-1, grads) if self.ascend else grads
@@ -144,14 +145,7 @@ class LangevinStep(NamedTuple):
                 )
             noise = _tree_normal(typed_key(key), position)
             updates = optax.tree.add_scale(updates, self.noise_std, noise)
-        return optax.tree.cast_like(updates, position), state
-
-    def advance(
-        self, key: Key | None, position: Params, grads: PyTree, anchor: Params, chain: Chain
-    ) -> tuple[Params, Chain]:
-        """The increment of ``position``, and the updated chain."""
-        averages, state = chain
-        increment, state = self.increment(key, position, grads, anchor, state)
+        increment = optax.tree.cast_like(updates, position)
         position = optax.tree.add(position, increment)
         averages = update_averages(averages, position, anchor, new_weight=self.new_weight)
         return increment, (averages, state)
@@ -221,7 +215,8 @@ def langevin_step(
         Kanai et al. (arXiv 2103.01400), Algorithm 1, whose printed sign of the gradient is wrong.
     """
     step = LangevinStep(MomentumSGD(), step_size, gamma, noise_std)
-    return optax.tree.add(position, step.increment(key, position, grad, anchor, None)[0])
+    chain = start_chain(step.inner, anchor, variance=False)
+    return optax.tree.add(position, step.advance(key, position, grad, anchor, chain)[0])
 
 
 def check_batches(batches: PyTree, num_steps: int, name: str) -> None:
