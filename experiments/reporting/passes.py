@@ -65,7 +65,7 @@ def _gradient(config: Config, has_norm: bool, *, perturbs: bool) -> int:
 
 
 def _has_batch_norm(config: Config) -> bool:
-    options = {} if config.width is None else build.WIDTH_OPTIONS[config.model](config.width)
+    options = build.width_options(config.model, config.width)
     module = models.build(
         config.model, num_classes=10, mean=None, std=None, dtype=jnp.float32, **options
     )

@@ -88,23 +88,17 @@ def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[s
         return float(100 * np.mean(correct)) if len(correct) else None
 
     clean, robust = (np.asarray(part) == labels for part in predictions)
-    classes = [
-        {
-            "class": name,
-            "images": int(np.sum(labels == index)),
-            "clean": percent(clean[labels == index]),
-            "robust": percent(robust[labels == index]),
-        }
-        for index, name in enumerate(class_names)
-    ]
-    return {
-        "images": len(labels),
-        "clean": percent(clean),
-        "robust": percent(robust),
-        "clean_interval": interval(percent(clean), len(labels)),
-        "robust_interval": interval(percent(robust), len(labels)),
-        "classes": classes,
-    }
+
+    def accuracies(rows):
+        images = int(np.sum(rows))
+        return {"images": images, "clean": percent(clean[rows]), "robust": percent(robust[rows])}
+
+    result: dict[str, Any] = accuracies(np.full(len(labels), True))
+    for name in ("clean", "robust"):
+        result[f"{name}_interval"] = interval(result[name], len(labels))
+    classes = enumerate(class_names)
+    result["classes"] = [{"class": name} | accuracies(labels == index) for index, name in classes]
+    return result
 
 
 def interval(percent: float | None, images: int) -> list[float] | None:

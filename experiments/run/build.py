@@ -1,5 +1,6 @@
 """Builds a run's model and compiled programs from a resolved configuration."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,34 +9,17 @@ import jax.numpy as jnp
 
 from jaxadv import models, objectives, training
 from jaxadv.augment import augmentation
-from jaxadv.checks import check_choice
 
 from .. import data
 from ..settings import Config
-from . import phases
+from . import accuracy, phases
 from .task import Stream, Task, key_for
 
-# The meaning of config.width for each architecture.
-WIDTH_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "preact_resnet18": lambda width: {"width": width},  # channels of the first stage, 64
-    "dm_preact_resnet18": lambda width: {"width": width},  # 64
-    "wide_resnet": lambda width: {"width": width},  # channels of the first stage over 16, 10
-    "wrn34_10": lambda width: {"widen_factor": width},  # 10
-    "dm_wide_resnet": lambda width: {"width": width},  # 10
-    "resnet18_cifar": lambda width: {"width": width},  # channels of the first stage, 64
-    "resnet50_cifar": lambda width: {"width": width},  # 64
-    "resnet18": lambda width: {"width": width},  # 64
-    "resnet50": lambda width: {"width": width},  # 64
-    "wrn50_2": lambda width: {"width": width},  # 64
-    "xcit_small12": lambda width: {"width": width},  # channels of the tokens, 384
-    "xcit_medium12": lambda width: {"width": width},  # 512
-    "xcit_large12": lambda width: {"width": width},  # 768
-    "convnext_tiny": lambda width: {"width": width},  # channels of the first stage, 96
-    "convnext_small": lambda width: {"width": width},  # 96
-    "convnext_base": lambda width: {"width": width},  # 128
-    "convnext_large": lambda width: {"width": width},  # 192
-    "small_convnet": lambda width: {"features": (width, 2 * width)},  # 16
-    "mlp": lambda width: {"hidden": (width, width)},  # 64
+# Models without an option ``width``, and what config.width means for them.
+_WIDTHS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "wrn34_10": lambda width: {"widen_factor": width},
+    "small_convnet": lambda width: {"features": (width, 2 * width)},
+    "mlp": lambda width: {"hidden": (width, width)},
 }
 
 
@@ -48,7 +32,7 @@ class Run(NamedTuple):
         program: performs the run's updates, phase by phase.
         refresh: (state, data, key) -> batch_stats for evaluation after a phase of EntropySGD, or
             None if training keeps them current.
-        predict: from :func:`jaxadv.training.make_predict`.
+        predict: (params, batch_stats, key, images, labels) -> predictions for a whole set.
         num_parameters: number of parameters.
         batches_per_epoch: minibatches per epoch.
     """
@@ -62,19 +46,29 @@ class Run(NamedTuple):
     batches_per_epoch: int
 
 
+def width_options(model: str, width: int | None) -> dict[str, Any]:
+    """The options of a model that ``config.width`` sets; none for None, the model's own width.
+
+    Example:
+        >>> width_options("preact_resnet18", 16), width_options("mlp", 64)
+        ({'width': 16}, {'hidden': (64, 64)})
+    """
+    if width is None:
+        return {}
+    return _WIDTHS.get(model, lambda width: {"width": width})(width)
+
+
 def build_model(config: Config, dataset: data.Dataset):
     """The linen module of a configuration, including normalization."""
     options: dict[str, Any] = {"mean": None, "std": None}
     if config.normalize:
         options = {"mean": dataset.mean, "std": dataset.std}
-    if config.width is not None:
-        check_choice("config.model (with config.width)", config.model, WIDTH_OPTIONS)
-        options |= WIDTH_OPTIONS[config.model](config.width)
     return models.build(
         config.model,
         num_classes=dataset.num_classes,
         dtype=jnp.dtype(config.precision),
         **options,
+        **width_options(config.model, config.width),
     )
 
 
@@ -134,13 +128,17 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
     if config.bn.slow_weights == "refresh" and shapes.batch_stats:
         if config.optimizer == "entropy_sgd":
             refresh = program.refresh_stats(config.bn.refresh_batches, gentle.perturb)
-    predict = training.make_predict(
+    evaluation = config.eval
+    predict_batch = training.make_predict(
         apply_fn,
         norm=config.threat.norm,
-        eps=config.eval.eps,
-        step_size=config.eval.step_size,
-        num_steps=config.eval.num_steps,
-        num_restarts=config.eval.num_restarts,
+        eps=evaluation.eps,
+        step_size=evaluation.step_size,
+        num_steps=evaluation.num_steps,
+        num_restarts=evaluation.num_restarts,
+    )
+    predict = functools.partial(
+        accuracy.predict_all, predict_batch, batch_size=evaluation.batch_size
     )
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     return Run(apply_fn, make_state, program, refresh, predict, num_parameters, num_batches)

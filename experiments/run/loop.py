@@ -168,10 +168,7 @@ class Trainer:
         found = {name: np.asarray(value).item() for name, value in found.items()}
         bad_step = found.pop("bad_step")
         if bad_step != training.NEVER:
-            raise NonFiniteLossError(
-                f"the loss is not finite at minibatch {bad_step} (epoch "
-                f"{bad_step // self.run.batches_per_epoch + 1}). {self._advice()}"
-            )
+            raise self._not_finite("the loss is not finite at", bad_step)
         sums = self.record["sums"]
         if sums.get("count"):
             # Drop a metric that some minibatches of the epoch lack.
@@ -197,22 +194,19 @@ class Trainer:
         """Checks the last update: its loss is computed before it, so it could diverge unnoticed."""
         leaves = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
         if not all(np.isfinite(leaf).all() for leaf in leaves):
-            raise NonFiniteLossError(
-                f"the parameters are not finite after minibatch {self.step - 1} (epoch "
-                f"{(self.step - 1) // self.run.batches_per_epoch + 1}). {self._advice()}"
-            )
+            raise self._not_finite("the parameters are not finite after", self.step - 1)
 
-    def _advice(self) -> str:
+    def _not_finite(self, what: str, minibatch: int) -> NonFiniteLossError:
         config, last = self.config, self.directory.last
         kept = f"The last good checkpoint is kept in {last}."
         name, rate = "learning_rate", config.learning_rate
         if self._was_chained():
             name, rate = "entropy.learning_rate", config.entropy.learning_rate
-        return (
+        wider = " or --config.precision=float32" if config.precision != "float32" else ""
+        return NonFiniteLossError(
+            f"{what} minibatch {minibatch} (epoch {minibatch // self.run.batches_per_epoch + 1}). "
             f"{kept if last.is_file() else 'There is no checkpoint yet.'} Try a smaller "
-            f"--config.{name} (now {rate:g})"
-            + (" or --config.precision=float32" if config.precision != "float32" else "")
-            + " in a new --workdir"
+            f"--config.{name} (now {rate:g}){wider} in a new --workdir"
         )
 
     def _was_chained(self) -> bool:
@@ -259,16 +253,9 @@ class Trainer:
 
     def _evaluate(self, state: training.TrainState) -> dict:
         images, labels = self.task.selection
+        key = key_for(self.config, Stream.SELECTION)
         predictions = self.waiter.call(
-            lambda: accuracy.predict_all(
-                self.run.predict,
-                state.params,
-                state.batch_stats,
-                key_for(self.config, Stream.SELECTION),
-                images,
-                labels,
-                batch_size=self.config.eval.batch_size,
-            )
+            lambda: self.run.predict(state.params, state.batch_stats, key, images, labels)
         )
         return accuracy.summarize(predictions, labels, self.task.dataset.class_names)
 

@@ -42,21 +42,11 @@ def make_phases(config: Config, batches_per_epoch: int, noise_key: jax.Array):
 
     def entropy_sgd(first: int, n_in: int):
         rate = schedule(config, entropy.learning_rate, batches_per_epoch)
-        return optim.entropy_sgd(
-            lambda outer_step: rate(first + outer_step * group),
-            key=noise_key,
-            preset=entropy.preset,
-            n_in=n_in,
-            inner_learning_rate=entropy.inner_learning_rate,
-            gamma=entropy.gamma,
-            noise=entropy.noise,
-            new_weight=entropy.new_weight,
-            momentum=entropy.momentum,
-            inner_momentum=entropy.inner_momentum,
-            weight_decay=entropy.weight_decay,
-            second_order=entropy.second_order,
-            beta_aware=entropy.beta_aware,
-        )
+        # Every field of config.entropy with the name of an option is that option.
+        known = optim.EntropySGDOptions.__dataclass_fields__
+        options = {name: value for name, value in entropy.items() if name in known}
+        options |= {"n_in": n_in, "learning_rate": lambda step: rate(first + step * group)}
+        return optim.entropy_sgd(key=noise_key, preset=entropy.preset, **options)
 
     decay = config.weight_decay if config.awp.decay_perturbed else 0.0
     end = config.num_epochs * batches_per_epoch

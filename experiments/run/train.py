@@ -115,14 +115,7 @@ def _final_predictions(config, directory, task, run, shapes) -> dict[str, traini
     for name, path in (("selected", directory.selected), ("last", directory.last)):
         data = hosts.from_writer(functools.partial(checkpoints.read_bytes, path))
         params, batch_stats = checkpoints.load_part(path, parts, templates, data)
-        found[name] = accuracy.predict_all(
-            run.predict,
-            params,
-            batch_stats,
-            key_for(config, Stream.TEST),
-            *task.test,
-            batch_size=config.eval.batch_size,
-        )
+        found[name] = run.predict(params, batch_stats, key_for(config, Stream.TEST), *task.test)
     return found
 
 

@@ -78,7 +78,7 @@ def test_the_programs_with_entropy_sgd_as(preset, monkeypatch):
 )
 def test_the_gradients_of(name, dtype):
     """In the images and the parameters; narrow networks have the same operations as wide ones."""
-    options = build.WIDTH_OPTIONS[name](2)
+    options = build.width_options(name, 2)
     module = models.build(name, num_classes=4, dtype=jnp.dtype(dtype), **options)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(module.init, KEY, images)
