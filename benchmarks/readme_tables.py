@@ -5,9 +5,10 @@
 
 The text between ``<!-- table 1 -->`` and ``<!-- end of table 1 -->`` comes from the files
 ``benchmarks/results/*/table1.json``, written by ``python -m experiments.table1 --output=...``;
-likewise for the other tables. A cell of several seeds has their standard deviation, one of a single
-seed the 95 % interval of its test images. A cell that was not run is empty; the paper's own numbers
-are in italics.
+likewise for the other tables; ``<!-- course of training -->`` encloses how the runs of
+``table1-digits-laptop/curves.json`` got there. A cell of several seeds has their standard deviation,
+one of a single seed the 95 % interval of its test images. A cell that was not run is empty; the
+paper's own numbers are in italics.
 """
 
 import argparse
@@ -57,6 +58,39 @@ def render(table: Table, results: Mapping[str, dict]) -> str:
     lines.append(_line(f"*the paper's: {paper.title}*", cells))
     if results:
         lines += ["", *_sources(results)]
+    return "\n".join(lines)
+
+
+def course(curves: Mapping[str, dict]) -> str:
+    """How runs went, as Markdown: robust accuracy early, at the end, and on training images.
+
+    Args:
+        curves: by method, of equal length, as in ``curves.json``: lists by epoch of the mean, least
+            and greatest value over ``n`` seeds.
+
+    Example:
+        >>> values = {f"{name}_{what}": [1.0, 2.0, 3.0] for name in ("selection_robust",
+        ...     "train_robust") for what in ("mean", "min", "max")}
+        >>> print(course({"AT": {"n": 2, "epoch": [1, 2, 3], **values}}).splitlines()[2])
+        | held-out images, epoch 1 of 3 | 1.0 [1.0, 1.0] |
+    """
+    first = next(iter(curves.values()))
+    last = len(first["epoch"]) - 1
+    early = (last + 1) // 3 - 1
+    epoch = lambda index: f"epoch {first['epoch'][index]} of {first['epoch'][last]}"
+    lines = [
+        _line(f"robust accuracy, %, n={first['n']}, [least, greatest]", curves),
+        "|---|" + "---|" * len(curves),
+    ]
+    for title, name, index in (
+        (f"held-out images, {epoch(early)}", "selection_robust", early),
+        (f"held-out images, {epoch(last)}", "selection_robust", last),
+        (f"training images, {epoch(last)}", "train_robust", last),
+    ):
+        values = (
+            [c[f"{name}_{end}"][index] for end in ("mean", "min", "max")] for c in curves.values()
+        )
+        lines.append(_line(title, (f"{m:.1f} [{low:.1f}, {high:.1f}]" for m, low, high in values)))
     return "\n".join(lines)
 
 
@@ -156,15 +190,22 @@ def fill(text: str, results: Path, root: str = "") -> str:
     """
     if "<!-- table " not in text:
         raise ValueError("no <!-- table 1 --> or other table in the file")
-    for number, table in TABLES.items():
-        start, end = f"<!-- table {number} -->", f"<!-- end of table {number} -->"
+    bodies = {
+        f"table {number}": lambda number=number, table=table: render(
+            table, load(number, results, root)
+        )
+        for number, table in TABLES.items()
+    }
+    curves = results / "table1-digits-laptop" / "curves.json"
+    bodies["course of training"] = lambda: course(json.loads(curves.read_text(encoding="utf-8")))
+    for name, body in bodies.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if start not in text and end not in text:
             continue
         if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
             raise ValueError(f"expected one {start} followed by one {end} in the file")
         head, tail = text.index(start) + len(start), text.index(end)
-        body = render(table, load(number, results, root))
-        text = f"{text[:head]}\n{body}\n{text[tail:]}"
+        text = f"{text[:head]}\n{body()}\n{text[tail:]}"
     return text
 
 
