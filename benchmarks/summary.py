@@ -153,7 +153,26 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
         speed.append(f"| {peer} | {what} | {ratio} | {aim} | `{name}` |")
     measures = ["| what | measured | file |", "|---|---|---|"]
     measures += [f"| {what} | {n} | `{name}` |" for what, n, name in _collect(results, _MEASURES)]
+    speed += ["", _machines(results, _ROWS)]
+    measures += ["", _machines(results, _MEASURES)]
     return {SPEED: "\n".join(speed), MEASURES: "\n".join(measures)}
+
+
+def _machines(results: pathlib.Path, kinds: dict) -> str:
+    """On which machines the files of a table were measured, and when."""
+    names: dict[str, list[str]] = {}
+    for name in dict.fromkeys(row[-1] for row in _collect(results, kinds)):
+        report = json.loads((results / name).read_text(encoding="utf-8"))
+        found = report.get("environment", report)
+        machine = found.get("device") or found["hardware"]
+        names.setdefault(f"{machine}, {found['date']}", []).append(f"`{name}`")
+    if len(names) == 1:
+        return f"All measured on {next(iter(names))}."
+    ordered = sorted(names.items(), key=lambda item: -len(item[1]))
+    rest = [f"{', '.join(files)} on {where}" for where, files in ordered[1:]]
+    return "; ".join([f"Measured on {where}" for where, _ in ordered[:1]] + rest) + "." * bool(
+        names
+    )
 
 
 def fill(text: str, name: str, table: str) -> str:

@@ -51,6 +51,8 @@ PACKAGES = (
     *("losses", "balls", "augment", "intervals"),
 )
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+# A measurement stays on one line: 68.6 ± 1.1, and the ends of [24.5, 28.3].
+_MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d,) (?=[\d.]+\])")
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 
 
@@ -124,7 +126,8 @@ class Stage:
 
         parts = _CODE.split(text)
         return "".join(
-            part if number % 2 else _LINK.sub(link, part) for number, part in enumerate(parts)
+            part if number % 2 else _LINK.sub(link, _MEASURED.sub(_unbroken, part))
+            for number, part in enumerate(parts)
         )
 
     def _contents(self) -> str:
@@ -144,6 +147,10 @@ class Stage:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+def _unbroken(found: re.Match) -> str:
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def api_page(name: str) -> str:

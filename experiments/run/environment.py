@@ -1,6 +1,7 @@
 """Provenance stored with every result: hardware, versions, commit, precision, command."""
 
 import contextlib
+import datetime
 import os
 import platform
 import shlex
@@ -65,6 +66,7 @@ def describe() -> dict:
         "packages": {"jaxadv": jaxadv.__version__}
         | {name: metadata.version(name) for name in _PACKAGES},
         "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "command": _command(),
