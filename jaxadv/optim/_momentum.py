@@ -33,8 +33,9 @@ def add_weight_decay(direction: PyTree, position: Params, weight_decay: ArrayLik
     """
     if is_zero(weight_decay):
         return direction
-    decayed = optax.tree.add_scale(direction, weight_decay, position)
-    return optax.tree.cast_like(decayed, direction)
+    return jax.tree.map(
+        lambda d, p: (d + weight_decay * p.astype(d.dtype)).astype(d.dtype), direction, position
+    )
 
 
 def nesterov_momentum(
@@ -58,9 +59,11 @@ def nesterov_momentum(
     """
     if is_zero(momentum):
         return direction, buffer
-    ahead = lambda b: optax.tree.cast_like(optax.tree.add_scale(direction, momentum, b), b)
-    buffer = ahead(buffer)
-    return (ahead(buffer) if nesterov else buffer), buffer
+    buffer = jax.tree.map(lambda b, d: (momentum * b + d).astype(b.dtype), buffer, direction)
+    if not nesterov:
+        return buffer, buffer
+    ahead = jax.tree.map(lambda d, b: (d + momentum * b).astype(b.dtype), direction, buffer)
+    return ahead, buffer
 
 
 class MomentumSGD(NamedTuple):

@@ -230,3 +230,10 @@ def test_unknown_length_and_convention_are_errors():
         )
     with pytest.raises(ValueError, match="noise_convention='beta'"):
         optim.noise_std(1.0, step_size=0.1, convention="beta")
+
+
+def test_decay_of_narrow_parameters_keeps_the_precision_of_the_direction():
+    position = jnp.asarray([1.01, 2.77, 3.61], jnp.bfloat16)
+    decayed = optim.add_weight_decay(jnp.ones(3, jnp.float32), position, 0.0123)
+    exact = 1 + np.float32(0.0123) * np.asarray(position, np.float32)
+    np.testing.assert_allclose(decayed, exact, rtol=2e-7)
