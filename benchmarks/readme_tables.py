@@ -157,9 +157,9 @@ def _sources(results: Mapping[str, dict]) -> list[str]:
         every = lambda name, runs=runs: ", ".join(sorted({str(run[name]) for run in runs}))
         if runs:
             lines.append(
-                f"* [{link}]({link}): commit {every('commit')}; {every('device')}; "
-                f"{every('precision')}; {every('test_images')} test images, checkpoint selected "
-                f"on {every('selection')} images."
+                f"* [{link.removeprefix('../')}]({link}): commit {every('commit')}; "
+                f"{every('device')}; {every('precision')}; {every('test_images')} test images, "
+                f"checkpoint selected on {every('selection')} images."
             )
     return lines
 
