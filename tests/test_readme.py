@@ -33,17 +33,23 @@ def function():
 
 
 def test_there_is_an_example_for_every_kind_of_model():
-    assert [len(block.splitlines()) <= 13 for block in BLOCKS[EVALUATION]] == [True] * 4
+    assert [len(block.splitlines()) <= 13 for block in BLOCKS[EVALUATION]] == [True] * 5
 
 
 def test_all_examples_are_run():
     """A page that gains an example gains a test here."""
     counts = {page: len(blocks) for page, blocks in BLOCKS.items() if blocks}
-    expected = {"README.md": 1, EVALUATION: 4, "docs/training.md": 2, "docs/autoattack.md": 1}
+    expected = {"README.md": 1, EVALUATION: 5, "docs/training.md": 2, "docs/autoattack.md": 1}
     expected["docs/interop.md"] = 6  # tests/interop/test_page.py
     expected |= {f"docs/tutorial-{name}.md": 5 - 2 * (name != "evaluate") for name in TUTORIALS}
     expected |= {"docs/howto-attack.md": 1, "docs/howto-optimizer.md": 2}
     assert counts == expected
+
+
+def test_convolutions_as_they_are(function):
+    names = run(4, run(1, dict(function)))
+    adversarial, images = names["adversarial"], names["images"]
+    assert 0 < float(abs(adversarial - images).max()) <= 0.1 + 1e-6
 
 
 def test_an_attack_of_your_own(capsys):
