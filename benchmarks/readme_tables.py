@@ -12,9 +12,10 @@ empty; the paper's own numbers are in italics.
 """
 
 import argparse
+import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.cli import process
@@ -177,6 +178,10 @@ def load(number: int, results: Path, root: str = "") -> dict[str, dict]:
     return dict(sorted(found.items(), key=is_other))
 
 
+def _table(table: Table, results: Path, root: str) -> str:
+    return render(table, load(table.number, results, root))
+
+
 def fill(text: str, results: Path, root: str = "") -> str:
     """Regenerates every table that the text of a page has markers for.
 
@@ -190,10 +195,8 @@ def fill(text: str, results: Path, root: str = "") -> str:
     """
     if "<!-- table " not in text:
         raise ValueError("no <!-- table 1 --> or other table in the file")
-    bodies = {
-        f"table {number}": lambda number=number, table=table: render(
-            table, load(number, results, root)
-        )
+    bodies: dict[str, Callable[[], str]] = {
+        f"table {number}": functools.partial(_table, table, results, root)
         for number, table in TABLES.items()
     }
     curves = results / "table1-digits-laptop" / "curves.json"
