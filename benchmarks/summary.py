@@ -71,6 +71,13 @@ def _autoattack(report):
     yield what, "pyautoattack", f"{ratio['total']:.2f}", "1.5"
 
 
+def _own(report):
+    for row in report["rows"]:
+        yield row["what"], "convolutions as they are", _spread(row["ratio"]), "1"
+    for name, ratio in report["own loop"]["ratio"].items():
+        yield f"PGD in a loop of one's own, {name}", "flax.linen.Conv", _spread(ratio), "1"
+
+
 def _entropy(report):
     for row in report["rows"][-1:]:
         what = f"EntropySGD, {report['options']['model']}, n_in {row['n_in']}, scanned"
@@ -129,7 +136,13 @@ def _streaming(report):
     yield what, f"{found['median']:.2f} {spread} times as fast"
 
 
-_ROWS = {"training": _training, "pgd": _pgd, "autoattack": _autoattack, "entropy": _entropy}
+_ROWS = {
+    "training": _training,
+    "pgd": _pgd,
+    "own": _own,
+    "autoattack": _autoattack,
+    "entropy": _entropy,
+}
 _MEASURES = {
     "reproduce": _reproduce,
     "startup": _startup,

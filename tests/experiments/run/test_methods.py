@@ -53,15 +53,8 @@ def test_a_method_takes_two_steps_and_evaluates(norm_model, method, norm):
         assert np.isfinite(new).all() and not np.array_equal(old, new)
     stats = before.batch_stats["BatchNorm_0"], state.batch_stats["BatchNorm_0"]
     assert not np.array_equal(stats[0]["mean"], stats[1]["mean"])
-    images, labels = (jnp.asarray(x) for x in task.test)
-    predictions = built.predict(
-        state.params,
-        state.batch_stats,
-        key_for(config, Stream.TEST),
-        images,
-        labels,
-        jnp.arange(50),
-    )
+    key = key_for(config, Stream.TEST)
+    predictions = built.predict(state.params, state.batch_stats, key, *task.test)
     assert predictions.clean.shape == predictions.adversarial.shape == (50,)
 
 

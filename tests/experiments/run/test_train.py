@@ -221,7 +221,7 @@ def captured_optimizer(monkeypatch, config):
     task = load_task(config)
     built = build.build(config, task)
     [(arguments, options)] = seen
-    return arguments[0], options, built
+    return arguments[0] if arguments else options["learning_rate"], options, built
 
 
 def test_the_learning_rate_drops_at_half_and_three_quarters(monkeypatch):
