@@ -124,7 +124,8 @@ def replaced(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
 
 def _each(value: Any, inside: Callable[[Any], Any]) -> Any:
     """A parameter of an equation, with the functions in it replaced."""
-    if isinstance(value, jex.ClosedJaxpr):
+    # In newer versions of JAX the two classes are one, whose ``jaxpr`` is itself.
+    if isinstance(value, jex.ClosedJaxpr) and value.jaxpr is not value:
         jaxpr = inside(value.jaxpr)
         return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
     if isinstance(value, jex.Jaxpr):
