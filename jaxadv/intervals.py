@@ -7,7 +7,7 @@
 
 import math
 
-import scipy.stats
+import scipy
 
 from .checks import check_count
 

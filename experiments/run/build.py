@@ -118,11 +118,12 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
         phases=phases.make_phases(config, num_batches, key_for(config, Stream.NOISE)),
     )
 
-    def make_state():
-        key = key_for(config, Stream.INIT)
+    @jax.jit  # one program, traced once for the shapes and the arrays
+    def initial_state(key):
         variables = init_variables(module, key, task.dataset.image_shape)
         return training.TrainState.create(*variables, program)
 
+    make_state = functools.partial(initial_state, key_for(config, Stream.INIT))
     shapes = jax.eval_shape(make_state)
     refresh = None
     if config.bn.slow_weights == "refresh" and shapes.batch_stats:

@@ -7,7 +7,7 @@ the model on the first images and return data; none stops the evaluation.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 
 from ... import losses
 from ...types import Array
@@ -67,7 +67,7 @@ def check_black_box(plan: dict[str, Kernel], broken_by: np.ndarray) -> list[Chec
         if kernel.uses_gradients or not gradients:
             continue
         broken, number = int((broken_by == name).sum()), len(broken_by)
-        chance = float(stats.binom.sf(broken - 1, number, _BLACK_BOX_RATE))
+        chance = float(scipy.stats.binom.sf(broken - 1, number, _BLACK_BOX_RATE))
         usual = chance >= _LEVEL
         text = f"{name.capitalize()} took {broken} of {number} images after the gradient attacks"
         text += "" if usual else ": gradients may be masked; try more queries or restarts"
