@@ -108,8 +108,8 @@ def test_more_than_an_epoch_a_call_is_refused(data):
 
 
 def test_sgd_steps_are_torch_sgd_on_the_minibatches(data):
-    """Against NumPy: b = m b + (g + wd w), w -= lr b, minibatch by minibatch."""
-    program = linear_program()
+    """Against NumPy: b = m b + (g + wd w), w -= lr b, while the radius of the attack grows."""
+    program = linear_program(attack_scale=optax.linear_schedule(0.0, 1.0, 4))
     tx = training.sgd(lambda t: 0.5 / (t + 1), momentum=0.9, weight_decay=0.01)
     start = START
     state = training.TrainState.create(start, {}, tx)
@@ -118,7 +118,9 @@ def test_sgd_steps_are_torch_sgd_on_the_minibatches(data):
     w, buffer = np.array(start), 0
     losses_seen, correct = [], 0
     for t, (images, labels, key) in enumerate(all_minibatches(program, data, KEY, 0, 5)):
-        adversarial, _ = program.objective.perturb(key, jnp.array(w), {}, images, labels)
+        adversarial, _ = program.objective.perturb(
+            key, jnp.array(w), {}, images, labels, scale=min(t / 4, 1.0)
+        )
         logits = np.asarray(adversarial).reshape(8, -1) @ w
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         losses_seen.append(-np.log(p[np.arange(8), labels]).mean())
