@@ -41,7 +41,7 @@ from . import _pairs
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "table1-cifar10-cpu"
-METHODS = table1.TABLE.methods | table3.TABLE.methods
+METHODS = {**table1.TABLE.methods, **table3.TABLE.methods}
 AUTOATTACK_IMAGES = 2000
 PAIRS = (
     ("at_ensgd", "at"),

@@ -264,9 +264,11 @@ def trades(
         clean = logits_fn(images)
         gradient = jax.grad(lambda points: losses.kl_divergence(clean, logits_fn(points)).sum())
 
+        radius, length = eps * scale, step_size * scale
+
         def step(_: Array, points: Array) -> Array:
-            move = balls.ascent_step(gradient(points), points, norm=norm, step_size=step_size * scale)
-            return _into_ball_and_box(points + move, images, norm, eps * scale)
+            move = balls.ascent_step(gradient(points), points, norm=norm, step_size=length)
+            return _into_ball_and_box(points + move, images, norm, radius)
 
         indices = jnp.arange(images.shape[0]) if indices is None else indices
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
@@ -293,7 +295,7 @@ def trades(
     return Objective(perturb, loss)
 
 
-def _into_ball_and_box(points: Array, images: Array, norm: str, eps: float) -> Array:
+def _into_ball_and_box(points: Array, images: Array, norm: str, eps: float | Array) -> Array:
     if norm == "linf":
         return balls.project(points, images, norm="linf", eps=eps)
     # Box first, as in the reference: shrinking toward the image then stays in the box.

@@ -40,9 +40,9 @@ class Program:
         the AWP code does for its clean training accuracy; this updates the running statistics.
         weight_perturbation: gamma_A of adversarial weight perturbation, a number or an optax
             schedule of the minibatch counter; 0 disables it.
-        attack_scale: factor of the attack's radius and step size, an optax schedule of the minibatch
-            counter: ``optax.linear_schedule(0, 1, n)`` lets the radius grow over the first n
-            minibatches. ``perturb`` of the objective gets it as ``scale``. Default: not passed.
+        attack_scale: factor of the attack's radius and step size, a schedule of the minibatch
+            counter: ``optax.linear_schedule(0, 1, n)`` lets them grow over the first n minibatches.
+            ``perturb`` of the objective gets it as ``scale``. Default: not passed.
         sharding: sharding of minibatches over devices, for example
             ``NamedSharding(mesh, PartitionSpec("batch"))``; default one device.
         sync_batch_norm: whether BatchNorm's statistics in train mode are those of the whole

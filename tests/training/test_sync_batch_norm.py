@@ -64,9 +64,7 @@ def gradient(method, params, stats, batch):
     scale = SCALE if method == "awp" else 1.0
     for rows in HALVES:
         x, y = images[rows], labels[rows]
-        adversarial, moved = objective.perturb(
-            key, params, stats, x, y, indices=rows, scale=scale
-        )
+        adversarial, moved = objective.perturb(key, params, stats, x, y, indices=rows, scale=scale)
         halves.append((moved, x, adversarial, y))
     if method == "awp":
         ascent = mean([jax.grad(objective.loss, has_aux=True)(params, *half)[0] for half in halves])
