@@ -90,9 +90,8 @@ def forward(params, stats, images):
 
 
 def minibatches(program, data, count, key=KEY):
-    make = jax.jit(
-        lambda data, step: program._feed.minibatches(data, key, jnp.int32(0), count)(step)
-    )
+    start = training.TrainState(jnp.int32(0), *init_bn(), ())
+    make = jax.jit(lambda data, step: program._feed.minibatches(data, key, start, count)(step))
     batches = [make(data, jnp.int32(step)) for step in range(count)]
     return [(np.asarray(images), np.asarray(labels), key) for images, labels, key in batches]
 
