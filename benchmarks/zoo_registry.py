@@ -40,6 +40,8 @@ LEADERBOARDS = {
     ("ImageNet", "Linf"): ("imagenet", "linf", "4/255", 5_000),
 }
 _FOLDERS = {"linf": "Linf", "l2": "L2"}
+# An entry whose file has another name: the same paper, network, and accuracies.
+_RENAMED = {("cifar10", "Chen2021LTD_WRN34_10"): "Chen2021Low_WRN34_10"}
 
 
 def published(readme: str) -> Iterator[dict[str, Any]]:
@@ -95,7 +97,7 @@ def entries(checkout: Path) -> Iterator[dict[str, Any]]:
     readme = (checkout / "README.md").read_text(encoding="utf-8")
     for row in published(readme):
         place = checkout / "model_info" / row["dataset"] / _FOLDERS[row["threat"]]
-        file = place / f"{row['id']}.json"
+        file = place / f"{_RENAMED.get((row['dataset'], row['id']), row['id'])}.json"
         found = information(file.read_text(encoding="utf-8")) if file.is_file() else {}
         robust, attacked = row.pop("robust"), row["clean"]
         # The README has the best known attack's figure, a stale file the one of an old version.
