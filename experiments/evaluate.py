@@ -14,7 +14,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from jaxadv.checks import NORMS
+from jaxadv.checks import NORMS, check_count
 from jaxadv.models import zoo
 
 from . import data
@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         "python -m experiments.zoo lists them",
     )
     parser.add_argument(
-        "--weights", help="PyTorch or safetensors file of --model, or hf://OWNER/NAME/FILE"
+        "--weights",
+        help="of --model: a file of PyTorch, safetensors or flax, a folder of orbax or of a run, "
+        "or hf://OWNER/NAME/FILE",
     )
     parser.add_argument(
         "--threat",
@@ -149,6 +151,9 @@ def main() -> None:
         shard = shard or "auto"
 
     def run():
+        for name in ("number", "batch_size"):  # before anything is downloaded
+            if options[name] is not None:
+                check_count(name, options[name], 1)
         wanted = options["dataset"]
         if options["model"] is not None and options["weights"] is not None:
             found = published.find(options["model"], wanted, options["threat"])

@@ -10,6 +10,7 @@ evaluates one.
 """
 
 import argparse
+import difflib
 
 from jaxadv.models import zoo
 
@@ -63,6 +64,13 @@ def _main(options: argparse.Namespace) -> None:
         dataset=options.dataset, threat=options.threat, architecture=options.architecture
     )
     wanted = {"true": True, "false": False, None: None}[options.loads]
+    if not found:
+        known = dict.fromkeys(entry.described for entry in zoo.entries())
+        close = difflib.get_close_matches(options.architecture, known, n=3, cutoff=0.3)
+        raise ValueError(
+            f"architecture={options.architecture!r} is in no name of these leaderboards; "
+            + (f"closest are {', '.join(close)}" if close else "leave it out to see all")
+        )
     count = 0
     print(coverage.HEAD)
     for entry in found:

@@ -68,7 +68,7 @@ def evaluate(
         std: per-channel standard deviation.
         model: id of one of RobustBench's models instead, see :mod:`jaxadv.models.zoo`; needs
         ``weights``. ``dataset`` and ``threat`` tell apart several of the same id.
-        weights: its PyTorch or safetensors file, or ``hf://OWNER/NAME/FILE``.
+        weights: its file or folder, see :func:`jaxadv.models.load`, or ``hf://OWNER/NAME/FILE``.
         threat: threat that it was trained for, "linf" or "l2".
         check_clean: whether a clean accuracy on the first 1,000 images that is not the published
         one raises before the attack.

@@ -44,11 +44,11 @@ def find(model: str, dataset: str | None = None, threat: str | None = None) -> z
         '0.5'
     """
     given = {"dataset": dataset, "threat": threat}
-    places = [found for found in zoo.entries() if found.id == model]
+    places = [found for found in zoo.entries(**given) if found.id == model]
     for name, usual in _DEFAULT.items():
         if len(places) > 1 and given[name] is None and usual in {getattr(p, name) for p in places}:
             given[name] = usual
-        places = [found for found in places if given[name] in (None, getattr(found, name))]
+            places = [found for found in places if getattr(found, name) == usual]
     entry = zoo.entry(model, **given)
     reason = zoo.problem(entry)
     if reason is not None:
@@ -66,7 +66,8 @@ def load(
 
     Args:
         entry: from :func:`find`.
-        weights: a PyTorch or safetensors file, or ``hf://OWNER/NAME/FILE``.
+        weights: a file or folder that :func:`jaxadv.models.load` reads, or
+        ``hf://OWNER/NAME/FILE``.
         part: entry of the file that holds the weights, if it has several.
         data_dir: folder with the data sets.
 
@@ -77,7 +78,10 @@ def load(
     path = files.locate(weights)
     images, labels, class_names = _test_images(entry, data_dir)
     module = zoo.build(entry)
-    variables = models.load_torch(path, module, entry=part or entry.part)
+    try:
+        variables = models.load(path, module, entry=part or entry.part)
+    except ValueError as error:
+        raise ValueError(f"weights={str(weights)!r} for {entry.id}: {error}") from error
     return Subject(
         module,
         variables["params"],

@@ -6,7 +6,7 @@ _HUB = "hf://"
 
 
 def locate(weights: str | Path) -> Path:
-    """The file of weights.
+    """The file or folder of weights.
 
     Args:
         weights: a path, or ``hf://OWNER/NAME/FILE`` for a file of a Hugging Face repository, which
@@ -27,10 +27,10 @@ def locate(weights: str | Path) -> Path:
     text = str(weights)
     if not text.startswith(_HUB):
         path = Path(text).expanduser()
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(
-                f"weights={text!r}: no such file; give a PyTorch or safetensors file, or "
-                f"{_HUB}OWNER/NAME/FILE"
+                f"weights={text!r}: no such file or folder; give a file of PyTorch, safetensors or "
+                f"flax, a folder of orbax, or {_HUB}OWNER/NAME/FILE"
             )
         return path
     owner, _, rest = text.removeprefix(_HUB).partition("/")

@@ -48,11 +48,13 @@ def torch_uniform_bias(fan_in: int) -> Callable[..., Array]:
     )
 
 
-def unknown_name(kind: str, name: str, known: Any) -> ValueError:
-    """A ValueError that suggests the closest known name."""
+def unknown_name(kind: str, name: str, known: Any, listed: str = "") -> ValueError:
+    """A ValueError that suggests the closest known name, and all, or ``listed``: where they are."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    return ValueError(f"{kind} is {name!r}, which is unknown. {hint}Known: {', '.join(known)}.")
+    return ValueError(
+        f"{kind} is {name!r}, which is unknown. {hint}{listed or 'Known: ' + ', '.join(known)}."
+    )
 
 
 def activation_fn(activation: Activation) -> Callable[[Array], Array]:

@@ -82,7 +82,7 @@ def test_entries_are_read_only():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(id="Wang2023Beter_WRN-28-10"), "Did you mean 'Wang2023Better_WRN-28-10'"),
+        (dict(id="Wang2023Beter_WRN-28-10"), "mean 'Wang2023Better_WRN-28-10'.{,80}$"),
         (dict(id="Ding2020MMA"), "in 2 leaderboards: cifar10 linf, cifar10 l2; give dataset .*thr"),
         (dict(id="Ding2020MMA", dataset="cifar100"), "dataset='cifar100' does not fit id='Ding"),
         (dict(id="Ding2020MMA", dataset="cifar"), "dataset is 'cifar', .*Did you mean 'cifar10'"),

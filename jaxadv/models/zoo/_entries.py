@@ -167,7 +167,8 @@ cifar100 linf; give dataset (--dataset) or threat (--threat) too
     everything = entries()
     same = [found for found in everything if found.id == id]
     if not same:
-        raise unknown_name("id", id, dict.fromkeys(found.id for found in everything))
+        known = dict.fromkeys(found.id for found in everything)
+        raise unknown_name("id", id, known, f"python -m experiments.zoo lists all {len(known)}")
     fitting = [found for found in entries(dataset=dataset, threat=threat) if found.id == id]
     if len(fitting) == 1:
         return fitting[0]

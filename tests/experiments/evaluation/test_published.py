@@ -6,6 +6,7 @@ import sys
 import types
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +114,23 @@ def test_other_weights_stop(tiny, attacked):
         by_name(tiny)
 
 
+def test_weights_may_be_a_file_of_flax_but_not_of_another_network(tiny, tmp_path, attacked):
+    module = zoo.build(published.find("Tiny2026Network"))
+    path = tmp_path / "weights.msgpack"
+    path.write_bytes(flax.serialization.to_bytes(models.load(tiny.path, module)))
+    with pytest.raises(Reached):
+        by_name(tiny, weights=path)
+    path = tmp_path / "other.pt"
+    models.save_torch(path, *_other())
+    with pytest.raises(ValueError, match="weights='.*other.pt' for Tiny2026Network: other.pt: "):
+        by_name(tiny, weights=path)
+
+
+def _other():
+    module = models.mlp(10, hidden=(2,))
+    return module, module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
 @pytest.mark.slow
 def test_the_published_accuracy_goes_on(tiny, short, tmp_path):
     report = by_name(tiny, save=tmp_path / "out" / "report.json")
@@ -170,12 +188,13 @@ def test_pgd_by_name(tiny):
     [
         (dict(weights=None), "model='Tiny2026Network' needs --weights=FILE too"),
         (dict(model=None), "weights=.* needs --model=ID too"),
-        (dict(model="Tiny2026"), "id is 'Tiny2026', which is unknown. Did you mean 'Tiny2026Netw"),
+        (dict(model="Tiny2026"), "id is 'Tiny2026', .* mean 'Tiny2026Network'. .*lists all 1.$"),
         (dict(arch="wrn34_10"), "--arch can't be given with --model=Tiny2026Network"),
         (dict(normalization="none"), "--normalization can't be given with --model"),
         (dict(torch="file.pt"), "--torch can't be given with --model"),
         (dict(images="train"), "--checkpoint and --images apply only to runs"),
-        (dict(dataset="imagenet"), "dataset='imagenet' does not fit id='Tiny2026Network'"),
+        (dict(dataset="imagenet"), "^dataset='imagenet' does not fit id='Tiny2026Network'"),
+        (dict(threat="l2"), "^threat='l2' does not fit id='Tiny2026Network', .*leave it out"),
         (dict(weights="nothing.pt"), "weights='nothing.pt': no such file"),
     ],
 )
@@ -190,7 +209,7 @@ def test_a_missing_data_set_comes_first(tiny, monkeypatch):
         raise data.DataMissingError(f"{name} is not here", "get it")
 
     monkeypatch.setattr(data, "load", missing)
-    monkeypatch.setattr(models, "load_torch", lambda *a, **k: pytest.fail("loads the weights"))
+    monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("loads the weights"))
     with pytest.raises(data.DataMissingError):
         by_name(tiny)
 
@@ -221,6 +240,11 @@ def test_the_command_stops(tiny, attacked, monkeypatch, capsys):
         command(tiny, monkeypatch)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: clean accuracy is 75.00")
+    monkeypatch.setattr(data, "ensure", lambda *a, **k: pytest.fail("downloads"))
+    with pytest.raises(SystemExit):
+        command(tiny, monkeypatch, "--number=0")
+    assert "number=0 must be an integer >= 1" in capsys.readouterr().err
+    monkeypatch.setattr(data, "ensure", lambda *a, **k: None)
     with pytest.raises(Reached):
         command(tiny, monkeypatch, "--check-clean=false")
 
@@ -288,5 +312,5 @@ def test_files_are_not_fetched(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     (tmp_path / "w.pt").write_bytes(b"")
     assert weights.locate(tmp_path / "w.pt") == tmp_path / "w.pt"
-    with pytest.raises(FileNotFoundError, match="no such file; give a PyTorch or safetensors file"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder; give a file of PyTorch"):
         weights.locate(tmp_path / "v.pt")
