@@ -6,7 +6,7 @@ import sys
 import types
 from typing import Any
 
-import flax
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
