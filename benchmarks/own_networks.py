@@ -3,9 +3,12 @@ r"""A user's own network under attacks, with and without its convolutions replac
     python -m benchmarks.own_networks --checkpoint=FILE.npz --output=own_networks.json
 
 A network of six ``flax.linen.Conv`` under PGD, and a published network with the layout that a port
-from PyTorch has (NCHW images, OIHW kernels) under Square and APGD; with ``native_convolutions`` and
-without alternate in one process. Also the same plain network in a loop over ``jax.grad`` that is
-not ours. Says whether results have the same bits, else the share of equal verdicts.
+from PyTorch has (NCHW images, OIHW kernels) under Square and APGD; networks of depthwise
+convolutions (as in MobileNetV2) and of grouped ones (as in ResNeXt) under PGD and Square; with
+``native_convolutions`` and without alternate in one process. Also the same plain network in a loop
+over ``jax.grad`` that is not ours. Says whether results have the same bits, else the share of equal
+verdicts. ``--directions`` measures grouped convolutions alone: the convolution and its gradients in
+the images and in the kernel, in a loop and outside.
 """
 
 import json
@@ -37,6 +40,10 @@ def parse(arguments=None):
     parser.add_argument("--num_steps", type=int, default=10, help="steps of PGD")
     parser.add_argument("--num_queries", type=int, default=500)
     parser.add_argument("--apgd_steps", type=int, default=50)
+    parser.add_argument("--groups", action="store_true", help="the grouped networks alone")
+    parser.add_argument(
+        "--directions", action="store_true", help="grouped convolutions and their gradients alone"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
@@ -53,6 +60,28 @@ class Plain(linen.Module):
         for layer in range(6):
             x = linen.Conv(self.width, (3, 3), strides=1 + (layer % 3 == 2))(x)
             x = linen.relu(linen.GroupNorm(4)(x))
+        return linen.Dense(10)(x.mean((1, 2)))
+
+
+class Grouped(linen.Module):
+    """Four residual blocks with depthwise convolutions, or grouped ones with ``groups``."""
+
+    width: int
+    groups: int | None = None
+
+    @linen.compact
+    def __call__(self, x):
+        """Images (B, H, W, 3) to logits (B, 10)."""
+        normed = lambda x: linen.GroupNorm(4)(x)
+        x = linen.relu(normed(linen.Conv(self.width, (3, 3), strides=2)(x)))
+        for block in range(4):
+            inner = self.width * (2 if self.groups else 4)
+            stride = 2 if block == 2 else 1
+            y = linen.relu6(normed(linen.Conv(inner, (1, 1))(x)))
+            groups = self.groups or inner
+            y = linen.Conv(inner, (3, 3), strides=stride, feature_group_count=groups)(y)
+            y = normed(linen.Conv(self.width, (1, 1))(linen.relu6(normed(y))))
+            x = y if stride == 2 else x + y
         return linen.Dense(10)(x.mean((1, 2)))
 
 
@@ -78,8 +107,104 @@ def ported(checkpoint):
     return logits_fn
 
 
+def grouped_comparisons(options):
+    """As `comparisons`, for networks with grouped convolutions."""
+    images = jax.random.uniform(jax.random.key(0), (options.number, options.size, options.size, 3))
+    for name, module in {
+        "depthwise (MobileNetV2-like)": Grouped(options.width),
+        "16 groups (ResNeXt-like)": Grouped(options.width, 16),
+    }.items():
+        variables = module.init(jax.random.key(1), images[:1])
+        logits_fn: Any = lambda x, module=module, variables=variables: module.apply(variables, x)
+        labels = logits_fn(images).argmax(1).astype(jnp.int32)
+        given = logits_fn, images, labels
+        what = f"four blocks, {name}, width {options.width}, {options.number} images"
+        threat = dict(norm="linf", eps=8 / 255, step_size=2 / 255, num_steps=options.num_steps)
+        yield (
+            f"PGD-{options.num_steps}, {what}",
+            lambda given=given, threat=threat: attacks.pgd(jax.random.key(2), *given, **threat),
+        )
+        # A radius at which the network stays right, so that every query is made.
+        queries = dict(norm="linf", eps=1e-4, num_queries=options.num_queries // 5)
+        yield (
+            f"Square, {queries['num_queries']} queries, {what}",
+            lambda given=given, queries=queries: (
+                attacks.square(jax.random.key(3), *given, **queries).success
+            ),
+        )
+
+
+# Images, size, channels, features, kernel, stride, groups.
+CONVOLUTIONS = [
+    (8, 32, 32, 32, 3, 1, 32),
+    (8, 16, 96, 96, 3, 2, 96),
+    (8, 8, 128, 128, 7, 1, 128),
+    (8, 32, 3, 48, 3, 1, 3),
+    (8, 16, 64, 64, 3, 1, 16),
+    (8, 16, 128, 128, 3, 2, 16),
+    (8, 8, 256, 256, 3, 1, 32),
+    (8, 16, 64, 64, 3, 1, 2),
+    (8, 16, 64, 64, 1, 1, 4),
+]
+
+
+def directions(options):
+    """Rows: one grouped convolution and its gradients, as it is and replaced."""
+    rng = np.random.default_rng(0)
+    for shape in CONVOLUTIONS:
+        number, size, channels, features, side, stride, groups = shape
+        x = jnp.asarray(rng.normal(size=(number, size, size, channels)), jnp.float32)
+        k = jnp.asarray(rng.normal(size=(side, side, channels // groups, features)), jnp.float32)
+        native = lambda x, k, stride=stride, groups=groups: jax.lax.conv_general_dilated(
+            x, k, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )  # fmt: skip
+        g = native(x, k)
+        forms = {"as it is": native, "replaced": models.fast_convolutions(native)}
+        for what in ("forward", "in the images", "in the kernel"):
+            for looped in (True, False):
+                times = alternate(
+                    {
+                        name: _direction(form, what, (x, k, g), 2 if looped else 0)
+                        for name, form in forms.items()
+                    },
+                    options.repeats,
+                )
+                found = ratio(times, "replaced", "as it is")
+                print(*shape, what, "in a loop" * looped, f"{found['median']:.2f}", flush=True)
+                yield {
+                    "shape": shape, "what": what, "in a loop": looped,
+                    "seconds": summary(times), "ratio": found,
+                }  # fmt: skip
+
+
+def _direction(form, what, given, length):
+    def once(x, k, g):
+        if what == "forward":
+            return form(x, k)
+        return jax.vjp(form, x, k)[1](g)[what == "in the kernel"]
+
+    def run(*given):
+        def step(carry, _):
+            tiny = 1e-30 * carry.ravel()[0]  # in every operand: nothing is moved out of the loop
+            return once(*(a + tiny for a in given)), None
+
+        first = once(*given)
+        return jax.lax.scan(step, first, None, length=length)[0] if length else first
+
+    compiled = jax.jit(run)
+    return lambda: jax.block_until_ready(compiled(*given))
+
+
 def comparisons(options):
     """Calls by name, each with the function of its labels that its result is judged by."""
+    if not options.groups:
+        yield from plain_comparisons(options)
+    yield from grouped_comparisons(options)
+
+
+def plain_comparisons(options):
+    """As `comparisons`, for networks without groups."""
     shape = (options.batch_size, options.size, options.size, 3)
     images = jax.random.uniform(jax.random.key(0), shape)
     module = Plain(options.width)
@@ -144,6 +269,8 @@ def own_loop(options):
 def main(arguments=None) -> dict:
     """Measures, prints and returns the report it writes."""
     options = parse(arguments)
+    if options.directions:
+        return _written(options, {"directions": list(directions(options))})
     rows = []
     for name, call in comparisons(options):
 
@@ -163,6 +290,8 @@ def main(arguments=None) -> dict:
         })  # fmt: skip
         print(name, *(f"{k} {v['median']:.2f} s" for k, v in rows[-1]["seconds"].items()),
               f"ratio {rows[-1]['ratio']['median']:.2f} equal {rows[-1]['equal']:.4f}")  # fmt: skip
+    if options.groups:
+        return _written(options, {"rows": rows})
     times = alternate(own_loop(options), options.repeats)
     peer = "flax.linen.Conv"
     loops = {
@@ -171,7 +300,11 @@ def main(arguments=None) -> dict:
     }
     for name, found in loops["ratio"].items():
         print(f"own loop: {name} {found['median']:.2f} times as fast as {peer}")
-    report = {**provenance(options), "rows": rows, "own loop": loops}
+    return _written(options, {"rows": rows, "own loop": loops})
+
+
+def _written(options, found: dict) -> dict:
+    report = {**provenance(options), **found}
     if options.output:
         pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
     return report

@@ -12,7 +12,7 @@ for, which need not be the one that traces:
   and OIHW kernels. Outside loops XLA rewrites them into the fast form; inside ``scan``,
   ``fori_loop`` and ``while_loop`` it does not, and they are 2 to 200 times slower
   (``benchmarks/conv.py``). So the *operands* are permuted instead, and 1x1 convolutions are
-  matrix products.
+  matrix products. Groups are computed in the forms of :mod:`jaxadv._grouped`.
 * Everywhere else: convolutions with dimension numbers, those of JAX's own derivatives.
 """
 
@@ -27,6 +27,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from . import _grouped
 from .types import Array
 
 Pair: TypeAlias = tuple[int, int]
@@ -81,6 +82,7 @@ def parameters(
     explicit: bool = False,
     dilation: Pair = (1, 1),
     layout: Layout = LAYOUT,
+    groups: int = 1,
 ) -> dict[str, Any]:
     """Those of the primitive for a forward convolution.
 
@@ -92,14 +94,16 @@ def parameters(
       explicit: as for `convolve`.
       dilation: of the kernel.
       layout: of images, kernel and result.
+      groups: of channels and of features.
     """
     options = dict(
         missing="result", size=size, strides=strides, padding=tuple(map(tuple, padding)), maps=0,
         precision=precision, explicit=explicit,
     )  # fmt: skip
     # The digest of a model is that of its parameters, so only what is unusual is written down.
-    unusual = dict(dilation=dilation) if dilation != (1, 1) else {}
-    return options | unusual | (dict(layout=layout) if layout != LAYOUT else {})
+    usual = dict(dilation=(1, 1), layout=LAYOUT, groups=1)
+    given = dict(dilation=dilation, layout=layout, groups=groups)
+    return options | {name: value for name, value in given.items() if value != usual[name]}
 
 
 def _varying_alike(*operands: Array) -> tuple[Array, ...]:
@@ -150,6 +154,7 @@ def _convolve(
     explicit: bool,
     dilation: Pair = (1, 1),
     layout: Layout = LAYOUT,
+    groups: int = 1,
 ) -> Array:
     """The missing array from the two others, given in the order images, kernel, result.
 
@@ -165,13 +170,16 @@ def _convolve(
       explicit: whether to use the form for CPU.
       dilation: of the kernel.
       layout: of the three arrays.
+      groups: of channels and of features.
     """
     sizes: dict[_Role, Pair] = {missing: size}
     first, second = _given(missing)
     for role, operand in ((first, a), (second, b)):
         shape = operand.shape[maps:]
         sizes[role] = tuple(shape[axis] for axis in _space(role, layout))  # pyright: ignore
-    is_product = explicit and sizes["kernel"] == (1, 1) and padding == ((0, 0), (0, 0))
+    is_product = (
+        explicit and groups == 1 and sizes["kernel"] == (1, 1) and padding == ((0, 0), (0, 0))
+    )
     permute = functools.partial(_permuted, given=layout, wanted=LAYOUT)
     restore = functools.partial(_permuted, given=LAYOUT, wanted=layout)
 
@@ -181,12 +189,24 @@ def _convolve(
             a, b = permute(a, first), permute(b, second)
         if missing == "kernel" and b.size == 0:  # a convolution with an empty kernel is undefined
             counts = a.shape[_of(first, form).index("C")], b.shape[_of(second, form).index("C")]
-            return restore(jnp.zeros((*size, *counts), a.dtype), missing)
+            shape = (*size, counts[0] // groups, counts[1])
+            return _transposed(jnp.zeros(shape, a.dtype), LAYOUT[1], layout[1])
+        if groups > 1 and not explicit:
+            options = dict(window_strides=strides, padding=padding, rhs_dilation=dilation)
+            return _native(a, b, missing, size, groups, layout, options | dict(precision=precision))
+        if groups > 1 and (channels := _channels(a, b, missing, groups)) > 1:
+            again = dict(missing=missing, size=size, strides=strides, padding=padding, maps=1)
+            again |= dict(precision=precision, explicit=True, dilation=dilation)
+            dense = functools.partial(_convolve, **again)
+            return restore(_grouped.blocks(a, b, missing, groups, channels, dense), missing)
         if is_product:
             return restore(_product(a, b, missing, size, strides, precision), missing)
         if missing == "images":
             a, b = b, lax.rev(a, _space("kernel", form))
         numbers, options = _geometry(missing, sizes, strides, padding, dilation, form)
+        if groups > 1:
+            found = _grouped.depthwise(a, b, missing, groups, size, options)
+            return restore(found, missing)
         run = functools.partial(lax.conv_general_dilated, precision=precision, **options)
         if not explicit:
             return run(a, b, dimension_numbers=numbers)
@@ -199,6 +219,49 @@ def _convolve(
         # Under vmap it becomes a grouped convolution, which is slow on CPU.
         mapped = _looped(mapped) if explicit and not is_product else jax.vmap(mapped)
     return mapped(a, b)
+
+
+def _channels(a: Array, b: Array, missing: _Role, groups: int) -> int:
+    """Channels of a group, from the two given arrays in the fast layout."""
+    return (
+        {"result": b, "images": a}[missing].shape[2]
+        if missing != "kernel"
+        else a.shape[3] // groups
+    )
+
+
+def _native(
+    a: Array,
+    b: Array,
+    missing: _Role,
+    size: Pair,
+    groups: int,
+    layout: Layout,
+    options: dict[str, Any],
+) -> Array:
+    """JAX's own convolution with groups, or its own adjoint."""
+
+    def run(images: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(
+            images, kernel, dimension_numbers=layout, feature_group_count=groups, **options
+        )
+
+    if missing == "result":
+        return run(a, b)
+    first, second = (
+        dict(zip(_axes(role, layout), x.shape, strict=True))
+        for role, x in zip(_given(missing), (a, b), strict=True)
+    )
+    known = first | second
+    if missing == "images":
+        known |= dict(zip("HW", size, strict=True), c=known["c"] * groups)
+        adjoint = lambda images: run(images, a)
+    else:
+        known |= dict(zip("hw", size, strict=True), c=known["c"] // groups)
+        adjoint = lambda kernel: run(a, kernel)
+    shape = tuple(known[name] for name in _axes(missing, layout))
+    (found,) = jax.linear_transpose(adjoint, jax.ShapeDtypeStruct(shape, a.dtype))(b)
+    return found
 
 
 def _geometry(
@@ -296,6 +359,12 @@ def _batch(args: tuple[Array, Array], dims: tuple[Any, Any], **params: Any) -> t
     which = 1 - dims.index(None)
     mine, its = _axes(_given(missing)[which], layout), _axes(missing, layout)
     (axis,) = set(mine) & set(its)
+    if params.get("groups", 1) > 1 and axis != "n":  # it would come between groups and channels
+        number = args[which].shape[dims[which]]
+        other = jnp.broadcast_to(args[1 - which], (number, *args[1 - which].shape))
+        both = [other, other]
+        both[which] = jnp.moveaxis(args[which], dims[which], 0)
+        return conv_p.bind(*both, **params | {"maps": maps + 1}), 0
     place, target = maps + mine.index(axis), maps + its.index(axis)
     x = jnp.moveaxis(args[which], dims[which], place)
     number, each = x.shape[place : place + 2]
@@ -316,7 +385,8 @@ def _lowered(a: Array, b: Array, *, cpu: bool, explicit: bool, **params: Any) ->
 
 conv_p = Primitive("jaxadv_conv")
 _STATIC = (
-    "missing", "size", "strides", "padding", "maps", "precision", "explicit", "dilation", "layout"
+    "missing", "size", "strides", "padding", "maps", "precision", "explicit", "dilation", "layout",
+    "groups",
 )  # fmt: skip
 conv_p.def_impl(jax.jit(conv_p.bind, static_argnames=_STATIC))
 conv_p.def_abstract_eval(_abstract)

@@ -7,9 +7,9 @@ are replaced before it is differentiated: equation by equation, inside nested ``
 rules of their own. Shapes, dtypes, precision, and what is computed on platforms other than CPU stay
 the same.
 
-Replaced are 2-D convolutions of floats in every layout, with strides, padding and kernel dilation.
-Transposed (``lhs_dilation``), grouped, 1-D and 3-D convolutions, and those with
-``preferred_element_type`` or ``out_sharding``, stay as they are.
+Replaced are 2-D convolutions of floats in every layout, with strides, padding, kernel dilation and
+feature groups. Transposed (``lhs_dilation``), 1-D and 3-D convolutions, and those with
+``batch_group_count``, ``preferred_element_type`` or ``out_sharding``, stay as they are.
 """
 
 import contextlib
@@ -72,8 +72,8 @@ def fast_convolutions(function: Callable) -> Callable:
 
     For your own loops over ``jax.grad``; attacks, objectives and the theory do it by themselves.
     Values and derivatives of every order are those of the function up to rounding, and on other
-    platforms than CPU the compiled program is the same. Grouped, transposed, 1-D and 3-D
-    convolutions are left as they are.
+    platforms than CPU the compiled program is the same. Transposed, 1-D and 3-D convolutions are
+    left as they are.
 
     Args:
         function: with JAX operations, pure; traced at every call, so call it inside ``jax.jit``.
@@ -160,7 +160,7 @@ def _options(equation: jex.JaxprEqn) -> dict[str, Any] | None:
         out.ndim == 4
         and {images.dtype, kernel.dtype, out.dtype} == {out.dtype}
         and out.dtype in _FLOATS
-        and params["feature_group_count"] == params["batch_group_count"] == 1
+        and params["batch_group_count"] == 1
         and params["lhs_dilation"] == (1, 1)
         and params.get("out_sharding") is None
     )
@@ -173,7 +173,7 @@ def _options(equation: jex.JaxprEqn) -> dict[str, Any] | None:
     return parameters(
         size, params["window_strides"], params["padding"],  # pyright: ignore[reportArgumentType]
         "default" if params["precision"] is None else params["precision"],
-        dilation=params["rhs_dilation"], layout=layout,
+        dilation=params["rhs_dilation"], layout=layout, groups=params["feature_group_count"],
     )  # fmt: skip
 
 

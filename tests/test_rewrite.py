@@ -199,7 +199,6 @@ def of_3d(x, k):
 
 LEFT = {
     "transposed": lambda x, k: conv(x, k, lhs_dilation=(2, 2), padding=((1, 1), (1, 1))),
-    "depthwise": lambda x, k: conv(x, k[:, :1], feature_group_count=3),
     "batch groups": lambda x, k: conv(x, k[:2], batch_group_count=2),
     "1-D": lambda x, k: conv(x[0], k[0], (1,), layout=("NWC", "WIO", "NWC")),
     "3-D": of_3d,
