@@ -11,6 +11,7 @@ hundreds of times more slowly (``python -m benchmarks.own_networks``). Instead:
 All arrays have the layouts NHWC and HWIO.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,11 +50,11 @@ def depthwise(
     steps, dilation = window["window_strides"], window.get("rhs_dilation", (1, 1))
     if missing == "kernel":
         return _sums_of_products(x, w, size, steps, dilation).astype(a.dtype)
-    found = sum(
+    found = functools.reduce(jnp.add, (
         _part(x, (i * dilation[0], j * dilation[1]), size, steps) * w[i : i + 1, j : j + 1]
         for i in range(w.shape[0])
         for j in range(w.shape[1])
-    )
+    ))  # fmt: skip
     if missing == "images" and features > 1:
         found = found.reshape(*found.shape[:-1], groups, features).sum(-1)
     return found.astype(a.dtype)
