@@ -1,5 +1,6 @@
 """Provenance for every benchmark: options, hardware, versions, commit."""
 
+import os
 import pathlib
 import re
 
@@ -36,6 +37,8 @@ def use_devices(number: int) -> jax.sharding.NamedSharding | None:
 def provenance(options) -> dict:
     """The command line without local folders, and the environment."""
     described = environment.describe()
+    if hasattr(os, "sched_getaffinity"):
+        described["cpu_cores_used"] = len(os.sched_getaffinity(0))
     return {
         "options": {name: _short(value) for name, value in vars(options).items()},
         "environment": described | {"command": _short(described["command"])},

@@ -7,7 +7,8 @@ r"""Times AutoAttack against the reference: same weights, images and machine, in
 The second command uses a finished run's network and test images. The third uses random weights,
 random images, the network's own predictions as labels and a radius at which nothing breaks: no
 image ever leaves, so it compares only the passes. Both implementations run the standard version;
-our first time includes compilation, and a second run on the same images excludes it.
+our first time includes compilation, and ``--repeats`` more on the same images, in turn with the
+reference, exclude it.
 ``--num_steps`` and ``--num_queries`` shorten both.
 """
 
@@ -27,6 +28,7 @@ from . import _torch_resnet
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._reference import run_reference
 from ._report import provenance
+from ._timing import ratio, summary
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -52,6 +54,7 @@ def parse(arguments=None):
     parser.add_argument(
         "--threads", type=int, default=0, help="PyTorch threads; default: PyTorch's own"
     )
+    parser.add_argument("--repeats", type=int, default=1, help="of both, in turn")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -79,8 +82,8 @@ def main(arguments=None) -> dict:
         model, torch_fn = jax_model(checkpoint), torch_model(checkpoint)
         x, y = load_images(options.data or checkpoint.dataset, options.number)
         eps = checkpoint.eps if options.eps is None else options.eps
-    runs, result = {}, None
-    for name in ("first", "again"):
+    ours, theirs, result, verdicts = [], [], None, {}
+    for repeat in range(options.repeats + 1):  # the first of ours compiles
         started = time.monotonic()
         result = autoattack(
             jax.random.key(0),
@@ -94,39 +97,51 @@ def main(arguments=None) -> dict:
             num_queries=options.num_queries,
             progress=False,
         )
-        runs[name] = {"total": time.monotonic() - started, **result.seconds}
+        ours.append({"total": time.monotonic() - started, **result.seconds})
+        if not repeat:
+            continue
+        started = time.monotonic()
+        verdicts, seconds = run_reference(
+            torch_fn,
+            x,
+            y,
+            norm=options.norm,
+            eps=eps,
+            seed=0,
+            batch_size=options.batch_size,
+            attacks=ATTACKS,
+            num_steps=options.num_steps,
+            num_queries=options.num_queries,
+        )
+        theirs.append(seconds | {"total": time.monotonic() - started})
     assert result is not None
-    started = time.monotonic()
-    verdicts, seconds = run_reference(
-        torch_fn,
-        x,
-        y,
-        norm=options.norm,
-        eps=eps,
-        seed=0,
-        batch_size=options.batch_size,
-        attacks=ATTACKS,
-        num_steps=options.num_steps,
-        num_queries=options.num_queries,
-    )
-    seconds["total"] = time.monotonic() - started
+    column = lambda runs, name: [run[name] for run in runs]
+    times = {
+        name: {"jaxadv": column(ours[1:], name), "reference": column(theirs, name)}
+        for name in (*ATTACKS, "total")
+    }
+    middle = {name: summary(found) for name, found in times.items()}
+    side = lambda who: {name: found[who]["median"] for name, found in middle.items()}
+    spread = {name: ratio(found, "jaxadv", "reference") for name, found in times.items()}
     report = {
         **provenance(options),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "precision": "float32",
-        "compiling_and_running": runs["first"],
-        "running": runs["again"],
-        "reference": seconds,
-        "ratio": {name: seconds[name] / runs["again"][name] for name in (*ATTACKS, "total")},
-        "ratio_with_compilation": seconds["total"] / runs["first"]["total"],
+        "compiling_and_running": ours[0],
+        "running": side("jaxadv"),
+        "reference": side("reference"),
+        "ratio": {name: found["median"] for name, found in spread.items()},
+        "spread": spread,
+        "ratio_with_compilation": side("reference")["total"] / ours[0]["total"],
         "accuracy": result.accuracy,
         "reference_accuracy": {name: float(v.mean()) for name, v in verdicts.items()},
         "agreement": float(np.mean(result.robust == verdicts["square"])),
         "evaluations": {name: cost._asdict() for name, cost in result.evaluations.items()},
     }
     for name in (*ATTACKS, "total"):
-        print(f"{name:9} jaxadv {runs['again'][name]:8.1f} s  reference {seconds[name]:8.1f} s  "
+        print(f"{name:9} jaxadv {report['running'][name]:8.1f} s  "
+              f"reference {report['reference'][name]:8.1f} s  "
               f"ratio {report['ratio'][name]:5.2f}")  # fmt: skip
     print(f"with compilation: ratio {report['ratio_with_compilation']:.2f}")
     if options.output:

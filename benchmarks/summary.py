@@ -9,6 +9,7 @@ commit that produced it.
 
 import json
 import pathlib
+import statistics
 import sys
 
 from experiments.cli.options import Parser
@@ -52,7 +53,7 @@ def _training(report):
 def _pgd(report):
     options = report["options"]
     network = pathlib.Path(options["checkpoint"]).stem if options["checkpoint"] else None
-    network = network or f"PreActResNet-18 of width {options['width']}"
+    network = network or f"PreActResNet-18 of width {options['width']}{_plain(options)}"
     aims = {"foolbox": "3", "torchattacks": "1"}
     for name, ratio in report["ratio"].items():
         what = f"PGD-{options['num_steps']}, {network}, batch {options['batch_size']}"
@@ -64,17 +65,34 @@ def _autoattack(report):
     network = options["checkpoint"] and pathlib.Path(options["checkpoint"]).stem
     if options.get("run"):
         network = "PreActResNet-18 of width 16 trained with AT"
-    network = network or f"PreActResNet-18 of width {options['resnet_width']}, nothing broken"
+    network = network or (
+        f"PreActResNet-18 of width {options['resnet_width']}{_plain(options)}, nothing broken"
+    )
     ratio = report["ratio"]
     parts = ", ".join(f"{name} {ratio[name]:.1f}" for name in ratio if name != "total")
     what = f"AutoAttack, {network}, {options['number']} images ({parts})"
-    yield what, "pyautoattack", f"{ratio['total']:.2f}", "1.5"
+    spread = report.get("spread")
+    total = _spread(spread["total"]) if spread else f"{ratio['total']:.2f}"
+    yield what, "pyautoattack", total, "1.5"
+
+
+def _plain(options):
+    return " with flax.linen.Conv" if options.get("plain") else ""
 
 
 def _own(report):
-    for row in report["rows"]:
+    for row in report.get("rows", ()):
         yield row["what"], "convolutions as they are", _spread(row["ratio"]), "1"
-    for name, ratio in report["own loop"]["ratio"].items():
+    kinds: dict[str, list[float]] = {}
+    for row in report.get("directions", ()):
+        if row["in a loop"]:
+            kind = "depthwise" if row["shape"][-1] == row["shape"][2] else "grouped"
+            name = f"{kind} convolutions in a loop, {row['what']}, {{}} shapes"
+            kinds.setdefault(name, []).append(row["ratio"]["median"])
+    for name, found in kinds.items():
+        spread = dict(median=statistics.median(found), least=min(found), greatest=max(found))
+        yield name.format(len(found)), "convolutions as they are", _spread(spread), "1"
+    for name, ratio in report.get("own loop", {"ratio": {}})["ratio"].items():
         yield f"PGD in a loop of one's own, {name}", "flax.linen.Conv", _spread(ratio), "1"
 
 
