@@ -194,7 +194,8 @@ def _convolve(
         if groups > 1 and not explicit:
             options = dict(window_strides=strides, padding=padding, rhs_dilation=dilation)
             return _native(a, b, missing, size, groups, layout, options | dict(precision=precision))
-        if groups > 1 and (channels := _channels(a, b, missing, groups)) > 1:
+        channels, features = _of_a_group(a, b, missing, groups)
+        if groups > 1 and not _grouped.is_depthwise(channels, features):
             again = dict(missing=missing, size=size, strides=strides, padding=padding, maps=1)
             again |= dict(precision=precision, explicit=True, dilation=dilation)
             dense = functools.partial(_convolve, **again)
@@ -221,13 +222,11 @@ def _convolve(
     return mapped(a, b)
 
 
-def _channels(a: Array, b: Array, missing: _Role, groups: int) -> int:
-    """Channels of a group, from the two given arrays in the fast layout."""
-    return (
-        {"result": b, "images": a}[missing].shape[2]
-        if missing != "kernel"
-        else a.shape[3] // groups
-    )
+def _of_a_group(a: Array, b: Array, missing: _Role, groups: int) -> Pair:
+    """Numbers of channels and features of a group, from the two given arrays."""
+    wide = a if missing == "images" else b
+    channels = a.shape[3] // groups if missing == "kernel" else wide.shape[2]
+    return channels, wide.shape[3] // groups
 
 
 def _native(

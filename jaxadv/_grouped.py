@@ -3,7 +3,8 @@
 XLA's CPU backend computes grouped convolutions with scalar code, their gradients in the kernel
 hundreds of times more slowly (``python -m benchmarks.own_networks``). Instead:
 
-* One channel a group (depthwise): sums of shifted images, each times one entry of the kernel.
+* One channel a group and few features (depthwise): sums of shifted images, each times one entry of
+  the kernel.
 * Otherwise: neighboring groups are joined to blocks of at least 16 channels, whose kernels have
   zeros between the groups; the blocks are ordinary convolutions in a loop. What is not finite
   spreads over its block.
@@ -21,6 +22,11 @@ from jax import lax
 from .types import Array
 
 _CHANNELS = 16  # XLA's convolution is slow with fewer
+
+
+def is_depthwise(channels: int, features: int) -> bool:
+    """Whether `depthwise` is the faster form for groups of that many channels and features."""
+    return channels == 1 and features <= 4
 
 
 def depthwise(

@@ -17,6 +17,7 @@ GROUPED = {
     "two features a channel": (3, 6, (3, 2), 3, dict(strides=(2, 1), padding=((1, 0), (-1, 2)))),
     "depthwise, dilated": (3, 3, (2, 3), 3, dict(strides=(1, 2), rhs_dilation=(2, 3))),
     "depthwise, NCHW": (3, 6, (3, 3), 3, dict(layout=("NCHW", "OIHW", "NCHW"), strides=(2, 2))),
+    "many features a channel": (3, 15, (3, 3), 3, dict(strides=(2, 1))),
     "groups": (12, 6, (3, 3), 3, dict(strides=(1, 2))),
     "groups of many": (34, 4, (2, 3), 2, dict(rhs_dilation=(2, 1), padding=((2, 1), (0, 3)))),
     "groups of 1x1": (8, 16, (1, 1), 4, dict(strides=(2, 2))),
