@@ -7,9 +7,9 @@ The text between ``<!-- table 1 -->`` and ``<!-- end of table 1 -->`` comes from
 ``benchmarks/results/*/table1.json``, written by ``python -m experiments.table1 --output=...``;
 likewise for the other tables; ``<!-- course of training -->`` encloses how the runs of
 ``table1-digits-laptop/curves.json`` got there. ``<!-- cifar10 cpu ... -->`` is what
-``benchmarks.cifar10_cpu`` recorded: trials, the course of training, and paired differences. A cell of several seeds has their standard
-deviation, one of a single seed the 95 % interval of its test images. A cell that was not run is
-empty; the paper's own numbers are in italics.
+``benchmarks.cifar10_cpu`` recorded: trials, the course of training, and paired differences. A cell
+of several seeds has their standard deviation, one of a single seed the 95 % interval of its test
+images. A cell that was not run is empty; the paper's own numbers are in italics.
 """
 
 import argparse
