@@ -6,9 +6,10 @@
 The text between ``<!-- table 1 -->`` and ``<!-- end of table 1 -->`` comes from the files
 ``benchmarks/results/*/table1.json``, written by ``python -m experiments.table1 --output=...``;
 likewise for the other tables; ``<!-- course of training -->`` encloses how the runs of
-``table1-digits-laptop/curves.json`` got there. A cell of several seeds has their standard
-deviation, one of a single seed the 95 % interval of its test images. A cell that was not run is
-empty; the paper's own numbers are in italics.
+``table1-digits-laptop/curves.json`` got there. ``<!-- cifar10 cpu ... -->`` is what
+``benchmarks.cifar10_cpu`` recorded: trials, the course of training, and paired differences. A cell
+of several seeds has their standard deviation, one of a single seed the 95 % interval of its test
+images. A cell that was not run is empty; the paper's own numbers are in italics.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from experiments.paper import table1, table2, table3
 from experiments.paper.runs import Table
 from experiments.run import accuracy
 from experiments.run.checkpoints import write_atomically
+
+from . import _pairs
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -79,8 +82,9 @@ def course(curves: Mapping[str, dict]) -> str:
     last = len(first["epoch"]) - 1
     early = (last + 1) // 3 - 1
     epoch = lambda index: f"epoch {first['epoch'][index]} of {first['epoch'][last]}"
+    spread = ", [least, greatest]" if first["n"] > 1 else ""
     lines = [
-        _line(f"robust accuracy, %, n={first['n']}, [least, greatest]", curves),
+        _line(f"robust accuracy, %, n={first['n']}{spread}", curves),
         "|---|" + "---|" * len(curves),
     ]
     for title, name, index in (
@@ -91,7 +95,36 @@ def course(curves: Mapping[str, dict]) -> str:
         values = (
             [c[f"{name}_{end}"][index] for end in ("mean", "min", "max")] for c in curves.values()
         )
-        lines.append(_line(title, (f"{m:.1f} [{low:.1f}, {high:.1f}]" for m, low, high in values)))
+        cells = (f"{m:.1f} [{low:.1f}, {high:.1f}]" for m, low, high in values)
+        lines.append(_line(title, cells if spread else (cell.split()[0] for cell in cells)))
+    return "\n".join(lines)
+
+
+def trials(logs: Sequence[Mapping], names: Mapping[str, str]) -> str:
+    """The trials that chose settings, as Markdown.
+
+    Args:
+        logs: the records of ``benchmarks.cifar10_cpu tune``.
+        names: titles of the methods.
+    """
+    methods = list(dict.fromkeys(log["method"] for log in logs))
+    values = sorted({value for log in logs for value in log["settings"].values()})
+    images = {log["selection_images"] for log in logs}
+    lines = [
+        _line(
+            f"PGD-20, % of {', '.join(map(str, images))} held-out images, n=1",
+            (f"rate {value:g}" for value in values),
+        ),
+        "|---|" + "---|" * len(values),
+    ]
+    for method in methods:
+        found = {
+            value: f"{log['selection_robust'][-1]:.1f}"
+            for log in logs
+            if log["method"] == method
+            for value in log["settings"].values()
+        }
+        lines.append(_line(names[method], (found.get(value, "") for value in values)))
     return "\n".join(lines)
 
 
@@ -211,8 +244,17 @@ def fill(text: str, results: Path, root: str = "") -> str:
         f"table {number}": functools.partial(_table, table, results, root)
         for number, table in TABLES.items()
     }
+    read = lambda path: json.loads(path.read_text(encoding="utf-8"))
     curves = results / "table1-digits-laptop" / "curves.json"
-    bodies["course of training"] = lambda: course(json.loads(curves.read_text(encoding="utf-8")))
+    bodies["course of training"] = lambda: course(read(curves))
+    cpu, names = results / "table1-cifar10-cpu", {**table1.TABLE.methods, **table3.TABLE.methods}
+    bodies["cifar10 cpu trials"] = lambda: trials(
+        [read(path) for path in sorted((cpu / "tuning").glob("*.json"))], names
+    )
+    bodies["cifar10 cpu course"] = lambda: course(read(cpu / "curves.json")["curves"])
+    bodies["cifar10 cpu pairs"] = lambda: _pairs.to_markdown(
+        read(cpu / "comparison.json")["pairs"], names
+    )
     for name, body in bodies.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if start not in text and end not in text:

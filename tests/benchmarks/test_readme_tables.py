@@ -118,6 +118,25 @@ def test_files_are_found_and_the_text_round_them_is_kept(tmp_path):
     assert readme_tables.fill(text, tmp_path) == text
 
 
+def test_trials_stand_under_their_rates():
+    log = lambda method, rate, last: {
+        "method": method, "settings": {"rate": rate}, "selection_images": 9,
+        "selection_robust": [50.0, last],
+    }  # fmt: skip
+    logs = [log("at", 0.1, 20.0), log("at", 0.03, 30.0), log("at_ensgd", 0.1, 40.0)]
+    head, _, at, ensgd = readme_tables.trials(logs, {"at": "A", "at_ensgd": "B"}).splitlines()
+    assert cells_of(head) == ["PGD-20, % of 9 held-out images, n=1", "rate 0.03", "rate 0.1"]
+    assert (cells_of(at), cells_of(ensgd)) == (["A", "30.0", "20.0"], ["B", "", "40.0"])
+
+
+def test_one_seed_has_no_spread():
+    values = {f"{name}_{end}": [1.0, 2.0, 3.0] for name in ("selection_robust", "train_robust")
+              for end in ("mean", "min", "max")}  # fmt: skip
+    found = readme_tables.course({"AT": {"n": 1, "epoch": [1, 2, 3], **values}})
+    assert cells_of(found.splitlines()[0])[0] == "robust accuracy, %, n=1"
+    assert found.endswith("| training images, epoch 3 of 3 | 3.0 |")
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("experiments.run.environment.configure", lambda: None)
     readme = tmp_path / "R.md"

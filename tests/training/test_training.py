@@ -113,8 +113,10 @@ def test_sgd_steps_are_torch_sgd_on_the_minibatches(data):
     tx = training.sgd(lambda t: 0.5 / (t + 1), momentum=0.9, weight_decay=0.01)
     start = START
     state = training.TrainState.create(start, {}, tx)
-    state, metrics = program.sgd_steps(tx)(state, data, KEY, 5 - 2)
-    state, more = program.sgd_steps(tx)(state, data, KEY, 2)
+    step = program.sgd_steps(tx)
+    state, metrics = step(state, data, KEY, 5 - 2)
+    state, more = step(state, data, KEY, 2)
+    assert step._cache_size() == 1
     w, buffer = np.array(start), 0
     losses_seen, correct = [], 0
     for t, (images, labels, key) in enumerate(all_minibatches(program, data, KEY, 0, 5)):
