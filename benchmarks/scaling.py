@@ -1,26 +1,33 @@
-r"""How cost grows with batch size, PGD steps, n_in, images and parameters; and peak memory.
+r"""How cost grows with batch size, PGD steps, n_in, images, classes and parameters; peak memory.
 
     python -m benchmarks.scaling --output=scaling.json       # also scaling.png, scaling.pdf
     python -m benchmarks.scaling --memory --output=memory.json
 
 Each sweep varies one number. The exponent in the legend is the slope between the last two points of
-the log-log plot: 1 is linear. ``--memory`` instead reports the peak resident memory of two fresh
-processes: the first minibatches of the CIFAR-10 entry point at laptop scale, and AutoAttack
-(standard, short) on many images at batch size 500.
+the log-log plot: 1 is linear. The linear model costs next to nothing and every image survives, so
+that AutoAttack's bookkeeping is timed: rows, targets, sorting. "EntropySGD with noise" (and
+without) is the optimizer's own arithmetic, n_in = 4, with a gradient that is free, theta' itself;
+its rows also have the floats per parameter that the compiled outer step reads and writes, counting
+the chain's loop once, and the least possible. ``--memory`` instead reports the peak resident memory
+of two fresh processes: the first minibatches of the CIFAR-10 entry point at laptop scale, and
+AutoAttack (standard, short) on many images at batch size 500.
 """
 
 import argparse
 import json
+import math
 import pathlib
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments import settings
 from experiments.cli.options import Parser
@@ -107,23 +114,73 @@ def _autoattack(number: int):
     return call
 
 
-def sweeps(options) -> dict[str, dict[int, Callable[[], object]]]:
-    """For each sweep, a call per value."""
-    quick = options.quick
-    choose = lambda usual, tiny: tiny if quick else usual
-    return {
-        "PGD: batch size": {
-            n: _pgd(batch_size=n) for n in choose((4, 8, 16, 32, 64, 128, 256), (2, 4))
-        },
-        "PGD: steps": {n: _pgd(num_steps=n) for n in choose((1, 2, 5, 10, 20, 50), (1, 2))},
-        "PGD: width of PreActResNet-18": {
-            n: _pgd(width=n) for n in choose((4, 8, 16, 32, 64), (2, 4))
-        },
-        "EntropySGD: n_in": {n: _outer_step(n) for n in choose((1, 2, 5, 10, 20, 50), (1, 2))},
-        "AutoAttack: images": {
-            n: _autoattack(n) for n in choose((16, 64, 256, 1024, 4096), (4, 8))
-        },
-    }
+def _linear_autoattack(number: int = 256, classes: int = 10):
+    """Standard AutoAttack on a linear model, which nothing of a tiny radius breaks."""
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(size=(64, classes)), jnp.float32)
+    model = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+    x = jnp.asarray(rng.uniform(size=(number, 8, 8, 1)), jnp.float32)
+    y = model(x).argmax(1).astype(jnp.int32)
+    return lambda: autoattack(
+        jax.random.key(0),
+        model,
+        x,
+        y,
+        norm="linf",
+        eps=1e-6,
+        batch_size=500,
+        num_steps=5,
+        num_queries=20,
+        progress=False,
+    )
+
+
+class OuterStep:
+    """An outer step of EntropySGD whose gradient is free.
+
+    Attributes:
+        floats: per parameter, read and written by the compiled step and by the least one: a step of
+            the chain reads slow and fast weights, momentum and average and writes the last three;
+            the outer step reads slow weights, average and momentum and writes two of them.
+    """
+
+    def __init__(self, parameters: int, noise: float, n_in: int = 4):
+        tx = optim.entropy_sgd(0.1, key=jax.random.key(0), n_in=n_in, noise=noise)
+        gradient = lambda params, batch, carry: (params, carry)
+
+        def step(params, state):
+            nothing = jnp.zeros(n_in)
+            updates, state = tx.update(None, state, params, grad_fn=gradient, batches=nothing)
+            return optax.apply_updates(params, updates), state
+
+        self._params = jnp.ones(parameters)
+        self._state = tx.init(self._params)
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(self._params, self._state)
+        self._step = lowered.compile()
+        cost: Any = self._step.cost_analysis()
+        self.floats = {"compiled": cost["bytes accessed"] / 4 / parameters, "least": 12}
+
+    def __call__(self) -> None:
+        """Takes the step."""
+        self._params, self._state = jax.block_until_ready(self._step(self._params, self._state))
+
+
+def sweeps(options) -> Iterator[tuple[str, dict[int, Callable[[], object]]]]:
+    """Title and calls by value, one sweep after the other so that memory is free again."""
+    sizes = lambda *usual: usual[:2] if options.quick else usual
+    few = 4 if options.quick else 256
+    yield "PGD: batch size", {n: _pgd(batch_size=n) for n in sizes(4, 8, 16, 32, 64, 128, 256)}
+    yield "PGD: steps", {n: _pgd(num_steps=n) for n in sizes(1, 2, 5, 10, 20, 50)}
+    yield "PGD: width of PreActResNet-18", {n: _pgd(width=n) for n in sizes(4, 8, 16, 32, 64)}
+    yield "EntropySGD: n_in", {n: _outer_step(n) for n in sizes(1, 2, 5, 10, 20, 50)}
+    for noise, words in ((0.0, "without"), (1e-4, "with")):
+        title = f"EntropySGD {words} noise: parameters"
+        yield title, {n: OuterStep(n, noise) for n in sizes(10**5, 10**6, 10**7, 10**8)}
+    yield "AutoAttack: images", {n: _autoattack(n) for n in sizes(16, 64, 256, 1024, 4096)}
+    title = "AutoAttack, linear model: images"
+    yield title, {n: _linear_autoattack(n) for n in sizes(16, 64, 500, 2000, 10_000, 50_000)}
+    title = "AutoAttack, linear model: classes"
+    yield title, {n: _linear_autoattack(few, n) for n in sizes(10, 50, 200, 1000)}
 
 
 def figure(report: dict, path: pathlib.Path) -> None:
@@ -134,8 +191,12 @@ def figure(report: dict, path: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = report["sweeps"]
-    fig, axes = plt.subplots(1, len(rows), figsize=(3.1 * len(rows), 3.0), layout="constrained")
-    for axis, (title, points) in zip(axes, rows.items(), strict=True):
+    columns = -(-len(rows) // 2)
+    fig, grid = plt.subplots(2, columns, figsize=(3.1 * columns, 5.8), layout="constrained")
+    axes = grid.ravel()
+    for axis in axes[len(rows) :]:
+        axis.remove()
+    for axis, (title, points) in zip(axes, rows.items(), strict=False):
         x = np.array([point["value"] for point in points], float)
         y = np.array([point["seconds"]["median"] for point in points])
         low = y - [point["seconds"]["least"] for point in points]
@@ -144,22 +205,32 @@ def figure(report: dict, path: pathlib.Path) -> None:
         axis.plot(x, y[-1] * x / x[-1], ":", color="0.5", label="linear")
         axis.set(xscale="log", yscale="log", title=title.split(": ")[0])
         axis.set_xlabel(f"{title.split(': ')[1]}\n(slope at the end {points[-1]['slope']:.2f})")
-        axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+        shown = x if len(x) < 7 else x[::2]
+        axis.set_xticks(shown, [_short(value) for value in shown], minor=False)
         axis.minorticks_off()
-    axes[0].set_ylabel("seconds")
+    for axis in grid[:, 0]:
+        axis.set_ylabel("seconds")
     axes[0].legend(frameon=False)
     fig.savefig(path.with_suffix(".png"), dpi=200)
     fig.savefig(path.with_suffix(".pdf"))
     plt.close(fig)
 
 
+def _short(value: float) -> str:
+    """A tick's label: powers of ten from 10^5."""
+    power = math.log10(value)
+    return f"$10^{power:.0f}$" if value >= 1e5 and power == round(power) else f"{value:g}"
+
+
 def time_sweeps(options) -> dict:
     """Runs all sweeps, alternating between the points of each."""
     found = {}
-    for title, calls in sweeps(options).items():
+    for title, calls in sweeps(options):
         times = summary(alternate({str(n): call for n, call in calls.items()}, options.repeats))
         found[title] = points = [{"value": n, "seconds": times[str(n)]} for n in calls]
         for before, point in zip([None, *points], points, strict=False):
+            call = calls[point["value"]]
+            point |= {"floats": call.floats} if isinstance(call, OuterStep) else {}
             if before is None:
                 point["slope"] = None
                 continue

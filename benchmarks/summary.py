@@ -132,9 +132,12 @@ def _matrix(report):
 
 def _scaling(report):
     for title, points in report["sweeps"].items():
-        ends = f"{points[0]['value']} to {points[-1]['value']:,}"
+        ends = f"{points[0]['value']:,} to {points[-1]['value']:,}"
         slopes = f"exponent {points[1]['slope']:.2f} at first, {points[-1]['slope']:.2f} at the end"
         yield f"{title}, {ends}", slopes
+        if floats := points[-1].get("floats"):
+            moved = f"{floats['compiled']:.0f} floats a parameter, at least {floats['least']}"
+            yield f"{title}: read and written, the chain's loop counted once", moved
 
 
 def _memory(report):

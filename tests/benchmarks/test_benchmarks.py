@@ -102,7 +102,7 @@ def test_the_gpu_script_runs_on_a_cpu():
 def test_scaling_draws_its_figure(tmp_path):
     path = tmp_path / "scaling.json"
     found = scaling.main(["--quick", "--repeats=1", f"--output={path}"])
-    assert [len(points) for points in found["sweeps"].values()] == [2] * 5
+    assert [len(points) for points in found["sweeps"].values()] == [2] * 9
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert path.with_suffix(".pdf").exists()
 
