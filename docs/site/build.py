@@ -47,7 +47,7 @@ PAGES = (
 )
 NOTEBOOKS = "docs/notebooks"
 PACKAGES = (
-    *("attacks", "optim", "objectives", "training", "models", "theory"),
+    *("attacks", "optim", "objectives", "training", "models", "models.zoo", "interop", "theory"),
     *("losses", "balls", "augment", "intervals"),
 )
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
