@@ -11,15 +11,22 @@ import numpy as np
 from flax import serialization
 
 _RUN_MAGIC = b"jaxadv-checkpoint-1\n"
+_MAPS = [bytes([first]) for first in (*range(0x81, 0x90), 0xDE, 0xDF)]
 _RUN_FILES = ("selected.ckpt", "last.ckpt")
 _MAX_DEPTH = 64
 
 
 def is_flax_file(path: pathlib.Path) -> bool:
-    """Whether a file starts like a run's checkpoint, or like a dictionary in msgpack."""
+    """Whether a file starts like a run's checkpoint, or like a dictionary in msgpack.
+
+    A safetensors file may have the same first byte, of the length of its table.
+    """
     with open(path, "rb") as file:
         head = file.read(len(_RUN_MAGIC))
-    return head == _RUN_MAGIC or (head[:1] != b"" and (0x81 <= head[0] <= 0x8F or head[0] >= 0xDE))
+    if head == _RUN_MAGIC:
+        return True
+    is_safetensors = head[5:9] == b"\0\0\0{"
+    return not is_safetensors and head[:1] in _MAPS
 
 
 def read_flax_file(path: pathlib.Path) -> Any:

@@ -69,6 +69,20 @@ def test_files(tmp_path, kind):
     assert_loads(path if path.exists() else open_for(path))
 
 
+@pytest.mark.parametrize("first", [0x81, 0x8F, 0xDE, 0xDF, 0xFF])
+def test_a_safetensors_file_may_start_like_a_dictionary(tmp_path, first):
+    """Its first byte is the lowest of its table's length."""
+    path = tmp_path / "weights"
+    models.save_safetensors(path, MODULE, VARIABLES)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    more = (first - length) % 256
+    table = data[8 : 8 + length] + b" " * more
+    path.write_bytes((length + more).to_bytes(8, "little") + table + data[8 + length :])
+    assert path.read_bytes()[0] == first
+    assert_loads(path)
+
+
 def test_the_folder_of_a_run_has_the_selected_weights(tmp_path):
     run_checkpoint(tmp_path / "last.ckpt", {"params": OTHERS["params"], **OTHERS})
     assert_loads(tmp_path, variables=OTHERS)
