@@ -5,6 +5,7 @@ theory function (``jax.jit``, ``jax.vmap``, ...), enable 64 bits around the call
 ``with jax.enable_x64(True): ...``.
 """
 
+from ._attack.branch import GlobalCertificate as GlobalCertificate
 from ._attack.certificates import Certificates as Certificates
 from ._attack.climb import climb_attack as climb_attack
 from ._attack.differentiable import adversarial_loss as adversarial_loss

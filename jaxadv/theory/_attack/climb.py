@@ -10,8 +10,8 @@ from .active import TOUCHES, active_set
 from .certificates import relative_residual
 from .feasible import Bounds, l2_norm
 from .implicit import conjugate_solve, implicit_motion, tangent_residual
-from .optimal import candidates, choose, climb
 from .problem import Problem, ScalarLoss, make_problem
+from .stages import candidates, choose, climb
 
 
 def _newton(

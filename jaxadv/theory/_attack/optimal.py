@@ -6,30 +6,22 @@ current active set, with each Hessian eigenvalue replaced by its absolute value,
 loss grows or the residual halves. The best start wins and comes with its certificates.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ...checks import check_count
+from ...checks import check_count, is_concrete
 from ...types import Array, Key, Norm, PyTree
 from .._float64 import in_float64
-from .active import ActiveSet, active_set
-from .certificates import (
-    Certificates,
-    analyse,
-    gradient_scale,
-    kind_name,
-    relative_residual,
-)
+from .branch import GlobalCertificate, certify, check_loss
+from .certificates import Certificates, analyse, kind_name
 from .feasible import Bounds, Feasible, l2_norm
 from .problem import FlatLoss, Problem, ScalarLoss, make_problem
+from .stages import ascend, climb, polish
+from .starts import starts
 
-_PGD_STEPS, _ASCENT_STEPS, _NEWTON_STEPS = 30, 100, 60
-_FINE = 1e-14  # relative residual that cannot be improved
-_LENGTHS = (1.0, 0.5, 0.1, 0.01)
 _VALLEY_POINTS = 33
-_VERTEX_COORDINATES = 16  # of the L1 ball, whose vertices are starts
 
 
 class OptimalAttack(NamedTuple):
@@ -43,6 +35,7 @@ class OptimalAttack(NamedTuple):
         certificates: see `Certificates`.
         value_gap: gap to the best other converged maximum; inf if none was found. Where it is 0 the
         adversarial loss has a kink although each branch is smooth.
+        certificate: bounds of the largest loss over C(x), or None if none was asked for.
     """
 
     x_adv: Array
@@ -50,11 +43,17 @@ class OptimalAttack(NamedTuple):
     kind_code: Array
     certificates: Certificates
     value_gap: Array
+    certificate: GlobalCertificate | None = None
 
     @property
     def kind(self) -> Any:
         """Name of the kind, or an array of names for a batch."""
         return kind_name(self.kind_code)
+
+    @property
+    def optimality(self) -> str:
+        """How far optimality is proved: "global", up to the certificate's gap, or "local"."""
+        return "global" if self.certificate is not None and self.certificate.proved else "local"
 
 
 class PolishedAttack(NamedTuple):
@@ -88,187 +87,15 @@ class PolishedAttack(NamedTuple):
         return kind_name(self.kind_code)
 
 
-def _ascend(loss: FlatLoss, feasible: Feasible, z: Array) -> Array:
-    """Stage 1: steepest ascent with decreasing steps; the best iterate."""
-    slope = jax.value_and_grad(loss)
-
-    def direction(g: Array) -> Array:
-        if feasible.norm == "linf":
-            return jnp.sign(g)
-        length = l2_norm(g)
-        return g / jnp.where(length > 0, length, 1.0)
-
-    def step(carry: tuple, size: Array) -> tuple:
-        z, best, best_value = carry
-        value, g = slope(z)
-        better = value > best_value
-        best, best_value = jnp.where(better, z, best), jnp.where(better, value, best_value)
-        z = feasible.project(z + size * feasible.eps * direction(g))
-        return (z, best, best_value), None
-
-    sizes = jnp.geomspace(1.0, 0.01, _PGD_STEPS, dtype=z.dtype)
-    start = (z, z, jnp.asarray(-jnp.inf, z.dtype))
-    (last, best, best_value), _ = jax.lax.scan(step, start, sizes)
-    return jnp.where(loss(last) > best_value, last, best)
-
-
-def climb(loss: FlatLoss, feasible: Feasible, z: Array, max_steps: int = _ASCENT_STEPS) -> Array:
-    """Stage 2: monotone projected-gradient ascent."""
-    slope = jax.value_and_grad(loss)
-
-    def unit(g: Array) -> Array:
-        length = l2_norm(g)
-        return feasible.eps / jnp.where(length > 0, length, 1.0)
-
-    def going(state: tuple) -> Array:
-        z, _, g, step, count = state
-        scale = jnp.where(l2_norm(g) > 0, l2_norm(g), 1.0)
-        moving = relative_residual(feasible, z, g, scale) > 1e-6
-        return moving & (count < max_steps) & (step > 1e-12 * unit(g))
-
-    def body(state: tuple) -> tuple:
-        z, value, g, step, count = state
-        new = feasible.project(z + step * g)
-        new_value, new_g = slope(new)
-        good = new_value >= value
-        z, value, g = (jnp.where(good, a, b) for a, b in ((new, z), (new_value, value), (new_g, g)))
-        return z, value, g, jnp.where(good, 1.2 * step, 0.5 * step), count + 1
-
-    value, g = slope(z)
-    return jax.lax.while_loop(going, body, (z, value, g, unit(g), jnp.array(0)))[0]
-
-
-def _newton_step(active: ActiveSet, g: Array, hessian: Array) -> Array:
-    """Newton's step on the tangent space, each eigenvalue replaced by its absolute value."""
-    projector = active.projector
-    inside = projector @ hessian @ projector
-    inside = active.pull * projector - 0.5 * (inside + inside.T)
-    values, vectors = jnp.linalg.eigh(inside)
-    magnitudes = jnp.abs(values)
-    # No step along directions without curvature, including those outside the tangent space.
-    usable = magnitudes > 1e-13 * jnp.max(magnitudes)
-    coordinates = (vectors.T @ active.project(g)) / jnp.where(usable, magnitudes, 1.0)
-    return active.project(vectors @ jnp.where(usable, coordinates, 0.0))
-
-
-def candidates(
-    feasible: Feasible, active: ActiveSet, z: Array, g: Array, step: Array, scale: Array
-) -> Array:
-    """Feasible points along a tangential step, which stay on the sphere, and along the gradient."""
-    length = l2_norm(step)
-    step = step * jnp.minimum(1.0, feasible.eps / jnp.where(length > 0, length, 1.0))
-    r = z - feasible.x
-    held = jnp.where(active.fixed, r, 0.0)
-    radius = jnp.sqrt(jnp.maximum(feasible.eps**2 - jnp.sum(held**2), 0.0))
-
-    def retract(size: Array) -> Array:
-        moved = jnp.where(active.fixed, 0.0, r + size * step)
-        if feasible.norm == "l2":
-            norm = l2_norm(moved)
-            on_sphere = moved * (radius / jnp.where(norm > 0, norm, 1.0))
-            moved = jnp.where(active.on_ball, on_sphere, moved)
-        return feasible.project(feasible.x + held + moved)
-
-    climb = lambda size: feasible.project(z + size * feasible.eps / scale * g)
-    sizes = jnp.asarray(_LENGTHS, z.dtype)
-    return jnp.concatenate([jax.vmap(retract)(sizes), jax.vmap(climb)(sizes)])
-
-
-def choose(
-    residual: Array, value: Array, residuals: Array, values: Array, noise: Array
-) -> tuple[Array, Array]:
-    """Chooses a candidate, if any: one that halves the residual, or the highest."""
-    halves = (residuals <= 0.5 * residual) & (values >= value - noise)
-    by_residual = jnp.argmin(jnp.where(halves, residuals, jnp.inf))
-    by_value = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
-    best = jnp.where(jnp.any(halves), by_residual, by_value)
-    return best, jnp.any(halves) | jnp.any(values > value + noise)
-
-
-def _polish(loss: FlatLoss, feasible: Feasible, z: Array) -> tuple[Array, Array, Array]:
-    """Stage 3: Newton on the KKT system, safeguarded; returns x', its loss and its residual."""
-    slope = jax.value_and_grad(loss)
-    hessian_fn = jax.jacfwd(jax.grad(loss))
-
-    def going(state: tuple) -> Array:
-        _, _, _, residual, stalled, count = state
-        return (residual > _FINE) & ~stalled & (count < _NEWTON_STEPS)
-
-    def body(state: tuple) -> tuple:
-        z, value, g, residual, _, count = state
-        hessian = hessian_fn(z)
-        scale = gradient_scale(feasible, g, hessian)
-        residual = relative_residual(feasible, z, g, scale)
-        active = active_set(feasible, z, g)
-        step = _newton_step(active, g, hessian)
-        points = candidates(feasible, active, z, g, step, scale)
-        values, slopes = jax.vmap(slope)(points)
-        residuals = jax.vmap(lambda z, g: relative_residual(feasible, z, g, scale))(points, slopes)
-        # A difference of losses below this is rounding.
-        noise = 1e-14 * (jnp.abs(value) + scale * feasible.eps)
-        best, good = choose(residual, value, residuals, values, noise)
-        z, value, g, residual = (
-            jnp.where(good, new[best], old)
-            for new, old in ((points, z), (values, value), (slopes, g), (residuals, residual))
-        )
-        return z, value, g, residual, ~good, count + 1
-
-    value, g = slope(z)
-    start = (z, value, g, jnp.asarray(jnp.inf, z.dtype), jnp.array(False), 0)
-    z, value, _, residual, _, _ = jax.lax.while_loop(going, body, start)
-    return z, value, residual
-
-
-def _starts(key: Key, feasible: Feasible, g: Array, num_restarts: int) -> Array:
-    """X itself, the ends of the ball along its gradient, and random points.
-
-    Most maxima over an L1 ball are on its vertices and edges, which random points inside rarely
-    lead to: it gets its vertices, and random points of its edges, too.
-    """
-    direction_key, radius_key = jax.random.split(key)
-    shape = (num_restarts, feasible.x.shape[0])
-    directions = jax.random.normal(direction_key, shape, feasible.x.dtype)
-    if feasible.norm == "linf":
-        lengths = jnp.max(jnp.abs(directions), axis=1, keepdims=True)
-    elif feasible.norm == "l2":
-        lengths = jnp.sqrt(jnp.sum(directions**2, axis=1, keepdims=True))
-    else:
-        lengths = jnp.sum(jnp.abs(directions), axis=1, keepdims=True)
-    radii = jax.random.uniform(radius_key, (num_restarts, 1), feasible.x.dtype)
-    offsets = feasible.eps * radii * directions / lengths
-    if feasible.norm == "l1":
-        offsets = jnp.concatenate([offsets, feasible.eps * _corners(key, g, num_restarts)])
-    points = jax.vmap(feasible.project)(feasible.x[None, :] + offsets)
-    return jnp.concatenate(
-        [jnp.stack([feasible.x, feasible.farthest(g), feasible.farthest(-g)]), points]
-    )
-
-
-def _corners(key: Key, g: Array, num_edges: int) -> Array:
-    """Vertices of the unit L1 ball along the steepest coordinates, and points of its edges."""
-    edge_key, sign_key, share_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-    size = g.shape[0]
-    steepest = jnp.argsort(-jnp.abs(g))[:_VERTEX_COORDINATES]
-    units = jnp.eye(size, dtype=g.dtype)
-    vertices = jnp.concatenate([units[steepest], -units[steepest]])
-    keys = jax.random.split(edge_key, num_edges)
-    pairs = jax.vmap(lambda k: jax.random.permutation(k, size)[:2])(keys)
-    shares = jax.random.uniform(share_key, (num_edges, 1), g.dtype)
-    signs = jax.random.rademacher(sign_key, (num_edges, 2), g.dtype)
-    ends = units[pairs] * signs[:, :, None]
-    edges = shares * ends[:, 0] + (1 - shares) * ends[:, -1]
-    return jnp.concatenate([vertices, edges])
-
-
 def search(
     key: Key, problem: Problem, shape: tuple[int, ...], num_restarts: int
 ) -> tuple[Array, Array]:
     """The best local maximum over all starts (flat), and the gap to the second best."""
     feasible, flat_loss = problem.feasible, problem.flat_loss(shape)
     loss = lambda z: flat_loss(z, problem.theta)
-    starts = _starts(key, feasible, jax.grad(loss)(feasible.x), num_restarts)
-    run = lambda z: _polish(loss, feasible, climb(loss, feasible, _ascend(loss, feasible, z)))
-    points, values, residuals = jax.vmap(run)(starts)
+    begin = starts(key, feasible, jax.grad(loss)(feasible.x), num_restarts)
+    run = lambda z: polish(loss, feasible, climb(loss, feasible, ascend(loss, feasible, z)))
+    points, values, residuals = jax.vmap(run)(begin)
     values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
     top = jnp.max(values)
     size = jnp.abs(top) + l2_norm(jax.grad(loss)(points[jnp.argmax(values)])) * feasible.eps
@@ -311,18 +138,43 @@ def _find(
 
 @jax.jit(static_argnames=("shape",))
 def _follow(
-    problem: Problem, x_adv: Array, tol: float | Array, *, shape: tuple[int, ...]
+    problem: Problem,
+    x_adv: Array,
+    tol: float | Array,
+    max_step: Array | None = None,
+    *,
+    shape: tuple[int, ...],
 ) -> PolishedAttack:
     feasible, flat_loss = problem.feasible, problem.flat_loss(shape)
     loss = lambda z: flat_loss(z, problem.theta)
     start = feasible.project(x_adv.reshape(-1))
-    z, value, _ = _polish(loss, feasible, climb(loss, feasible, start))
+    risen = climb(loss, feasible, start) if max_step is None else start
+    z, value, _ = polish(loss, feasible, risen, max_step)
     return PolishedAttack(
-        *_report(problem, shape, z, tol, jnp.asarray(jnp.inf, z.dtype)),
+        *_report(problem, shape, z, tol, jnp.asarray(jnp.inf, z.dtype))[:5],
         gain=value - loss(start),
         distance=l2_norm(z - start),
         switched=_falls_on_the_way(loss, feasible, start, z),
     )
+
+
+def _certified(
+    problem: Problem, shape: tuple[int, ...], found: OptimalAttack, tol: float, *budget: Any
+) -> OptimalAttack:
+    """Adds the global certificate, and moves to a better maximum if it found one."""
+    certificate, best = certify(problem, shape, found.x_adv.reshape(-1), *budget)
+    if certificate.gain > 1e-12 * (1 + abs(certificate.value)):
+        before = found.value
+        better = _follow(problem, jnp.asarray(best), tol, shape=shape)
+        found = OptimalAttack(*better[:4], value_gap=better.value - before)
+        value = max(certificate.value, float(found.value))
+        upper = max(certificate.upper, value)
+        proved = upper - value <= budget[0]
+        certificate = certificate._replace(
+            value=value, upper=upper, gap=upper - value, proved=proved, stopped=not proved,
+            gain=value - float(before),
+        )  # fmt: skip
+    return found._replace(certificate=certificate)
 
 
 def _report(
@@ -346,15 +198,29 @@ def optimal_attack(
     bounds: Bounds = None,
     num_restarts: int = 8,
     tol: float = 1e-9,
+    certificate: Literal["local", "global"] = "local",
+    gap_tol: float = 1e-6,
+    max_cells: int = 100_000,
 ) -> OptimalAttack:
     r"""The attack that maximizes the loss over :math:`C(x)`, with certificates, in float64.
 
     Runs from x, from both ends of the ball along the gradient there and from ``num_restarts``
     random points; for L1 also from the ball's vertices (those of the 16 steepest coordinates) and
     from ``num_restarts`` random points of its edges. On smooth losses the relative residual ends
-    near 1e-14. The certificates prove a *local* maximum. Only for a loss that is concave in x do
+    near 1e-14. ``certificates`` prove a *local* maximum. Only for a loss that is concave in x do
     they prove a global one (``certificates.gap`` bounds the error); otherwise more starts make it
     more likely.
+
+    ``certificate="global"`` bounds the error for smooth losses in few dimensions (up to about 12)
+    by branch and bound: C(x) is cut into boxes :math:`B` until for each of them a bound of
+
+    .. math:: \max_{z \in B \cap C(x)} l(z) \le l(c) + \max_{z \in B \cap C(x)}
+        \Big(g^T (z - c) + \tfrac12 \sum_i d_i (z - c)_i^2\Big)
+
+    is at most the best loss found plus ``gap_tol``, where c is the middle of B, g the gradient
+    there, and d from outward-rounded interval bounds of the Hessian over B. Networks of softplus,
+    swish, tanh, sigmoid and cross-entropy are such losses, ReLU networks are not. If it meets a
+    better point than the search did, that is polished and returned.
 
     Works under ``jax.jit`` and ``jax.vmap`` within ``jax.enable_x64(True)``. The loss is traced at
     every call; losses that differ only in the arrays they close over (weights, labels) share one
@@ -370,13 +236,17 @@ def optimal_attack(
         bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
         num_restarts: number of random starts (of each kind, for L1).
         tol: largest relative residual that counts as converged.
+        certificate: "local", or "global" for bounds of the largest loss, outside ``jax.jit`` only.
+        gap_tol: gap between the bounds, in units of the loss, that counts as proved.
+        max_cells: boxes after which it gives up; the bounds hold nevertheless.
 
     Returns:
-        An `OptimalAttack`.
+        An `OptimalAttack`; its ``optimality`` is "local" unless "global" is proved.
 
     Raises:
         ValueError: unknown norm, negative radius, x outside the bounds, a loss that is not a
-            scalar or not float64, a leaf of theta that is not real.
+            scalar or not float64, a leaf of theta that is not real; with a global certificate also
+            an operation of the loss that is not known or not smooth, and abstract arguments.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -386,13 +256,35 @@ def optimal_attack(
         ... )
         >>> attack.kind, attack.x_adv.round(6).tolist()
         ('sphere', [0.6, 0.8])
+        >>> attack.optimality
+        'local'
+        >>> waves = lambda x, theta: jnp.sum(jnp.tanh(theta * x) * x)
+        >>> attack = optimal_attack(
+        ...     jax.random.key(0), waves, jnp.array([1.0, 2.0]), jnp.zeros(2), norm="l1", eps=1.0,
+        ...     certificate="global",
+        ... )
+        >>> attack.optimality, round(attack.certificate.upper, 5)
+        ('global', 0.96403)
 
     References:
-        formulas C.5.
+        formulas C.5; Horst and Tuy, Global Optimization, 1996, on branch and bound; Rump,
+        Verification methods, Acta Numerica 2010, on interval arithmetic.
     """
     check_count("num_restarts", num_restarts, 0)
+    check_count("max_cells", max_cells, 1)
+    if certificate not in ("local", "global"):
+        raise ValueError(f"certificate={certificate!r} must be 'local' or 'global'")
     problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
-    return _find(key, problem, tol, shape=jnp.shape(x), num_restarts=num_restarts)
+    if certificate == "local":
+        return _find(key, problem, tol, shape=jnp.shape(x), num_restarts=num_restarts)
+    if not all(map(is_concrete, jax.tree.leaves((key, problem)))):
+        raise ValueError(
+            "certificate='global' branches on values, so it cannot run inside jax.jit, vmap or "
+            "grad; call optimal_attack outside of them, one example at a time"
+        )
+    check_loss(problem, jnp.shape(x))
+    found = _find(key, problem, tol, shape=jnp.shape(x), num_restarts=num_restarts)
+    return _certified(problem, jnp.shape(x), found, tol, float(gap_tol), max_cells)
 
 
 @in_float64
@@ -406,11 +298,14 @@ def polish_attack(
     eps: float | Array,
     bounds: Bounds = None,
     tol: float = 1e-9,
+    max_step: float | Array | None = None,
 ) -> PolishedAttack:
     """The local maximum near a given attack: follows a branch as theta moves, or refines PGD.
 
     Steps are long where the curvature is small, so the maximum may belong to another branch: see
-    ``distance``, ``gain`` and ``switched``.
+    ``distance``, ``gain`` and ``switched``. With ``max_step`` no ascent precedes the Newton steps,
+    none of them is longer, and they end 8 times as far away: the nearest maximum is not leapt over,
+    and one too far away is not reached, which the kind "unconverged" says.
 
     Args:
         loss: function of (x, theta) to a scalar, one example.
@@ -421,6 +316,7 @@ def polish_attack(
         eps: radius >= 0, in the units of x.
         bounds: None, or (low, high), numbers or arrays like x: the box, which contains x.
         tol: largest relative residual that counts as converged.
+        max_step: None, or the largest Euclidean length of a step, in units of x.
 
     Returns:
         A `PolishedAttack`.
@@ -442,4 +338,5 @@ def polish_attack(
     problem = make_problem(loss, theta, x, norm=norm, eps=eps, bounds=bounds)
     if jnp.shape(x_adv) != jnp.shape(x):
         raise ValueError(f"x_adv has shape {jnp.shape(x_adv)}, x has {jnp.shape(x)}; pass one of x")
-    return _follow(problem, jnp.asarray(x_adv, float), tol, shape=jnp.shape(x))
+    reach = None if max_step is None else jnp.asarray(max_step, float)
+    return _follow(problem, jnp.asarray(x_adv, float), tol, reach, shape=jnp.shape(x))
