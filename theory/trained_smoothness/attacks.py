@@ -20,7 +20,9 @@ ASCENT_STEPS, PROJECTION_ROUNDS = 100, 8
 APART = 1e-3  # of eps, largest coordinate: nearer points are the same maximum
 
 # Following a branch: lengths are fractions of the set's diameter, times of the whole step.
-NEAR, SHORTEST, MOST_STEPS = 0.02, 2.0**-10, 60
+NEAR, SHORTEST, MOST_STEPS = 0.02, 2.0**-20, 240
+CORRECTION = NEAR / 4  # longest Newton step of a correction, which ends at twice NEAR
+SHRINKS = 0.75  # motions of a branch shrink at least so much when the piece is halved
 SAME = 1e-3  # an end this close to the optimal attack is that attack
 
 
@@ -37,7 +39,15 @@ class Maxima(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """Where following an attack from one parameter vector to another led; see `Attacks.follow`."""
+    """Where following an attack from one parameter vector to another led; see `Attacks.follow`.
+
+    Attributes:
+        point: the attack at the end, or after the jump, (N, d).
+        value: its loss, (N,).
+        jumps: whether the branch ended, 0 or 1.
+        largest: the longest motion in a piece without a jump, in diameters.
+        finished: whether the end of the step or of the branch was reached; else undecided.
+    """
 
     point: Any
     value: Any
@@ -78,7 +88,7 @@ class Attacks:
             def one(given):
                 x, label, point, diameter = given
                 at = lambda t, z: theory.polish_attack(
-                    of(label), params + t * step, x, z, **options
+                    of(label), params + t * step, x, z, max_step=CORRECTION * diameter, **options
                 )
                 return _follow(at, point, diameter)
 
@@ -136,15 +146,14 @@ class Attacks:
     def follow(self, params, step, images, labels, points) -> Branch:
         """Follows each attack while the parameters move by ``step``.
 
-        The parameters go in pieces, each so short that the maximum nearest to the last attack is
-        within ``NEAR`` diameters of it, with no valley of the loss between. Where even pieces of
-        ``SHORTEST`` of the step move it farther, the branch ended: a jump. Polishing may
-        leap from a maximum in the interior, so that a jump there does not prove the end.
-
-        Returns:
-            Each field of shape (N, ...): the attack at the end, or after the first jump, and its
-            loss; jumps (0 or 1); the largest motion in a piece without a jump, in diameters; and
-            whether the end or a jump was reached within ``MOST_STEPS`` pieces.
+        The parameters go in pieces, and after each the attack is corrected by Newton steps of at
+        most ``CORRECTION`` diameters, which cannot leap to another maximum unless one is so near.
+        A piece is accepted if the corrected attack converged within ``NEAR`` diameters of the last
+        one with no valley of the loss between; else it is halved. On a branch that goes on, however
+        fast, motions shrink with the pieces and some piece is accepted; where the branch ends,
+        they do not. A piece of ``SHORTEST`` is decided: if the motion is still too long and at
+        least ``SHRINKS`` of that of the piece twice as long, the branch ended, a jump; otherwise,
+        and after ``MOST_STEPS`` pieces, it stays undecided.
         """
         diameters = self.diameters(images)
         found = self._follow(params, step, images, labels, points, diameters)
@@ -205,30 +214,35 @@ def _climb(slope: Callable, project: Callable, points, eps: float):
 
 
 def _follow(at: Callable, point, diameter) -> Branch:
-    """Follows one branch; ``at(t, z)`` is the polished attack near z at time t in [0, 1]."""
+    """Follows one branch; ``at(t, z)`` is the corrected attack near z at time t in [0, 1]."""
 
     def going(state):
-        t, _, _, _, jumps, _, count = state
-        return (t < 1) & (jumps == 0) & (count < MOST_STEPS)
+        t, _, _, _, jumps, _, _, stuck, count = state
+        return (t < 1) & (jumps == 0) & ~stuck & (count < MOST_STEPS)
 
     def body(state):
-        t, length, z, value, jumps, largest, count = state
+        t, length, z, value, jumps, largest, last, stuck, count = state
         end = jnp.minimum(t + length, 1.0)
         found = at(end, z)
         moved = found.distance / diameter
-        near = (moved <= NEAR) & ~found.switched
-        accept = near | (length <= SHORTEST)
-        jumped = accept & (moved > NEAR)
+        converged = found.certificates.relative_residual <= 1e-9
+        near = (moved <= NEAR) & ~found.switched & converged
+        short = ~near & (length <= SHORTEST)
+        jumped = short & (moved > NEAR) & (moved >= SHRINKS * last)
         return (
-            jnp.where(accept, end, t),
-            jnp.where(near, 2 * length, jnp.maximum(length / 4, SHORTEST)),
-            jnp.where(accept, found.x_adv, z),
-            jnp.where(accept, found.value, value),
+            jnp.where(near, end, t),
+            jnp.where(near, 2 * length, length / 2),
+            jnp.where(near | jumped, found.x_adv, z),
+            jnp.where(near | jumped, found.value, value),
             jumps + jumped,
-            jnp.where(accept & ~jumped, jnp.maximum(largest, moved), largest),
+            jnp.where(near, jnp.maximum(largest, moved), largest),
+            jnp.where(near, 0.0, moved),
+            stuck | (short & ~jumped),
             count + 1,
         )
 
-    start = jax.tree.map(jnp.asarray, (0.0, 0.25, point, -jnp.inf, 0, 0.0, 0))
-    t, _, z, value, jumps, largest, _ = jax.lax.while_loop(going, body, start)
+    start = (0.0, 0.25, point, -jnp.inf, 0, 0.0, 0.0, False, 0)
+    t, _, z, value, jumps, largest, *_ = jax.lax.while_loop(
+        going, body, jax.tree.map(jnp.asarray, start)
+    )
     return Branch(z, value, jumps, largest, (t >= 1) | (jumps > 0))
