@@ -202,8 +202,9 @@ def _sources(results: Mapping[str, dict]) -> list[str]:
         runs = [run for cell in cells for run in cell["runs"]]
         every = lambda name, runs=runs: ", ".join(sorted({str(run[name]) for run in runs}))
         if runs:
+            dirty = " (+: with uncommitted changes)" * ("+" in every("commit"))
             lines.append(
-                f"* [{link.removeprefix('../')}]({link}): commit {every('commit')}; "
+                f"* [{link.removeprefix('../')}]({link}): commit {every('commit')}{dirty}; "
                 f"{every('device')}; {every('precision')}; {every('test_images')} test images, "
                 f"checkpoint selected on {every('selection')} images."
             )

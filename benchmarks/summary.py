@@ -8,6 +8,7 @@ commit that produced it.
 """
 
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -18,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED, MEASURES = "speed", "measures"  # marker names
 
+SIDES = (("greatest", "least"), ("least", "greatest"))
 _METHODS = {"at": "AT", "awp": "AWP", "ensgd": "EntropySGD outer step"}
 
 
@@ -72,7 +74,7 @@ def _autoattack(report):
     parts = ", ".join(f"{name} {ratio[name]:.1f}" for name in ratio if name != "total")
     what = f"AutoAttack, {network}, {options['number']} images ({parts})"
     spread = report.get("spread")
-    total = _spread(spread["total"]) if spread else f"{ratio['total']:.2f}"
+    total = _spread(spread["total"]) if spread else f"{ratio['total']:.2f} (one run)"
     yield what, "pyautoattack", total, "1.5"
 
 
@@ -117,34 +119,43 @@ def _startup(report):
         what = (
             f"time to the first minibatch, {options['dataset']}, {options['method']}, {cache} cache"
         )
-        yield what, f"{sum(seconds.values()) - seconds['next step']:.1f} s"
+        yield what, f"{sum(seconds.values()) - seconds['next step']:.1f} s (one start)"
 
 
 def _matrix(report):
     for row in report["networks"]:
         what = f"norm of the attack Jacobian, PreActResNet-18 of width {row['width']}, float32"
-        yield what, f"{row['seconds']:.1f} s an image"
+        each = [found["attack_seconds"] + found["norm_seconds"] for found in row["examples"]]
+        yield what, f"{row['seconds']:.1f} s an image ({min(each):.1f} to {max(each):.1f})"
     row = report["perceptrons"][-1]
     seconds = row["seconds"]
     what = f"the same, perceptron of {row['parameters']:,} parameters, float64"
-    yield what, f"{seconds['matrix-free']:.2f} s, dense {seconds['dense']:.2f} s"
+    yield what, f"{seconds['matrix-free']:.2f} s, dense {seconds['dense']:.2f} s (one call)"
 
 
 def _scaling(report):
     for title, points in report["sweeps"].items():
         ends = f"{points[0]['value']:,} to {points[-1]['value']:,}"
-        slopes = f"exponent {points[1]['slope']:.2f} at first, {points[-1]['slope']:.2f} at the end"
-        yield f"{title}, {ends}", slopes
+        first, last = (_exponent(*points[i : i + 2]) for i in (0, len(points) - 2))
+        yield f"{title}, {ends}", f"exponent {first} at first, {last} at the end"
         if floats := points[-1].get("floats"):
             moved = f"{floats['compiled']:.0f} floats a parameter, at least {floats['least']}"
             yield f"{title}: read and written, the chain's loop counted once", moved
+
+
+def _exponent(before, after):
+    """How the time grows with the value, with its range over the repeated calls."""
+    growth = lambda a, b: math.log(b / a) / math.log(after["value"] / before["value"])
+    times = [before["seconds"], after["seconds"]]
+    low, high = (growth(times[0][a], times[1][b]) for a, b in SIDES)
+    return f"{growth(times[0]['median'], times[1]['median']):.2f} ({low:.2f} to {high:.2f})"
 
 
 def _memory(report):
     names = {"train": "training CIFAR-10 at laptop scale", "autoattack": "AutoAttack (short)"}
     for name, found in report["memory"].items():
         images = f", {found['images']:,} images" if name == "autoattack" else ""
-        yield f"peak memory, {names[name]}{images}", f"{found['peak_gib']:.2f} GiB"
+        yield f"peak memory, {names[name]}{images}", f"{found['peak_gib']:.2f} GiB (one run)"
 
 
 def _streaming(report):
@@ -193,20 +204,21 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
 
 
 def _machines(results: pathlib.Path, kinds: dict) -> str:
-    """On which machines the files of a table were measured, and when."""
+    """On which machines the files of a table were measured, and when, and from which trees."""
     names: dict[str, list[str]] = {}
+    unclean = []
     for name in dict.fromkeys(row[-1] for row in _collect(results, kinds)):
         report = json.loads((results / name).read_text(encoding="utf-8"))
         found = report.get("environment", report)
         machine = found.get("device") or found["hardware"]
         names.setdefault(f"{machine}, {found['date']}", []).append(f"`{name}`")
-    if len(names) == 1:
-        return f"All measured on {next(iter(names))}."
+        unclean += [f"`{name}`"] * found["commit"].endswith("+")
+    if not names:
+        return ""
     ordered = sorted(names.items(), key=lambda item: -len(item[1]))
     rest = [f"{', '.join(files)} on {where}" for where, files in ordered[1:]]
-    return "; ".join([f"Measured on {where}" for where, _ in ordered[:1]] + rest) + "." * bool(
-        names
-    )
+    text = "; ".join([f"Measured on {where}" for where, _ in ordered[:1]] + rest) + "."
+    return text + f" From a tree with uncommitted changes: {', '.join(unclean)}." * bool(unclean)
 
 
 def fill(text: str, name: str, table: str) -> str:
