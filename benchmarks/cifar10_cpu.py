@@ -43,7 +43,7 @@ from . import _pairs
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "table1-cifar10-cpu"
 METHODS = {**table1.TABLE.methods, **table3.TABLE.methods}
-AUTOATTACK_IMAGES = 2000
+AUTOATTACK_IMAGES = 1000
 PAIRS = (
     ("at_ensgd", "at"),
     ("awp", "at"),
@@ -157,7 +157,11 @@ def compare() -> str:
         for found in records
     }
     pairs = _pairs.differences(correct, PAIRS)
-    write_json(RESULTS / "comparison.json", {"pairs": pairs})
+    runs = [
+        {"method": found["method"]} | {name: found["run"][name] for name in ("seed", "commit")}
+        for found in records
+    ]
+    write_json(RESULTS / "comparison.json", {"runs": runs, "pairs": pairs})
     return _pairs.to_markdown(pairs, METHODS)
 
 
