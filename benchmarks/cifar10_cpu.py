@@ -84,7 +84,7 @@ def tune(methods: list[str], runs: Path, data_dir: Path | None) -> None:
                 | {"selection_images": report["data"]["selection"]}
                 | {name: [row[name] for row in rows] for name in curves}
                 | {"train_seconds": report["train_seconds"]}
-                | {"environment": report["environment"]},
+                | {"environment": _machine(report)},
             )
 
 
@@ -142,8 +142,13 @@ def record(cell: Cell, judged: dict) -> dict:
         "warnings": judged["warnings"],
         "metrics": directory.metrics(),
         "correct": {name: _pairs.pack(flags) for name, flags in correct.items()},
-        "environment": report["environment"],
+        "environment": _machine(report),
     }
+
+
+def _machine(report: dict) -> dict:
+    """Hardware, versions and commit of a run; not the command, which names folders."""
+    return {name: value for name, value in report["environment"].items() if name != "command"}
 
 
 def compare() -> str:
