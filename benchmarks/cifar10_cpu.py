@@ -11,7 +11,8 @@ only. Interrupted runs resume.
 How the settings were chosen, before any test image was used: every method had three trials
 (`TRIALS`), of 4 epochs on 10,000 images with the schedule's shape, and the highest robust accuracy
 under PGD-20 on 1,000 held-out training images after the last epoch won. The trials have another
-seed, hence other held-out images, than the runs. AT and AT+EnSGD choose the rate of the steps that
+seed, hence other held-out images, than the runs. (Every trial ends, as runs do, with a report on
+500 test images; the choice does not use it.) AT and AT+EnSGD choose the rate of the steps that
 follow gradients, EntropySGD's inner one, among the same three; its outer step is that of the scale
 "laptop". Trials are short, so they favour large rates. EntropySGD's second-order form has the
 settings of the first-order one, as in the paper.

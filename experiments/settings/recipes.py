@@ -101,9 +101,10 @@ _LAPTOP = {
 # rates are those that benchmarks/cifar10_cpu.py chose, on held-out images of another seed.
 _CPU = {
     "model": "cifar_convnet",
-    "num_epochs": 15,
+    "num_epochs": 10,
     "batch_size": 64,
-    "learning_rate": 0.05,
+    "learning_rate": 0.03,
+    "entropy.inner_learning_rate": 0.03,
     "bn.clean_pass": False,  # no BatchNorm: it would only count
     # Without it the network stays at chance for hundreds of updates.
     "threat.warmup": 1.0,
