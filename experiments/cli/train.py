@@ -24,6 +24,12 @@ from . import process
 
 _FLAGS = ("config", "workdir", "data_dir", "hosts", "log", "download", "nodownload")
 _VALUE_FLAGS = ("--workdir", "--data_dir", "--hosts", "--log")
+_SCALES = {
+    "paper": "the default; needs a GPU, except for digits",
+    "cpu": "a small network on all images; less than an hour on a CPU",
+    "laptop": "minutes to an hour on a CPU",
+    "smoke": "seconds",
+}
 _FIELD_FLAG = re.compile(r"^--?(?:no)?config\.([^=]+)")
 
 
@@ -133,7 +139,8 @@ def help_text(dataset: str) -> str:
         lines.append(f"    {path.stem:<24}{files.summary(path)}")
     lines += [
         "",
-        "SCALE: paper (default), laptop (minutes to an hour on a CPU), smoke (seconds).",
+        "SCALE:",
+        *(f"    {scale:<24}{_SCALES[scale]}" for scale in settings.DEFAULTS[dataset]),
         "workdir: default runs/DATASET-SCALE/METHOD/seedN.",
         "data_dir: default $JAXADV_DATA, else data.",
         "download: whether to download and verify a missing data set; default true.",

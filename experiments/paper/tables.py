@@ -56,9 +56,9 @@ def collect(
                         "--attack=autoattack"
                     )
                 if report is not None:
-                    runs.append(_run_record(cell, report))
+                    runs.append(run_record(cell, report))
             cells[method] = {"runs": runs} | {
-                name: _mean_std([run[name] for run in runs]) for name in SUMMARIES
+                name: mean_std([run[name] for run in runs]) for name in SUMMARIES
             }
         found.append(
             {"title": row.title, "dataset": row.dataset, "attack": row.attack, "cells": cells}
@@ -76,7 +76,8 @@ def collect(
     }
 
 
-def _run_record(cell: Cell, report: dict) -> dict:
+def run_record(cell: Cell, report: dict) -> dict:
+    """The numbers of a finished run that tables show, and where they come from."""
     test, strong = report["test"], report.get("autoattack") or {}
     return {
         "workdir": str(cell.workdir()),
@@ -104,7 +105,8 @@ def _run_record(cell: Cell, report: dict) -> dict:
     }
 
 
-def _mean_std(values: Sequence[float | None]) -> dict | None:
+def mean_std(values: Sequence[float | None]) -> dict | None:
+    """Mean, sample standard deviation (None for one value), and number of those that exist."""
     there = [value for value in values if value is not None]
     if not there:
         return None

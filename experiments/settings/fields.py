@@ -33,7 +33,7 @@ def base(scale: str | None = None) -> Config:
     """The base configuration for every config file: plain values, all fields present.
 
     Args:
-        scale: "paper" (also None and ""), "laptop" or "smoke": the part after the colon in
+        scale: "paper" (also None and ""), "cpu", "laptop" or "smoke": the part after the colon in
         ``--config=configs/at.py:laptop``.
 
     Raises:

@@ -62,9 +62,9 @@ def load_config(method: str, scale: str, dataset: str, **overrides) -> Config:
 
     Args:
         method: stem of a file in ``experiments/configs``.
-        scale: "paper", "laptop" or "smoke".
+        scale: "paper", "cpu" (not for digits and ImageNet), "laptop" or "smoke".
         dataset: name of a data set.
-        **overrides: top-level fields to set.
+        **overrides: fields to set; ``**{"entropy.n_in": 5}`` for one of a section.
 
     Returns:
         The configuration.
@@ -78,10 +78,12 @@ def load_config(method: str, scale: str, dataset: str, **overrides) -> Config:
         existing = sorted(p.stem for p in path.parent.glob("*.py"))
         raise ValueError(f"unknown method {method!r}{nearest(method, existing)}")
     config = load_file(path, scale)
+    known = dict(flatten(config))
     for name, value in overrides.items():
-        if name not in config:
-            raise ValueError(f"unknown field {name!r}{nearest(name, config)}")
-        config[name] = value
+        if name not in known:
+            raise ValueError(f"unknown field {name!r}{nearest(name, known)}")
+        *section, field = name.split(".")
+        (config[section[0]] if section else config)[field] = value
     return resolve(config, dataset)
 
 

@@ -8,7 +8,7 @@ code it builds on (the AWP and TRADES repositories).
 
 from typing import Any
 
-SCALES = ("paper", "laptop", "smoke")
+SCALES = ("paper", "cpu", "laptop", "smoke")
 
 # (eps, training and evaluation step size) by data set and norm, images in [0, 1].
 # CIFAR and SVHN: Kanai et al.; for L2, the AWP authors' runs. Digits: chosen so that an
@@ -95,6 +95,13 @@ _LAPTOP = {
     "bn.refresh_batches": 20,
     "eval.batch_size": 250,
 } | FEW_OUTER_STEPS
+# All images and the shape of the paper's schedule, with a network that two cores can train. The
+# rates are those that benchmarks/cifar10_cpu.py chose, on held-out images of another seed.
+_CPU = {
+    "model": "cifar_convnet",
+    "num_epochs": 15,
+    "learning_rate": 0.05,
+}
 _SMOKE = {
     "width": 4,
     "num_epochs": 2,
@@ -118,17 +125,19 @@ _SMOKE_DIGITS = {
 # By data set and scale. A scale inherits the "paper" values; for digits, which the paper does not
 # use, "paper" is simply the longest of the three.
 DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
-    name: {"paper": paper, "laptop": paper | _LAPTOP, "smoke": paper | _SMOKE}
-    for name, paper in {
-        **{"cifar10": _CIFAR10, "cifar100": _CIFAR100, "svhn": _SVHN},
-        "imagenet": _IMAGENET,
-    }.items()
+    name: {"paper": paper, "cpu": paper | _CPU, "laptop": paper | _LAPTOP, "smoke": paper | _SMOKE}
+    for name, paper in {"cifar10": _CIFAR10, "cifar100": _CIFAR100, "svhn": _SVHN}.items()
 } | {
+    "imagenet": {
+        "paper": _IMAGENET,
+        "laptop": _IMAGENET | _LAPTOP,
+        "smoke": _IMAGENET | _SMOKE,
+    },
     "digits": {
         "paper": _DIGITS,
         "laptop": _DIGITS | {"num_epochs": 60} | FEW_OUTER_STEPS,
         "smoke": _DIGITS | _SMOKE_DIGITS,
-    }
+    },
 }
 
 # Settings implied by the objective on every data set. Adversarial training follows the AWP code:

@@ -10,7 +10,7 @@ from jaxadv.types import NORMS
 from . import recipes
 from .fields import Config
 from .optimizers import OPTIMIZERS
-from .recipes import DEFAULTS, SCALES, THREATS
+from .recipes import DEFAULTS, THREATS
 from .validation import check
 
 
@@ -32,7 +32,7 @@ def resolve(config: Config, dataset: str) -> Config:
         32
     """
     check_choice("dataset", dataset, DEFAULTS)
-    check_choice("config.scale", config.scale, SCALES)
+    check_choice(f"config.scale (of {dataset})", config.scale, DEFAULTS[dataset])
     config = config.copy_and_resolve_references()
     if config.dataset not in (None, dataset):
         raise ValueError(

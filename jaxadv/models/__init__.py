@@ -42,6 +42,7 @@ from ._resnet import resnet50_cifar as resnet50_cifar
 from ._resnet import wide_resnet50_2 as wide_resnet50_2
 from ._small import MLP as MLP
 from ._small import SmallConvNet as SmallConvNet
+from ._small import cifar_convnet as cifar_convnet
 from ._small import mlp as mlp
 from ._small import small_convnet as small_convnet
 from ._torch import from_torch_state_dict as from_torch_state_dict

@@ -10,7 +10,7 @@ from ._convnext import convnext_base, convnext_large, convnext_small, convnext_t
 from ._layers import unknown_name
 from ._preact_resnet import dm_preact_resnet18, preact_resnet18
 from ._resnet import resnet18, resnet18_cifar, resnet50, resnet50_cifar, wide_resnet50_2
-from ._small import mlp, small_convnet
+from ._small import cifar_convnet, mlp, small_convnet
 from ._wide_resnet import dm_wide_resnet, wide_resnet, wide_resnet34_10
 from ._xcit import xcit_large12, xcit_medium12, xcit_small12
 
@@ -33,6 +33,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_base": convnext_base,
     "convnext_large": convnext_large,
     "small_convnet": small_convnet,
+    "cifar_convnet": cifar_convnet,
     "mlp": mlp,
 }
 

@@ -167,6 +167,34 @@ def small_convnet(
     )
 
 
+def cifar_convnet(num_classes: int = 10, *, width: int = 32, **options: Any) -> SmallConvNet:
+    """`small_convnet` at the size for 32x32 images: 0.56 million parameters at width 32.
+
+    On a CPU it trains about ten times as many images a second as `preact_resnet18` of width 16.
+
+    Args:
+      num_classes: K.
+      width: channels of the first convolution; the second has twice, the hidden layer four times as
+        many.
+      **options: other options of `small_convnet`.
+
+    Returns:
+      A linen module: ``module.apply(variables, images, train=False)`` gives logits (B, K).
+
+    Raises:
+      ValueError: for non-positive sizes or an unknown activation.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> variables = cifar_convnet(10).init(jax.random.key(0), images)
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
+      560106
+    """
+    check_positive(width=width)
+    return small_convnet(num_classes, features=(width, 2 * width), hidden=4 * width, **options)
+
+
 def mlp(
     num_classes: int = 10,
     *,

@@ -195,11 +195,11 @@ def test_workdir_and_data_dir(tmp_path):
 def test_different_runs_have_different_default_folders():
     seen = set()
     for dataset in settings.DEFAULTS:
-        for scale in settings.SCALES:
+        for scale in settings.DEFAULTS[dataset]:
             for method in ("at", "at_ensgd"):
                 for seed in (0, 1):
                     seen.add(settings.default_workdir(load(method, scale, dataset, seed=seed)))
-    assert len(seen) == len(settings.DEFAULTS) * 3 * 2 * 2
+    assert len(seen) == sum(map(len, settings.DEFAULTS.values())) * 2 * 2
 
 
 # main
@@ -267,7 +267,7 @@ def test_help_lists_everything(monkeypatch, capsys, flag, dataset):
         if name != "method":
             assert line.endswith(str(value))
     for word in (
-        *settings.SCALES,
+        *settings.DEFAULTS[dataset],
         "--workdir",
         "--data_dir",
         "JAXADV_DATA",

@@ -8,6 +8,8 @@ from experiments import settings
 from experiments.run.task import load_task
 from tests.helpers.tiny_runs import AT_METHODS, CONFIGS, load
 
+SCALED = [(scale, name) for name, scales in settings.DEFAULTS.items() for scale in scales]
+
 # formulas F.2, the set-up of the paper on CIFAR-10.
 PAPER = {
     "model": "preact_resnet18",
@@ -76,7 +78,9 @@ OPTIMIZERS = {
 def test_an_unknown_scale_is_refused():
     config = settings.base()
     config.scale = "huge"
-    with pytest.raises(ValueError, match="config.scale='huge' is not one of 'paper', 'laptop'"):
+    with pytest.raises(
+        ValueError, match=r"config.scale \(of digits\)='huge' is not one of 'paper'"
+    ):
         settings.resolve(config, "digits")
 
 
@@ -124,15 +128,15 @@ def test_the_laptop_scale(method, dataset):
 
 @pytest.mark.parametrize("dataset", sorted(settings.DEFAULTS))
 def test_scales_shrink(dataset):
-    paper, laptop, smoke = (settings.load_config("at", scale, dataset) for scale in settings.SCALES)
+    scales = ("paper", "laptop", "smoke")
+    paper, laptop, smoke = (settings.load_config("at", scale, dataset) for scale in scales)
     assert smoke.num_epochs < laptop.num_epochs <= paper.num_epochs
     assert paper.train_size is None and smoke.train_size <= (laptop.train_size or 10**9)
     assert laptop.num_epochs * (laptop.train_size or 1300) < 10**6
 
 
 @pytest.mark.parametrize("method", CONFIGS)
-@pytest.mark.parametrize("dataset", sorted(settings.DEFAULTS))
-@pytest.mark.parametrize("scale", settings.SCALES)
+@pytest.mark.parametrize("scale, dataset", SCALED)
 def test_every_field_is_filled_and_json_able(method, dataset, scale):
     config = settings.load_config(method, scale, dataset)
     open_fields = {name for name, value in values(config).items() if value is None}
@@ -143,13 +147,27 @@ def test_every_field_is_filled_and_json_able(method, dataset, scale):
     assert config.dataset == dataset and config.scale == scale and config.method == method
 
 
-@pytest.mark.parametrize("dataset", sorted(settings.DEFAULTS))
-@pytest.mark.parametrize("scale", settings.SCALES)
+@pytest.mark.parametrize("scale, dataset", SCALED)
 def test_methods_differ_in_their_optimizer_alone(dataset, scale):
     """The comparison is fair: what is not the method is the same in every column."""
     at, ensgd, second = (values(settings.load_config(m, scale, dataset)) for m in AT_METHODS)
     assert {n for n in at if at[n] != ensgd[n]} == {"method", "optimizer"}
     assert {n for n in ensgd if ensgd[n] != second[n]} == {"method", "entropy.second_order"}
+
+
+@pytest.mark.parametrize("dataset", ["digits", "imagenet"])
+def test_the_scale_cpu_is_of_the_small_sets_that_need_it(dataset):
+    config = settings.load_config("at", "cpu", "cifar10")
+    assert (config.model, config.train_size, config.test_size) == ("cifar_convnet", None, None)
+    with pytest.raises(ValueError, match=rf"config.scale \(of {dataset}\)='cpu' is not one of"):
+        settings.load_config("at", "cpu", dataset)
+
+
+def test_a_field_of_a_section_is_set_by_its_dotted_name():
+    config = settings.load_config("at_ensgd", "smoke", "digits", **{"entropy.n_in": 5})
+    assert config.entropy.n_in == 5
+    with pytest.raises(ValueError, match="unknown field 'entropy.n_inn'.*entropy.n_in"):
+        settings.load_config("at_ensgd", "smoke", "digits", **{"entropy.n_inn": 5})
 
 
 @pytest.mark.parametrize("dataset", sorted(settings.DEFAULTS))

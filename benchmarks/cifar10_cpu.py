@@ -1,0 +1,209 @@
+"""Table 1 on all of CIFAR-10 with a network that two cores can train (scale ``cpu``).
+
+    python -m benchmarks.cifar10_cpu tune       # the short runs that chose the settings
+    python -m benchmarks.cifar10_cpu run        # train, attack and record what is missing
+    python -m benchmarks.cifar10_cpu compare    # the tables, from the records
+
+Every run is recorded as it ends, in ``benchmarks/results/table1-cifar10-cpu``, with the verdict on
+each test image, so that the table can grow over several sittings: ``compare`` needs the records
+only. Interrupted runs resume.
+
+How the settings were chosen, before any test image was used: every method had the same four trials
+(`TRIALS`), of 6 epochs on 20,000 images with the schedule's shape, and the highest robust accuracy
+under PGD-20 on 1,000 held-out training images after the last epoch won. The trials have another
+seed, hence other held-out images, than the runs. EntropySGD's second-order form has the settings of
+the first-order one, as in the paper.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from experiments import data, settings
+from experiments.cli import process
+from experiments.cli.options import Parser, folder
+from experiments.evaluation.evaluate import evaluate
+from experiments.paper import table1, table3
+from experiments.paper.runs import Cell, rows_at
+from experiments.paper.tables import mean_std, run_record
+from experiments.run.directory import RunDirectory, write_json
+from experiments.run.predictions import load_predictions
+from experiments.run.train import train_and_evaluate
+
+from . import _pairs
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "table1-cifar10-cpu"
+METHODS = table1.TABLE.methods | table3.TABLE.methods
+AUTOATTACK_IMAGES = 2000
+PAIRS = (
+    ("at_ensgd", "at"),
+    ("awp", "at"),
+    ("awp_ensgd", "awp"),
+    ("awp_ensgd", "at_ensgd"),
+    ("at_2nd_ensgd", "at_ensgd"),
+    ("awp_2nd_ensgd", "awp_ensgd"),
+)
+
+_ENTROPY = "entropy.inner_learning_rate", "entropy.learning_rate", "entropy.momentum"
+TRIALS = {
+    "at": [{"learning_rate": rate} for rate in (0.01, 0.02, 0.05, 0.1)],
+    "at_ensgd": [
+        dict(zip(_ENTROPY, (inner, *outer), strict=True))
+        for inner in (0.02, 0.05)
+        for outer in ((0.1, 0.9), (0.5, 0.5))
+    ],
+    # With the rates chosen for AT and AT+EnSGD.
+    "awp": [{"awp.gamma": gamma} for gamma in (0.0025, 0.005, 0.01, 0.02)],
+    "awp_ensgd": [{"awp.gamma": gamma} for gamma in (0.0025, 0.005, 0.01, 0.02)],
+}
+TRIAL = {"num_epochs": 6, "train_size": 20_000, "test_size": 500, "seed": 100}
+
+
+def tune(methods: list[str], runs: Path, data_dir: Path | None) -> None:
+    """Makes the trials that are missing in ``tuning.json``, and adds each as it ends."""
+    for method in methods:
+        for number, chosen in enumerate(TRIALS.get(method, ())):
+            file = RESULTS / "tuning" / f"{method}-{number}.json"
+            if file.is_file():
+                continue
+            config = settings.load_config(method, "cpu", "cifar10", **TRIAL, **chosen)
+            print(f"\n{method}: {chosen}", flush=True)
+            workdir = runs / f"{method}-{number}"
+            report = train_and_evaluate(config, workdir, data_dir=data_dir)
+            rows = RunDirectory(workdir).metrics()
+            curves = ("train_loss", "train_robust", "selection_robust", "selection_clean")
+            write_json(
+                file,
+                {"method": method, "settings": chosen, "trial": TRIAL}
+                | {"selection_images": report["data"]["selection"]}
+                | {name: [row[name] for row in rows] for name in curves}
+                | {"train_seconds": report["train_seconds"]}
+                | {"environment": report["environment"]},
+            )
+
+
+def run(methods: list[str], seeds: int, data_dir: Path | None) -> None:
+    """Trains, attacks and records the cells that have no record yet."""
+    for seed in range(seeds):
+        for method in methods:
+            file = RESULTS / f"{method}-seed{seed}.json"
+            if file.is_file():
+                continue
+            [row] = rows_at(table1.TABLE, "cpu", "cifar10")
+            cell = Cell(row, "cpu", method, seed)
+            print(f"\n{cell.describe(METHODS)}", flush=True)
+            train_and_evaluate(cell.config(), cell.workdir(), data_dir=data_dir)
+            judged = evaluate(
+                cell.workdir(), attack="autoattack", number=AUTOATTACK_IMAGES, save=True,
+                data_dir=data_dir,
+            )  # fmt: skip
+            write_json(file, record(cell, judged))
+
+
+def record(cell: Cell, judged: dict) -> dict:
+    """What is kept of a run: its numbers, its curves, and the verdict on each test image.
+
+    Args:
+        cell: a finished run.
+        judged: AutoAttack's report on its first test images.
+
+    Returns:
+        "run" as in the tables, "metrics" by epoch, and "correct": by attack the images in their
+        order that are classified correctly, as in `verdicts`.
+    """
+    report, directory = cell.report(), RunDirectory(cell.workdir())
+    predictions = load_predictions(directory)
+    assert report is not None and predictions is not None
+    found, labels = predictions
+    [npz] = [path for path in judged["files"] if path.endswith(".npz")]
+    with np.load(npz, allow_pickle=False) as file:
+        robust = file["robust"]
+    correct = {"clean": found.clean == labels, "pgd": found.robust == labels, "autoattack": robust}
+    numbers = run_record(cell, report) | {
+        "autoattack": judged["robust"],
+        "autoattack_images": judged["images"],
+        "workdir": cell.workdir().relative_to(cell.workdir().parents[2]).as_posix(),
+    }
+    return {
+        "method": cell.method,
+        "run": numbers,
+        "accuracy": judged["accuracy"],
+        "warnings": judged["warnings"],
+        "metrics": directory.metrics(),
+        "correct": {name: _pairs.pack(flags) for name, flags in correct.items()},
+        "environment": report["environment"],
+    }
+
+
+def compare() -> str:
+    """Writes ``table1.json`` and ``comparison.json`` from the records; the second as Markdown."""
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*-seed*.json"))]
+    write_json(RESULTS / "table1.json", _table(records))
+    correct = {
+        (found["method"], found["run"]["seed"]): {
+            name: _pairs.unpack(text) for name, text in found["correct"].items()
+        }
+        for found in records
+    }
+    pairs = _pairs.differences(correct, PAIRS)
+    write_json(RESULTS / "comparison.json", {"pairs": pairs})
+    return _pairs.to_markdown(pairs, METHODS)
+
+
+def _table(records: list[dict]) -> dict:
+    """The records in the form of :func:`experiments.paper.tables.collect`."""
+    by_method = {m: [r["run"] for r in records if r["method"] == m] for m in table1.TABLE.methods}
+    names = ("robust", "autoattack", "clean", "robust_last", "clean_last")
+    cells = {
+        method: {"runs": runs} | {name: mean_std([r[name] for r in runs]) for name in names}
+        for method, runs in by_method.items()
+    }
+    [row] = rows_at(table1.TABLE, "cpu", "cifar10")
+    return {
+        "table": 1,
+        "scale": "cpu",
+        "columns": dict(table1.TABLE.methods),
+        "rows": [{"title": row.title, "dataset": row.dataset, "attack": row.attack}
+                 | {"cells": cells, "paper": {}}],
+        "paper": {paper.title: dict(paper.paper) for paper in table1.TABLE.rows},
+        "missing": [],
+        "missing_autoattack": [],
+        "environment": records[-1]["environment"] if records else {},
+    }  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m benchmarks.cifar10_cpu", description=str(__doc__).split("\n")[0]
+    )
+    parser.add_argument("what", choices=("tune", "run", "compare"))
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds a method; default 3")
+    parser.add_argument("--data-dir", type=folder, help="folder with the data sets")
+    parser.add_argument(
+        "--runs", type=folder, default=Path("runs/cifar10-cpu-tuning"), help="of the trials"
+    )
+    return parser
+
+
+def _main(options: argparse.Namespace) -> None:
+    methods = options.methods.split(",")
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"--methods: {method!r} is not one of {', '.join(METHODS)}")
+    if options.what == "compare":
+        print(compare())
+        return
+    process.split_cpu("cifar10")
+    data.ensure("cifar10", options.data_dir, download=True)
+    if options.what == "tune":
+        tune(methods, options.runs, options.data_dir)
+    else:
+        run(methods, options.seeds, options.data_dir)
+
+
+if __name__ == "__main__":
+    process.execute(lambda: _main(_parser().parse_args()))
