@@ -63,7 +63,8 @@ TRIAL = {"num_epochs": 6, "train_size": 20_000, "test_size": 500, "seed": 100}
 
 
 def tune(methods: list[str], runs: Path, data_dir: Path | None) -> None:
-    """Makes the trials that are missing in ``tuning.json``, and adds each as it ends."""
+    """Makes the trials that have no record yet, and records each as it ends."""
+    (RESULTS / "tuning").mkdir(parents=True, exist_ok=True)
     for method in methods:
         for number, chosen in enumerate(TRIALS.get(method, ())):
             file = RESULTS / "tuning" / f"{method}-{number}.json"
@@ -87,6 +88,7 @@ def tune(methods: list[str], runs: Path, data_dir: Path | None) -> None:
 
 def run(methods: list[str], seeds: int, data_dir: Path | None) -> None:
     """Trains, attacks and records the cells that have no record yet."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
         for method in methods:
             file = RESULTS / f"{method}-seed{seed}.json"
@@ -121,7 +123,11 @@ def record(cell: Cell, judged: dict) -> dict:
     [npz] = [path for path in judged["files"] if path.endswith(".npz")]
     with np.load(npz, allow_pickle=False) as file:
         robust = file["robust"]
-    correct = {"clean": found.clean == labels, "pgd": found.robust == labels, "autoattack": robust}
+    correct = {
+        "clean": found.clean == labels,
+        "pgd": found.adversarial == labels,
+        "autoattack": robust,
+    }
     numbers = run_record(cell, report) | {
         "autoattack": judged["robust"],
         "autoattack_images": judged["images"],

@@ -109,9 +109,12 @@ def _rows(row: dict, scale: str, methods: Sequence[str]) -> list[str]:
         counts = {summary["n"] for summary in found if summary}
         shown = f" (n={counts.pop()})" if len(counts) == 1 else ""
         title = title.format(attack=attack)
+        if name == "autoattack":
+            title += _subset(runs)
         setting = row["dataset"] if lines else _setting(row, runs, scale)
         cells = (
-            _cell(summary, not shown, cell) for summary, cell in zip(found, cells_, strict=True)
+            _cell(name, summary, not shown, cell)
+            for summary, cell in zip(found, cells_, strict=True)
         )
         lines.append(_line(f"{setting}, {title}{shown}", cells))
     return lines
@@ -129,6 +132,13 @@ def _setting(row: dict, runs: Sequence[dict], scale: str) -> str:
     return ", ".join([*words, *map(_threat, every("threat"))])
 
 
+def _subset(runs: Sequence[dict]) -> str:
+    """On how many images AutoAttack ran, if not on all that the other attacks had."""
+    counts = {r["autoattack_images"] for r in runs if r.get("autoattack_images")}
+    counts -= {r["test_images"] for r in runs}
+    return "".join(f" on {number:,} images" for number in sorted(counts))
+
+
 def _threat(text: str) -> str:
     """Rewrites ``linf, eps 0.031373`` as ``linf 8/255``."""
     norm, eps = re.fullmatch(r"(\w+), eps (.+)", text).groups()  # pyright: ignore
@@ -137,13 +147,15 @@ def _threat(text: str) -> str:
     return f"{norm} {round(pixels)}/255" if is_fraction else f"{norm} {eps}"
 
 
-def _cell(summary: dict | None, with_count: bool, cell: dict) -> str:
+def _cell(name: str, summary: dict | None, with_count: bool, cell: dict) -> str:
     if summary is None:
         return ""
     mean, number = summary["mean"], f" (n={summary['n']})" if with_count else ""
     if summary["std"] is not None:
         return f"{mean:.1f} ± {summary['std']:.1f}{number}"
-    return accuracy.with_interval(mean, cell["runs"][0]["test_images"], 1) + number
+    [run] = cell["runs"]
+    images = (name == "autoattack" and run.get("autoattack_images")) or run["test_images"]
+    return accuracy.with_interval(mean, images, 1) + number
 
 
 def _line(title: str, cells) -> str:

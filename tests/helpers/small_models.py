@@ -19,5 +19,6 @@ SMALL = {
     "convnext_base": dict(width=4, blocks=(1, 1), conv_stem=True),
     "convnext_large": dict(width=4, blocks=(1, 1)),
     "small_convnet": dict(features=(2, 3), hidden=5),
+    "cifar_convnet": dict(width=2),
     "mlp": dict(hidden=(6, 5)),
 }
