@@ -49,7 +49,9 @@ class Objective(NamedTuple):
     Attributes:
         perturb: ``(key, params, batch_stats, images, labels) -> (adversarial, batch_stats)``. With
             ``training.Program(sync_batch_norm=False)`` it gets some of a minibatch's images and
-            ``indices``, their positions in it, from which to derive random numbers.
+            ``indices``, their positions in it, from which to derive random numbers; with
+            ``training.Program(attack_scale=...)`` it gets ``scale``, the factor of the radius and
+            the step size.
         loss: ``(params, batch_stats, images, adversarial, labels) -> (scalar, LossAux)``, to be
             differentiated in ``params``.
     """
@@ -129,6 +131,7 @@ def adversarial_cross_entropy(
         images: Array,
         labels: Array,
         indices: Array | None = None,
+        scale: float | Array = 1.0,
     ) -> tuple[Array, PyTree]:
         def forward(points: Array, stats: PyTree) -> tuple[Array, PyTree]:
             logits, new_stats = apply_fn(params, stats, points, attack_bn == "train")
@@ -141,8 +144,8 @@ def adversarial_cross_entropy(
             images,
             labels,
             indices=jnp.arange(images.shape[0]) if indices is None else indices,
-            eps=eps,
-            step_size=step_size,
+            eps=eps * scale,
+            step_size=step_size * scale,
             norm=norm,
             num_steps=num_steps,
         )
@@ -253,6 +256,7 @@ def trades(
         images: Array,
         labels: Array,
         indices: Array | None = None,
+        scale: float | Array = 1.0,
     ) -> tuple[Array, PyTree]:
         del labels
         key = as_key(key)
@@ -261,8 +265,8 @@ def trades(
         gradient = jax.grad(lambda points: losses.kl_divergence(clean, logits_fn(points)).sum())
 
         def step(_: Array, points: Array) -> Array:
-            move = balls.ascent_step(gradient(points), points, norm=norm, step_size=step_size)
-            return _into_ball_and_box(points + move, images, norm, eps)
+            move = balls.ascent_step(gradient(points), points, norm=norm, step_size=step_size * scale)
+            return _into_ball_and_box(points + move, images, norm, eps * scale)
 
         indices = jnp.arange(images.shape[0]) if indices is None else indices
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)

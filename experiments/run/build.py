@@ -113,6 +113,7 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
         augment=None if config.augment == "none" else augmentation(config.augment),
         clean_pass=config.bn.clean_pass,
         weight_perturbation=phases.weight_perturbation(config, num_batches),
+        attack_scale=phases.attack_scale(config, num_batches),
         sharding=sharding,
         sync_batch_norm=config.bn.sync,
         phases=phases.make_phases(config, num_batches, key_for(config, Stream.NOISE)),

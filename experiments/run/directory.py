@@ -30,7 +30,7 @@ from .checkpoints import write_atomically
 
 # Fields that were added later, and what they were before. At these values they do not enter the
 # digest, so that the checkpoints of earlier runs still belong to them.
-_ADDED = {"bn.sync": True, "trades.bn_order": "adversarial_first"}
+_ADDED = {"bn.sync": True, "trades.bn_order": "adversarial_first", "threat.warmup": 0.0}
 
 
 class RunDirectory:

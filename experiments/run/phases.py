@@ -80,3 +80,17 @@ def weight_perturbation(config: Config, batches_per_epoch: int):
     if not gamma or not first:
         return gamma
     return lambda step: jnp.where(step < first, 0.0, gamma)
+
+
+def attack_scale(config: Config, batches_per_epoch: int) -> optax.Schedule | None:
+    """The training attack's share of its radius and step, from 0 to 1; None without a warm-up.
+
+    Example:
+        >>> from experiments import settings
+        >>> config = settings.base()
+        >>> config.threat.warmup = 0.5
+        >>> [float(attack_scale(config, 8)(step)) for step in (0, 1, 4, 5)]
+        [0.0, 0.25, 1.0, 1.0]
+    """
+    length = math.ceil(config.threat.warmup * batches_per_epoch)
+    return optax.linear_schedule(0.0, 1.0, length) if length else None

@@ -118,12 +118,14 @@ def base(scale: str | None = None) -> Config:
                 "beta_aware": False,
                 "stop_at": 1.0,  # fraction of the run after which SGD takes over
             },
-            # The training attack.
+            # The training attack. Over the first ``warmup`` epochs, a number that need not be
+            # whole, its radius and step grow linearly from 0.
             "threat": {
                 "norm": "linf",
                 "eps": config_dict.placeholder(float),
                 "step_size": config_dict.placeholder(float),
                 "num_steps": 10,
+                "warmup": config_dict.placeholder(float),
             },
             # PGD for selection, curves and the final report, in the same norm.
             "eval": {

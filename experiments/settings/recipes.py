@@ -43,6 +43,7 @@ _CIFAR10 = {
     "learning_rate": 0.1,
     "augment": "reflect_crop_flip",
     "warmup_epochs": 0,
+    "threat.warmup": 0.0,
     "selection_size": 1000,
     "entropy.n_in": 20,
     "bn.refresh_batches": 100,
@@ -74,6 +75,7 @@ _DIGITS = {
     "learning_rate": 0.1,
     "augment": "none",
     "warmup_epochs": 0,
+    "threat.warmup": 0.0,
     "selection_size": 137,
     "entropy.n_in": 20,
     "bn.refresh_batches": 40,
@@ -101,6 +103,7 @@ _CPU = {
     "model": "cifar_convnet",
     "num_epochs": 15,
     "learning_rate": 0.05,
+    "threat.warmup": 1.0,
 }
 _SMOKE = {
     "width": 4,

@@ -47,10 +47,16 @@ def check(config: Any) -> None:
     for section, minimum in (("threat", 0), ("eval", 0)):
         check_count(f"config.{section}.num_steps", config[section].num_steps, minimum)
         _check_number(f"config.{section}.step_size", config[section].step_size, 0)
+    _check_number("config.threat.warmup", config.threat.warmup, 0)
     for name, minimum in {"num_epochs": 1, "batch_size": 1, "seed": 0, "selection_size": 1}.items():
         check_count(f"config.{name}", config[name], minimum)
     if config.num_epochs > _MAX_EPOCHS:
         raise ValueError(f"config.num_epochs={config.num_epochs} exceeds {_MAX_EPOCHS}")
+    if config.threat.warmup >= config.num_epochs:
+        raise ValueError(
+            f"config.threat.warmup={config.threat.warmup} leaves none of the {config.num_epochs} "
+            "epochs for the full radius; use fewer"
+        )
     if config.seed >= 2**32:
         raise ValueError(
             f"config.seed={config.seed} must be below 2**32: larger seeds alias smaller ones"

@@ -40,6 +40,9 @@ class Program:
         the AWP code does for its clean training accuracy; this updates the running statistics.
         weight_perturbation: gamma_A of adversarial weight perturbation, a number or an optax
             schedule of the minibatch counter; 0 disables it.
+        attack_scale: factor of the attack's radius and step size, an optax schedule of the minibatch
+            counter: ``optax.linear_schedule(0, 1, n)`` lets the radius grow over the first n
+            minibatches. ``perturb`` of the objective gets it as ``scale``. Default: not passed.
         sharding: sharding of minibatches over devices, for example
             ``NamedSharding(mesh, PartitionSpec("batch"))``; default one device.
         sync_batch_norm: whether BatchNorm's statistics in train mode are those of the whole
@@ -85,6 +88,7 @@ class Program:
         augment: Augmentation | None = None,
         clean_pass: bool = False,
         weight_perturbation: optax.ScalarOrSchedule = 0.0,
+        attack_scale: optax.Schedule | None = None,
         sharding: jax.sharding.Sharding | None = None,
         sync_batch_norm: bool = True,
         phases: Sequence[Phase] = (),
@@ -97,6 +101,7 @@ class Program:
         self.augment = augment
         self.clean_pass = clean_pass
         self.weight_perturbation = weight_perturbation
+        self.attack_scale = attack_scale
         self.sharding = sharding
         self._axis, self._spread = None, all_at_once
         if sharding is not None and not sync_batch_norm:
@@ -302,6 +307,7 @@ class Program:
             state: TrainState, data: Source, key: Key, first: Array | int, end: Array | int
         ) -> PyTree:
             minibatch = self._feed.minibatches(data, key, state, num_batches)
+            attack = self._scaled(perturb, state.step)
 
             def body(index: Array, batch_stats: PyTree) -> PyTree:
                 images, labels, attack_key = minibatch(state.step + index)
@@ -310,7 +316,7 @@ class Program:
                     (index, key, params, batch_stats), (images, labels) = shared, rows
 
                     def attacked(_: None) -> Array:
-                        return _at(indices, perturb)(key, params, batch_stats, images, labels)[0]
+                        return _at(indices, attack)(key, params, batch_stats, images, labels)[0]
 
                     images = jax.lax.cond(index % 2 == 0, attacked, lambda _: images, None)
                     logits, batch_stats = self._forward_fn(params, batch_stats, images, True)
@@ -370,6 +376,7 @@ class Program:
         decay: float = 0.0,
     ) -> tuple[Params, PyTree, Metrics]:
         images, labels, attack_key = batch
+        perturb = self._scaled(self.objective.perturb, step)
         gamma = self.weight_perturbation
         value_and_grad = awp_value_and_grad(
             self.objective.loss,
@@ -381,9 +388,8 @@ class Program:
 
         def gradient(shared: Any, rows: Any, indices: Array | None) -> tuple[Any, Array]:
             (key, params, batch_stats), (images, labels) = shared, rows
-            adversarial, batch_stats = _at(indices, self.objective.perturb)(
-                key, params, batch_stats, images, labels
-            )
+            attack = _at(indices, perturb)
+            adversarial, batch_stats = attack(key, params, batch_stats, images, labels)
             (loss, aux), grads = value_and_grad(params, batch_stats, images, adversarial, labels)
             return (loss, aux.batch_stats, grads), aux.logits
 
@@ -392,6 +398,12 @@ class Program:
         )
         aux = LossAux(batch_stats, logits)
         return grads, batch_stats, measured(step, loss, aux, labels, grads)
+
+    def _scaled(self, perturb: Callable, step: Array) -> Callable:
+        """``perturb`` with the scale of the attack at minibatch ``step``."""
+        if self.attack_scale is None:
+            return perturb
+        return functools.partial(perturb, scale=self.attack_scale(step))
 
     def _forward(self, params: Params, batch_stats: PyTree, images: Array) -> tuple[Array, PyTree]:
         """One train-mode pass: the logits, and the new running statistics."""
