@@ -164,6 +164,23 @@ def test_the_attack_of_trades_is_that_of_the_reference(x64, preset, x):
     assert found.min() >= 0 and found.max() <= 1
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method", ["adversarial_cross_entropy", "trades"])
+def test_the_scale_multiplies_radius_and_step(method, norm):
+    """One step of 0.04 stays in a ball of 0.1, three end on it: the one tells the step's size."""
+    images, labels = jnp.full((5, 3, 3, 1), 0.5), jnp.arange(5) % 4
+
+    def attacked(options):
+        perturb = getattr(objectives, method)(apply_linear, **options).perturb
+        return jax.jit(lambda scale: perturb(KEY, START, {}, images, labels, scale=scale)[0])
+
+    for num_steps in (1, 3):
+        options = ATTACK | {"norm": norm, "num_steps": num_steps}
+        found, half = attacked(options), attacked(options | {"eps": 0.05, "step_size": 0.02})
+        close(found(0.5), half(1.0), atol=1e-6)
+        equal(found(0.0), images)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-5])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_tiny_gradients_do_not_weaken_the_attack_of_trades(x64, norm, scale):

@@ -14,7 +14,7 @@ from tests.helpers import collectives
 from tests.helpers.training_cases import ATTACK, KEY, apply_bn, close, equal, init_bn
 
 SIZE, HALVES = 8, (jnp.arange(4), jnp.arange(4, 8))
-RATE, DECAY, GAMMA = 0.1, 0.01, 0.05
+RATE, DECAY, GAMMA, SCALE = 0.1, 0.01, 0.05, 0.7
 MESH = jax.make_mesh((2,), ("batch",), (jax.sharding.AxisType.Auto,))
 ROWS, EVERYWHERE = (
     jax.sharding.NamedSharding(MESH, jax.sharding.PartitionSpec(*axes)) for axes in (["batch"], [])
@@ -41,6 +41,7 @@ def make_program(method, *, sync=False, **options):
         batch_size=SIZE,
         augment=augmentation("reflect_crop_flip"),
         weight_perturbation=(lambda step: GAMMA + 0.0 * step) if method == "awp" else 0.0,
+        attack_scale=(lambda step: SCALE + 0.0 * step) if method == "awp" else None,
         sharding=ROWS,
         sync_batch_norm=sync,
         **options,
@@ -60,9 +61,12 @@ def gradient(method, params, stats, batch):
     """Gradient, statistics, loss and correct images of halves with statistics of their own."""
     images, labels, key = batch
     objective, halves, perturbed = OBJECTIVES[method], [], params
+    scale = SCALE if method == "awp" else 1.0
     for rows in HALVES:
         x, y = images[rows], labels[rows]
-        adversarial, moved = objective.perturb(key, params, stats, x, y, indices=rows)
+        adversarial, moved = objective.perturb(
+            key, params, stats, x, y, indices=rows, scale=scale
+        )
         halves.append((moved, x, adversarial, y))
     if method == "awp":
         ascent = mean([jax.grad(objective.loss, has_aux=True)(params, *half)[0] for half in halves])

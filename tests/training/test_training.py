@@ -37,9 +37,15 @@ def linear_program(batch_size=8, **options):
     return training.Program(apply_linear, objective, batch_size=batch_size, **options)
 
 
-def bn_program(batch_size=8, clean_pass=False, **options):
+def bn_program(batch_size=8, clean_pass=False, attack_scale=None, **options):
     objective = objectives.adversarial_cross_entropy(apply_bn, **ATTACK | options)
-    return training.Program(apply_bn, objective, batch_size=batch_size, clean_pass=clean_pass)
+    return training.Program(
+        apply_bn,
+        objective,
+        batch_size=batch_size,
+        clean_pass=clean_pass,
+        attack_scale=attack_scale,
+    )
 
 
 # --- minibatches ---------------------------------------------------------------------------------
@@ -185,7 +191,8 @@ def entropy(n_in, **options):
 def test_entropy_step_is_the_optimizer_on_the_same_minibatches(data, bn_variables, second_order):
     """Against the optimizer fed by hand, minibatch by minibatch outside any compiled step."""
     params, stats = bn_variables
-    program, tx = bn_program(), entropy(4, second_order=second_order)
+    scale = lambda step: jnp.minimum(step / 6.0, 1.0)  # grows within chains
+    program, tx = bn_program(attack_scale=scale), entropy(4, second_order=second_order)
     state = training.TrainState.create(params, stats, tx)
     step = program.entropy_step(tx, 4)
     for _ in range(2):
@@ -194,8 +201,10 @@ def test_entropy_step_is_the_optimizer_on_the_same_minibatches(data, bn_variable
         0.4, key=jax.random.key(9), n_in=4, noise=1e-2, second_order=second_order
     )
     fast, opt_state = params, by_hand.init(params)
-    for images, labels, key in all_minibatches(program, data, KEY, 0, 8):
-        adversarial, stats = program.objective.perturb(key, fast, stats, images, labels)
+    for t, (images, labels, key) in enumerate(all_minibatches(program, data, KEY, 0, 8)):
+        adversarial, stats = program.objective.perturb(
+            key, fast, stats, images, labels, scale=scale(t)
+        )
         grads, aux = jax.grad(program.objective.loss, has_aux=True)(
             fast, stats, images, adversarial, labels
         )
@@ -231,7 +240,10 @@ def test_the_extra_minibatch_is_spent_first(data):
 
 
 def test_weight_perturbation_from_a_step_on(data, bn_variables):
-    """Two plain steps, then two of AWP with decay at the perturbed weights, against plain code."""
+    """Two plain steps, then two of AWP with decay at the perturbed weights, against plain code.
+
+    The radius of the attack grows meanwhile.
+    """
     decay, params, stats = 0.05, *bn_variables
     tx = training.sgd(0.2, weight_decay=decay)
     objective = objectives.adversarial_cross_entropy(apply_bn, **ATTACK, weights_move=True)
@@ -240,12 +252,14 @@ def test_weight_perturbation_from_a_step_on(data, bn_variables):
         objective,
         batch_size=8,
         weight_perturbation=lambda step: jnp.where(step < 2, 0.0, 0.3),
+        attack_scale=optax.linear_schedule(0.0, 1.0, 2),
     )
     state = training.TrainState.create(params, stats, tx)
     state, metrics = program.sgd_steps(tx, perturbed_decay=decay)(state, data, KEY, 4)
     opt_state, correct = tx.init(params), 0
     for t, (images, labels, key) in enumerate(all_minibatches(program, data, KEY, 0, 4)):
-        adversarial, stats = objective.perturb(key, params, stats, images, labels)
+        scale = min(t / 2, 1.0)
+        adversarial, stats = objective.perturb(key, params, stats, images, labels, scale=scale)
         gradient = optim.awp_value_and_grad(
             objective.loss, 0.0 if t < 2 else 0.3, has_aux=True, weight_decay=decay
         )
@@ -257,6 +271,21 @@ def test_weight_perturbation_from_a_step_on(data, bn_variables):
     close(state.params, params, rtol=1e-3, atol=1e-5)
     close(state.batch_stats, stats, rtol=1e-3, atol=1e-5)
     assert int(metrics["robust"]) == correct
+
+
+def test_statistics_are_refreshed_with_the_attack_of_their_minibatch(data, bn_variables):
+    """While the radius grows, that of the minibatch at which they are refreshed."""
+    params, stats = bn_variables
+
+    def refreshed(factor=1.0, attack_scale=None):
+        attack = ATTACK | {name: factor * ATTACK[name] for name in ("eps", "step_size")}
+        gentle = objectives.adversarial_cross_entropy(apply_bn, **attack, attack_bn="eval")
+        state = training.TrainState(jnp.int32(2), params, stats, ())
+        return bn_program(attack_scale=attack_scale).refresh_stats(3, gentle.perturb)(
+            state, data, KEY
+        )
+
+    close(refreshed(attack_scale=lambda step: step / 4.0), refreshed(0.5), atol=1e-6)
 
 
 def test_refreshed_statistics_belong_to_the_slow_weights(data, bn_variables):

@@ -66,6 +66,7 @@ PHASED = dict(
     entropy__noise=0.0,
     lr_drops=(0.5,),
     awp__gamma=0.05,
+    threat__warmup=1.5,
 )
 
 
@@ -76,7 +77,11 @@ def by_hand(config):
         built.apply_fn, eps=config.threat.eps, step_size=config.threat.step_size, num_steps=3
     )
     program = lambda gamma: training.Program(
-        built.apply_fn, objective, batch_size=24, weight_perturbation=gamma
+        built.apply_fn,
+        objective,
+        batch_size=24,
+        weight_perturbation=gamma,
+        attack_scale=lambda step: jnp.minimum(step / 8, 1.0),  # 1.5 epochs of 5 minibatches
     )
     # The rate drops when the epoch, counted from 1, reaches half of 4: with minibatch 5.
     after = lambda count: 0.01

@@ -81,13 +81,14 @@ def test_a_run_from_before_a_field_was_added_goes_on(tmp_path):
     config, directory = tiny(), RunDirectory(tmp_path)
     directory.open(config, needed_bytes=1)
     stored = json.loads(directory.config_file.read_text())
-    del stored["bn"]["sync"], stored["trades"]["bn_order"]
+    del stored["bn"]["sync"], stored["trades"]["bn_order"], stored["threat"]["warmup"]
     directory.config_file.write_text(json.dumps(stored))
     assert directory.config().bn.sync is True
     directory.check_same(config)
     # The digest in its checkpoints: it has no such field.
     fields = dict(settings.flatten(config))
-    del fields["bn.sync"], fields["trades.bn_order"], fields["data.stream"]
+    del fields["bn.sync"], fields["trades.bn_order"], fields["threat.warmup"]
+    del fields["data.stream"]
     fields = json.dumps(fields, sort_keys=True, default=list).encode()
     assert directory.digest(config) == hashlib.sha256(fields).hexdigest()
     config.unlock()

@@ -337,6 +337,8 @@ BAD = [
     (dict(objective="trades", bn__attack="train"), "config.bn.attack .under TRADES.='train' is"),
     (dict(objective="trades", threat__norm="l1"), "config.threat.*l1"),
     (dict(trades__preset="awp"), "config.trades.preset='awp' has no effect; .*objective=trades"),
+    (dict(threat__warmup=-1.0), "config.threat.warmup=-1.0 must be a finite number >= 0"),
+    (dict(threat__warmup=200.0), "config.threat.warmup=200.0 leaves none of the 200 .* use fewer"),
     (dict(trades__beta=-1.0), "config.trades.beta=-1.0 must be a finite number >= 0"),
     (dict(awp__gamma=0.1), "config.awp.gamma=0.1 has no effect without --config.awp.enabled=true"),
     (dict(awp__enabled=True, awp__gamma=-0.1), "config.awp.gamma=-0.1 must be"),
