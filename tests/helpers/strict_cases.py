@@ -343,6 +343,7 @@ MODELS = _torch_files() | {
         if name.startswith(("xcit", "convnext"))
     },
     "small_convnet": _network(models.small_convnet(4), 8),
+    "cifar_convnet": _network(models.cifar_convnet(4), 8),
     "mlp": _network(models.mlp(4, hidden=(5,)), 4),
     "build": _network(models.build("small_convnet", num_classes=3), 8),
     "conv2d": lambda: jax.jit(

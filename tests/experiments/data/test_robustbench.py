@@ -113,7 +113,7 @@ def test_the_order_of_the_files_does_not_count(folders, tmp_path_factory):
 
 
 def test_a_model_by_name_is_judged_on_them(folders, monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "load_torch", lambda *arguments, **options: {"params": {}})
+    monkeypatch.setattr(models, "load", lambda *arguments, **options: {"params": {}})
     (tmp_path / "weights.pt").write_bytes(b"")
     entry = zoo.entry("Salman2020Do_R18")
     subject = published.load(entry, tmp_path / "weights.pt", data_dir=folders)
