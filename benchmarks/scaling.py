@@ -93,46 +93,27 @@ def _outer_step(n_in: int):
     return call
 
 
+def _standard(model, images, **options):
+    """Standard AutoAttack where nothing of a tiny radius breaks an image."""
+    labels = model(images).argmax(1).astype(jnp.int32)
+    options |= dict(norm="linf", progress=False)
+    return lambda: autoattack(jax.random.key(0), model, images, labels, **options)
+
+
 def _autoattack(number: int):
     module = models.small_convnet(10, features=(8, 16))
     variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     model = jax.tree_util.Partial(module.apply, variables)
     x = jax.random.uniform(jax.random.key(1), (number, 8, 8, 1))
-    y = model(x).argmax(1).astype(jnp.int32)
-    call = lambda: autoattack(
-        jax.random.key(0),
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=1e-4,
-        batch_size=256,
-        num_steps=10,
-        num_queries=100,
-        progress=False,
-    )
-    return call
+    return _standard(model, x, eps=1e-4, batch_size=256, num_steps=10, num_queries=100)
 
 
 def _linear_autoattack(number: int = 256, classes: int = 10):
-    """Standard AutoAttack on a linear model, which nothing of a tiny radius breaks."""
     rng = np.random.default_rng(0)
     weights = jnp.asarray(rng.normal(size=(64, classes)), jnp.float32)
     model = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
     x = jnp.asarray(rng.uniform(size=(number, 8, 8, 1)), jnp.float32)
-    y = model(x).argmax(1).astype(jnp.int32)
-    return lambda: autoattack(
-        jax.random.key(0),
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=1e-6,
-        batch_size=500,
-        num_steps=5,
-        num_queries=20,
-        progress=False,
-    )
+    return _standard(model, x, eps=1e-6, batch_size=500, num_steps=5, num_queries=20)
 
 
 class OuterStep:
