@@ -17,7 +17,7 @@ from experiments.cli.options import Parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SPEED, MEASURES = "speed", "measures"  # marker names
+SPEED, MEASURES, RATES = "speed", "measures", "rates"  # marker names
 
 SIDES = (("greatest", "least"), ("least", "greatest"))
 _METHODS = {"at": "AT", "awp": "AWP", "ensgd": "EntropySGD outer step"}
@@ -168,12 +168,38 @@ def _streaming(report):
     yield what, f"{found['median']:.2f} {spread} times as fast"
 
 
+def _smoothness(report):
+    options, loss = report["options"], report["loss"]
+    what = (
+        f"a snapshot of theory.trained_smoothness, {options['norm'].capitalize()}, "
+        f"{options['images']} images, {options['starts']} starts and following (mean loss "
+        f"{loss['new']:.4f} against {loss['old']:.4f})"
+    )
+    yield what, f"one start (commit {options['old'][:7]})", _spread(report["ratio"]), "1"
+
+
+def _gflops(report):
+    for row in report["rows"]:
+        rates = row["gflops"]
+        cells = (rates.get(side) for side in _SIDES_OF_RATES)
+        yield (
+            f"{row['what']}, {report['cores']} core{'s' * (report['cores'] > 1)}",
+            *(_whole(rate) if rate else "" for rate in cells),
+        )
+
+
+def _whole(rate: dict) -> str:
+    return f"{rate['median']:.0f} ({rate['least']:.0f} to {rate['greatest']:.0f})"
+
+
+_SIDES_OF_RATES = ("jaxadv", "PyTorch", "PyTorch, channels last")
 _ROWS = {
     "training": _training,
     "pgd": _pgd,
     "own": _own,
     "autoattack": _autoattack,
     "entropy": _entropy,
+    "smoothness": _smoothness,
 }
 _MEASURES = {
     "reproduce": _reproduce,
@@ -183,6 +209,7 @@ _MEASURES = {
     "memory": _memory,
     "streaming": _streaming,
 }
+_RATES = {"rates": _gflops}
 
 
 def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
@@ -198,9 +225,13 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
         speed.append(f"| {peer} | {what} | {ratio} | {aim} | `{name}` |")
     measures = ["| what | measured | file |", "|---|---|---|"]
     measures += [f"| {what} | {n} | `{name}` |" for what, n, name in _collect(results, _MEASURES)]
+    rates = [f"| GFLOP/s | {' | '.join(_SIDES_OF_RATES)} | file |", "|---|---|---|---|---|"]
+    rates += [f"| {' | '.join(row[:-1])} | `{row[-1]}` |" for row in _collect(results, _RATES)]
     speed += ["", _machines(results, _ROWS)]
     measures += ["", _machines(results, _MEASURES)]
-    return {SPEED: "\n".join(speed), MEASURES: "\n".join(measures)}
+    rates += ["", _machines(results, _RATES)]
+    tables = {SPEED: speed, MEASURES: measures, RATES: rates}
+    return {name: "\n".join(lines) for name, lines in tables.items()}
 
 
 def _machines(results: pathlib.Path, kinds: dict) -> str:
@@ -244,8 +275,8 @@ def main(arguments=None) -> None:
     tables = render()
     path = ROOT / "benchmarks" / "README.md"
     before = after = path.read_text(encoding="utf-8")
-    for name in (SPEED, MEASURES):
-        after = fill(after, name, tables[name])
+    for name, table in tables.items():
+        after = fill(after, name, table)
     if after == before:
         return
     if options.check:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 
 import jax
 import pytest
@@ -11,10 +12,13 @@ from benchmarks import (
     _timing,
     batch_norm,
     entropy_sgd,
+    global_attacks,
     gpu,
     matrix_free,
+    rates,
     reproduce,
     scaling,
+    smoothness_speed,
     startup,
     streaming,
     summary,
@@ -122,6 +126,54 @@ def test_streaming_beside_the_device(tmp_path):
     found = json.loads(path.read_text())
     assert found["states_are_bitwise_equal"]
     assert "against on the device" in summary.render(tmp_path)["measures"]
+
+
+@pytest.mark.slow
+def test_rates_count_the_operations_of_the_definition(tmp_path):
+    path = tmp_path / "rates_tiny.json"
+    sizes = ["--widths=2", "--batch_size=3", "--image_size=8", "--product=64", "--repeats=2"]
+    rows = {row["what"]: row for row in rates.main([*sizes, f"--output={path}"])["rows"]}
+    product = rows["product of matrices of 64 rows"]
+    assert product["mflop"] == pytest.approx(2 * 64**3 / 1e6, rel=0.05)
+    inside = (3 * 8 - 2) ** 2  # of the kernel's 9 x 64 places, those that are no padding
+    convolution = rows["3x3 convolution, 2 channels, 8x8"]
+    assert convolution["mflop"] == pytest.approx(3 * 2 * 2 * 2 * inside / 1e6, rel=0.05)
+    passes = [rows[name]["mflop"] for name in list(rows)[-2:]]
+    assert 1.8 < passes[1] / passes[0] < 2.2
+    rate = product["gflops"]["jaxadv"]
+    assert 0 < rate["least"] <= rate["median"] <= rate["greatest"]
+    assert "PreActResNet-18 of width 2, forward, " in summary.render(tmp_path)["rates"]
+
+
+@pytest.mark.slow
+def test_global_attacks_continue_and_tell_proofs_from_gaps(tmp_path):
+    path = tmp_path / "global_attacks.json"
+    options = ["--dimensions=2", "--activations=softplus", "--seeds=1", f"--output={path}"]
+    rows = global_attacks.main([*options, "--limit=5"])["rows"]
+    assert len(rows) == 6 and all(row["runs"][0]["proved"] for row in rows)
+    assert all(0 <= row["runs"][0]["gap"] <= 1e-6 for row in rows)
+    text = path.read_text()
+    assert global_attacks.main([*options, "--limit=5"])["rows"] == rows
+    assert path.read_text() == text
+    open_gap = global_attacks.measure(rows[0], 0, 0.0, 1e-30)
+    assert open_gap["gap"] > 0 and not open_gap["proved"]
+    rows[0]["runs"] = [open_gap]
+    table = global_attacks.render(json.loads(text) | {"rows": rows})
+    assert table.count("| 1 of 1: ") == 5 and table.count("| 0 of 1: ") == 1 == table.count("gap ")
+
+
+@pytest.mark.slow
+def test_the_speed_of_many_starts_is_measured_on_the_same_network(tmp_path):
+    there = ["git", "-C", smoothness_speed.ROOT, "cat-file", "-e", "7295a5bfdca5"]
+    if subprocess.run(there, check=False, capture_output=True).returncode:
+        pytest.skip("the history is not here")
+    sizes = ["--width=4", "--images=2", "--epochs=2", "--starts=4", "--repeats=2"]
+    path = tmp_path / "smoothness_tiny.json"
+    found = smoothness_speed.main([*sizes, f"--output={path}"])
+    assert found["seconds"]["old"]["calls"] == found["seconds"]["new"]["calls"] == 2
+    # Four starts and the other ends' candidates find what one start finds, or more.
+    assert found["loss"]["new"] >= found["loss"]["old"] - 1e-6
+    assert "one start (commit 7295a5b)" in summary.render(tmp_path)["speed"]
 
 
 @pytest.mark.slow
