@@ -1,7 +1,6 @@
 r"""How far branch and bound proves the optimal attack: boxes, seconds and gap by dimension.
 
     python -m benchmarks.global_attacks --output=global_attacks.json    # continues where it stopped
-    python -m benchmarks.global_attacks --page=docs/theory.md           # the table of the results
 
 `theory.optimal_attack(certificate="global")` on cross-entropy of random networks (one hidden layer
 of 8 units, weights of standard deviation 2 / sqrt(d) and 1, 3 classes) at a point of the unit cube,
@@ -11,7 +10,6 @@ stops after as many boxes as fit ``--limit`` seconds at that rate, and the gap i
 
 import json
 import pathlib
-import statistics
 import time
 from typing import Any
 
@@ -22,12 +20,9 @@ import numpy as np
 from experiments.cli.options import Parser
 from jaxadv import losses, theory
 
+from ._global_table import cell
 from ._report import provenance
-from .summary import fill
 
-ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "global_attacks.json"
-MARKER = "global attacks"
 RADII = {"linf": 0.2, "l2": 0.5, "l1": 0.8}
 ACTIVATIONS = {"swish": jax.nn.swish, "softplus": jax.nn.softplus}
 WIDTH, CLASSES = 8, 3
@@ -102,53 +97,6 @@ def cases(dimensions, activations) -> list[dict]:
     ]
 
 
-def render(report: dict) -> str:
-    """The table as Markdown.
-
-    Example:
-        >>> run = {"seconds": 2.0, "boxes": 300, "gap": 1e-7, "proved": True}
-        >>> row = {"dimension": 4, "norm": "l2", "activation": "swish", "cube": True, "runs": [run]}
-        >>> options = {"limit": 8.0, "gap_tol": 1e-6}
-        >>> environment = {"commit": "0123", "device": "CPU", "date": "2026-01-01"}
-        >>> report = {"options": options, "environment": environment, "rows": [row]}
-        >>> print(render(report).splitlines()[-1])
-        | L2 | 4 | 1 of 1: 300, 2.0 s |
-    """
-    kinds = list(dict.fromkeys((row["activation"], row["cube"]) for row in report["rows"]))
-    options, environment = report["options"], report["environment"]
-    title = lambda activation, cube: f"{activation}, {'with' if cube else 'without'} the cube"
-    lines = [
-        f"Proved to a gap of {options['gap_tol']:g} within about {options['limit']:g} s, of "
-        f"{len(report['rows'][0]['runs'])} random networks; median boxes and seconds; the largest "
-        f"gap where one isn't proved (commit {environment['commit']}; {environment['device']}, "
-        f"{environment['date']}):",
-        "",
-        "| norm | d | " + " | ".join(title(*kind) for kind in kinds) + " |",
-        "|---|---|" + "---|" * len(kinds),
-    ]
-    places = sorted({(list(RADII).index(row["norm"]), row["dimension"]) for row in report["rows"]})
-    for index, dimension in places:
-        norm = list(RADII)[index]
-        cells = []
-        for kind in kinds:
-            runs = [
-                row["runs"]
-                for row in report["rows"]
-                if (row["norm"], row["dimension"]) == (norm, dimension)
-                and (row["activation"], row["cube"]) == kind
-            ]
-            cells.append(_cell(runs[0]) if runs else "")
-        lines.append(f"| {norm.capitalize()} | {dimension} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(runs: list[dict]) -> str:
-    proved = sum(run["proved"] for run in runs)
-    boxes, seconds = (statistics.median(run[n] for run in runs) for n in ("boxes", "seconds"))
-    text = f"{proved} of {len(runs)}: {boxes:,.0f}, {seconds:.1f} s"
-    return text if proved == len(runs) else f"{text}, gap {max(r['gap'] for r in runs):.2g}"
-
-
 def parse(arguments=None):
     """The command line."""
     numbers = lambda text: [int(part) for part in text.split(",")]
@@ -159,18 +107,12 @@ def parse(arguments=None):
     parser.add_argument("--limit", type=float, default=8.0, help="seconds of boxes")
     parser.add_argument("--gap_tol", type=float, default=1e-6)
     parser.add_argument("--output", type=pathlib.Path, help="JSON; its rows are kept")
-    parser.add_argument("--page", type=pathlib.Path, help="only write the table into this page")
     return parser.parse_args(arguments)
 
 
 def main(arguments=None) -> dict:
-    """Measures the cases that the file lacks, or writes the table."""
+    """Measures the cases that the file lacks and returns the report it writes."""
     options = parse(arguments)
-    if options.page:
-        report = json.loads(RESULTS.read_text(encoding="utf-8"))
-        text = fill(options.page.read_text(encoding="utf-8"), MARKER, render(report))
-        options.page.write_text(text, encoding="utf-8")
-        return report
     report: dict = provenance(options) | {"rows": []}
     if options.output and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
@@ -184,7 +126,7 @@ def main(arguments=None) -> dict:
         runs = [
             measure(case, seed, options.limit, options.gap_tol) for seed in range(options.seeds)
         ]
-        print(*case.values(), _cell(runs), flush=True)
+        print(*case.values(), cell(runs), flush=True)
         report["rows"].append(case | {"runs": runs})
         if options.output:
             options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-r"""The tables of benchmarks/README.md from the committed results.
+r"""The tables of benchmarks/README.md, and one of docs/theory.md, from the committed results.
 
     python -m benchmarks.summary            # writes them between their markers
     python -m benchmarks.summary --check    # fails if the file does not match the results
@@ -15,9 +15,16 @@ import sys
 
 from experiments.cli.options import Parser
 
+from . import _global_table
+
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED, MEASURES, RATES = "speed", "measures", "rates"  # marker names
+GLOBAL = "global attacks"
+PAGES = {
+    ROOT / "benchmarks" / "README.md": (SPEED, MEASURES, RATES),
+    ROOT / "docs" / "theory.md": (GLOBAL,),
+}
 
 SIDES = (("greatest", "least"), ("least", "greatest"))
 _METHODS = {"at": "AT", "awp": "AWP", "ensgd": "EntropySGD outer step"}
@@ -231,6 +238,9 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
     measures += ["", _machines(results, _MEASURES)]
     rates += ["", _machines(results, _RATES)]
     tables = {SPEED: speed, MEASURES: measures, RATES: rates}
+    path = results / f"{GLOBAL.replace(' ', '_')}.json"
+    if path.exists():
+        tables[GLOBAL] = [_global_table.render(json.loads(path.read_text(encoding="utf-8")))]
     return {name: "\n".join(lines) for name, lines in tables.items()}
 
 
@@ -273,16 +283,16 @@ def main(arguments=None) -> None:
     )
     options = parser.parse_args(arguments)
     tables = render()
-    path = ROOT / "benchmarks" / "README.md"
-    before = after = path.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        after = fill(after, name, table)
-    if after == before:
-        return
-    if options.check:
-        sys.exit(f"the tables of {path} are out of date; run python -m benchmarks.summary")
-    path.write_text(after, encoding="utf-8")
-    print(f"written: {path.relative_to(ROOT)}")
+    for path, names in PAGES.items():
+        before = after = path.read_text(encoding="utf-8")
+        for name in names:
+            after = fill(after, name, tables[name]) if name in tables else after
+        if after == before:
+            continue
+        if options.check:
+            sys.exit(f"the tables of {path} are out of date; run python -m benchmarks.summary")
+        path.write_text(after, encoding="utf-8")
+        print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
