@@ -5,12 +5,17 @@ import time
 from collections.abc import Callable
 
 
-def alternate(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def alternate(
+    rivals: dict[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Times each call: one call of every rival per repeat, after one warm-up call each.
 
     Args:
         rivals: functions that return when their work is done.
         repeats: number of measured calls of each.
+        clock: in seconds; ``time.process_time`` for those of the CPU.
 
     Returns:
         The seconds of the measured calls by name, and under "name, first call" those of the
@@ -18,19 +23,19 @@ def alternate(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str
     """
     first, times = {}, {name: [] for name in rivals}
     for name, call in rivals.items():
-        first[f"{name}, first call"] = [_seconds(call)]
+        first[f"{name}, first call"] = [_seconds(call, clock)]
     for repeat in range(repeats):
         # Reverse every other round, so that no rival always follows the same one.
         order = list(rivals) if repeat % 2 == 0 else list(rivals)[::-1]
         for name in order:
-            times[name].append(_seconds(rivals[name]))
+            times[name].append(_seconds(rivals[name], clock))
     return times | first
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    started = clock()
     call()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:

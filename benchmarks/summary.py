@@ -165,6 +165,18 @@ def _memory(report):
         yield f"peak memory, {names[name]}{images}", f"{found['peak_gib']:.2f} GiB (one run)"
 
 
+def _large(report):
+    names = {"small": "two convolutions", "resnet50": "ResNet-50"}
+    pixels, rows = report["options"]["size"], report["options"]["rows"]
+    for row in report["rows"]:
+        what = (
+            f"{row['attack']}, {row['norm']}, {names[row['network']]}, {pixels}x{pixels} pixels, "
+            f"{rows} a block"
+        )
+        cost = f"{_spread(row['ratio'])} times its passes, {row['MiB an image']:.1f} MiB an image"
+        yield what, cost
+
+
 def _streaming(report):
     options, found = report["options"], report["throughput of streamed relative to resident"]
     what = (
@@ -214,6 +226,7 @@ _MEASURES = {
     "matrix": _matrix,
     "scaling": _scaling,
     "memory": _memory,
+    "large": _large,
     "streaming": _streaming,
 }
 _RATES = {"rates": _gflops}

@@ -14,6 +14,7 @@ from benchmarks import (
     entropy_sgd,
     global_attacks,
     gpu,
+    large,
     matrix_free,
     rates,
     reproduce,
@@ -109,6 +110,18 @@ def test_scaling_draws_its_figure(tmp_path):
     assert [len(points) for points in found["sweeps"].values()] == [2] * 9
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert path.with_suffix(".pdf").exists()
+
+
+@pytest.mark.slow
+def test_attacks_on_large_images_beside_their_passes(tmp_path):
+    path = tmp_path / "large_tiny.json"
+    options = ["--networks=small", "--norms=linf", "--size=32", "--rows=2", "--num_steps=2"]
+    found = large.main([*options, "--repeats=1", f"--output={path}"])
+    passes = {row["attack"]: (row["forward"], row["backward"]) for row in found["rows"]}
+    assert passes == {"APGD-CE": (3, 3), "FAB-T": (7, 2), "Square": (22, 0)}
+    assert all(row["ratio"]["median"] > 0 < row["MiB an image"] for row in found["rows"])
+    table = summary.render(tmp_path)["measures"]
+    assert "Square, linf, two convolutions, 32x32 pixels, 2 a block" in table
 
 
 @pytest.mark.slow

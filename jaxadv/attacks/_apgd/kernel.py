@@ -238,17 +238,23 @@ class APGD(Kernel):
 
     def _move_l1(self, batch: Batch, state: State) -> Array:
         """No momentum: the signs of the largest gradient entries, then the exact projection."""
-        images, x, gradients = batch.images, state.points, state.gradients
+        eps = jnp.broadcast_to(self.factor * batch.eps, batch.labels.shape)
+        given = batch.images, state.points, state.gradients, state.topk, state.step_sizes, eps
+        return _rows.one_by_one(self._moved_l1)(*given)
+
+    def _moved_l1(
+        self, images: Array, x: Array, gradients: Array, topk: Array, step_sizes: Array, eps: Array
+    ) -> Array:
         magnitudes = jnp.abs(gradients).reshape(x.shape[0], -1)
         size = magnitudes.shape[1]
         # The threshold of the largest topk entries, found by bisection instead of a sort.
-        rank = jnp.clip((1 - state.topk) * size, 0, size - 1).astype(jnp.int32)
+        rank = jnp.clip((1 - topk) * size, 0, size - 1).astype(jnp.int32)
         threshold = order_statistic(magnitudes, rank)
         signs = jnp.where(magnitudes >= threshold[:, None], gradients.reshape(-1, size), 0)
         signs = jnp.sign(signs).reshape(x.shape)
-        eta = _rows.column(state.step_sizes, x)
+        eta = _rows.column(step_sizes, x)
         deltas = x + eta * signs / _rows.column(_rows.norms(signs, "l1") + 1e-10, x) - images
-        inside = project_l1_box(images, deltas, self.factor * batch.eps)
+        inside = project_l1_box(images, deltas, eps)
         if self.l1_exact_zeros:
             return images + inside
         return images + deltas + (inside - deltas)
@@ -307,6 +313,11 @@ def start_points(images: Array, noise: Array, norm: Norm, eps: Array) -> Array:
 def _project(images: Array, points: Array, eps: Array, norm: Norm) -> Array:
     if norm == "linf":
         return balls.project(points, images, norm=norm, eps=eps)
+    eps = jnp.broadcast_to(eps, points.shape[:1])
+    return _rows.one_by_one(_project_l2)(images, points, eps)
+
+
+def _project_l2(images: Array, points: Array, eps: Array) -> Array:
     # The published code's formula: with different rounding, trajectories diverge from the reference
     # after about twenty steps.
     deltas = points - images

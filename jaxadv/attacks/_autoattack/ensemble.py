@@ -96,8 +96,9 @@ def autoattack(
         key: PRNG key, or a seed.
         logits_fn: maps images of shape (B, H, W, C) to logits of shape (B, K), deterministic and
             computing each image independently of the rest of the batch. For ``version="rand"`` it
-            takes a key as second argument. It is traced at every call, for batches of 16 images on
-            CPU; models that differ only in their arrays share one compilation.
+            takes a key as second argument. It is traced at every call, on CPU for batches of 16
+            images (fewer above 64x64 pixels); models that differ only in their arrays share one
+            compilation.
         images: (N, H, W, C), float32 in [0, 1]; the model must do its own normalization.
         labels: (N,) integers.
         norm: "linf", "l2" or "l1".
@@ -106,8 +107,7 @@ def autoattack(
         majority of 10 evaluations) or "custom".
         attacks: for "custom": names among apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, and your
         own kernels (:class:`jaxadv.attacks.Kernel`), in the order to run.
-        batch_size: images in flight, rounded up to a multiple of 16 on CPU; default: as many as
-        fit.
+        batch_size: images in flight, rounded up to such batches on CPU; default: as many as fit.
         store: folder for saving progress, or None. A second call with the same arguments
             resumes; the batch size may differ.
         shard: (i, n) evaluates the images i, i + n, i + 2n, ... only, and returns their result;

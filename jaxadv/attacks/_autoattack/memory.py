@@ -16,8 +16,9 @@ from ...keys import as_key
 from ...types import Array, Key
 from .problem import Problem
 
-# Rows per block on CPU, whatever the batch size: a fixed shape always rounds the same way.
-CPU_ROWS = 16
+# Rows per block on CPU, whatever the batch size: a fixed shape always rounds the same way. Fewer
+# of large images, which the cache of a core does not hold and which fill its kernels alone.
+_CPU_ROWS, _CPU_BLOCK = 16, 16 * 64 * 64 * 3
 _CPU_LANES = 256
 _CPU_BLOCKS = 4  # per worker; fewer would compact badly
 _CPU_BYTES = 2**29
@@ -53,23 +54,32 @@ def chunk_shapes(
         workers: chunks that are in flight.
 
     Returns:
-        On CPU (blocks, 16); elsewhere (devices, size, size / 2, size / 4, size / 8).
+        On CPU (blocks, rows), see :func:`cpu_rows`; elsewhere (devices, size, size / 2, size / 4,
+        size / 8).
     """
     parts, images = max(len(devices), 1), problem.images
     if jax.default_backend() == "cpu":
         lanes = batch_size or _cpu_lanes(images, workers)
-        number = math.ceil(min(lanes, len(images)) / CPU_ROWS)
+        rows = cpu_rows(images.shape[1:])
+        number = math.ceil(min(lanes, len(images)) / rows)
         parts = max(parts, workers)
-        return math.ceil(number / parts) * parts // workers, CPU_ROWS
+        return math.ceil(number / parts) * parts // workers, rows
     lanes = batch_size or _accelerator_lanes(problem, devices) * parts
     rows = math.ceil(min(lanes, len(images)) / parts)
     sizes = [math.ceil(rows / 2**halvings) for halvings in range(4)]
     return parts, *dict.fromkeys(size for size in sizes if size == rows or size >= 8)
 
 
+def cpu_rows(shape: tuple[int, ...]) -> int:
+    """Rows of a block on CPU, a power of two: 16 up to 64x64x3 pixels, 1 from 128x128x3 on."""
+    most = max(_CPU_BLOCK // math.prod(shape), 1)
+    return min(_CPU_ROWS, 1 << (most.bit_length() - 1))
+
+
 def _cpu_lanes(images: np.ndarray, workers: int) -> int:
+    rows = cpu_rows(images.shape[1:])
     room = _CPU_BYTES // (_COPIES * images[0].nbytes)
-    return max(CPU_ROWS, min(max(_CPU_LANES, workers * _CPU_BLOCKS * CPU_ROWS), room))
+    return max(rows, min(max(_CPU_LANES, workers * _CPU_BLOCKS * rows), room))
 
 
 def _accelerator_lanes(problem: Problem, devices: Sequence[Any]) -> int:

@@ -14,6 +14,7 @@ climbs monotonically and is exact after the few steps in which the saturated set
 coordinates fill up in order of :math:`|w_i|`, and the last threshold is found by bisection.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -52,6 +53,11 @@ def project_to_hyperplane(points: Array, normals: Array, offsets: Array, norm: N
         Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
         attack", 2020, section 2.
     """
+    solve = functools.partial(_solve, norm=norm)
+    return _rows.one_by_one(solve)(points, normals, offsets)
+
+
+def _solve(points: Array, normals: Array, offsets: Array, *, norm: Norm) -> Array:
     normals, offsets = _rows.enlarged(normals, offsets)
     flipped = jnp.where(offsets < 0, -1, 1).astype(points.dtype)
     needed = jnp.abs(offsets)

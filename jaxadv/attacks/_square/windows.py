@@ -3,6 +3,7 @@ r"""The squares of the Square Attack: their sizes, their patterns, and how they 
 Squares are placed by masks, so every image can have its own.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -177,7 +178,24 @@ def move_windows(
     norm: Norm,
 ) -> Array:
     """Moves the perturbation of the second window into the first, shaped like the pattern."""
-    size = images.shape[1:3]
+    eps = jnp.broadcast_to(eps, images.shape[:1])
+    move = functools.partial(_moved, side=side, shape=shape, norm=norm)
+    return _rows.one_by_one(move)(images, points, places, now.signs, now.flips, eps)
+
+
+def _moved(
+    images: Array,
+    points: Array,
+    places: Array,
+    signs: Array,
+    flips: Array,
+    eps: Array,
+    *,
+    side: int | Array,
+    shape: Array,
+    norm: Norm,
+) -> Array:
+    size, eps = images.shape[1:3], _rows.column(eps, images)
     power = 2 if norm == "l2" else 1
 
     def channel_norms(values: Array) -> Array:  # (B, H, W, C) -> (B, 1, 1, C)
@@ -193,8 +211,8 @@ def move_windows(
     )
     upright = shape[rows[:, :, None], columns[:, None]]
     transposed = shape[columns[:, None], rows[:, :, None]]
-    placed = _rows.where(now.flips, transposed, upright)[..., None]
-    fresh = placed * now.signs[:, None, None]
+    placed = _rows.where(flips, transposed, upright)[..., None]
+    fresh = placed * signs[:, None, None]
     old = deltas / (_rows.TINY + channel_norms(jnp.where(first, deltas, 0)))
     fresh = jnp.where(first, fresh + old, 0)
     total = _rows.column(_rows.norms(deltas, norm), deltas)
@@ -211,6 +229,7 @@ def move_windows(
 
 def _surface(images: Array, deltas: Array, eps: float | Array, norm: Norm) -> Array:
     if norm == "l1":
+        eps = jnp.broadcast_to(jnp.reshape(eps, -1), images.shape[:1])
         return jnp.clip(images + project_l1_box(images, deltas, eps * (1 - 1e-6)), 0, 1)
     return jnp.clip(
         images + deltas / (_rows.column(_rows.norms(deltas, norm), deltas) + _rows.TINY) * eps, 0, 1
