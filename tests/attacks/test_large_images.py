@@ -83,8 +83,8 @@ def test_verdicts_on_large_images_do_not_depend_on_the_batch_size():
     labels = linear(images).argmax(1).astype("int32")
     found = [
         attacks.autoattack(
-            0, linear, images, labels, eps=0.002, num_steps=3, num_queries=20, progress=False,
-            batch_size=batch_size,
+            jax.random.key(0), linear, images, labels, eps=0.002, num_steps=3, num_queries=20,
+            progress=False, batch_size=batch_size,
         )
         for batch_size in (1, 3)
     ]  # fmt: skip
