@@ -217,7 +217,7 @@ def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
     if workdir is None:
         return None
     directory = RunDirectory(workdir)
-    is_part = path.resolve() == directory.autoattack_file(checkpoint)
+    is_part = path.resolve() == directory.autoattack_file(checkpoint, partial=True)
     if not is_part or not directory.report_file.is_file():
         return None
     return write_page(directory, print, data_dir=data_dir)

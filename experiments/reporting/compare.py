@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from .. import settings
 from ..run.accuracy import with_interval
@@ -97,7 +98,8 @@ def _run(path: Path) -> Entry:
     directory = RunDirectory(path)
     config = directory.config()
     rows = passes.counted(config, directory.metrics())
-    return Entry(label(config), directory.path, config, directory.report(), rows)
+    report = directory.report(partial=True)
+    return Entry(label(config), directory.path, config, report, rows)
 
 
 def _evaluation(path: Path) -> Entry:
@@ -121,8 +123,7 @@ def _results(entries: list[Entry], output: Path) -> str:
     head = [", ".join(sorted(attacks)) if cell == "PGD" and attacks else cell for cell in HEAD]
     note = (
         "Test images, selected checkpoint. In brackets, the 95 % interval (Wilson) of the accuracy "
-        "on images like these: where intervals overlap, these images do not order the models. It "
-        "does not cover other seeds of training."
+        "on images like these; it does not cover other training seeds."
     )
     return f'{page.table(head, rows)}<p class="note">{note}</p>'
 
@@ -171,18 +172,32 @@ def _agreement(entries: list[Entry]) -> str:
     for entry in entries:
         if entry.config is not None and (found := load_predictions(RunDirectory(entry.path))):
             kept[entry.name] = (entry.config.dataset, found[1], found[0].adversarial == found[1])
-    rows = []
+    rows, tests = [], []
     for one, (dataset, labels, right) in kept.items():
         cells = []
         for other, (its_dataset, its_labels, its_right) in kept.items():
             same = dataset == its_dataset and np.array_equal(labels, its_labels)
             alone = int(np.sum(right & ~its_right)) if same else ""
             cells.append("" if one == other else alone)
+            if same and list(kept).index(one) < list(kept).index(other):
+                tests.append(f"{one} and {other}: p = {_mcnemar(right, its_right):.1g}")
         rows.append([one, *cells])
     if len(rows) < 2:
         return ""
     caption = "test images classified correctly under PGD by the run of the row, not of the column"
-    return f"<h2>Image by image</h2>{page.table(['', *kept], rows, caption)}"
+    note = (
+        f"McNemar's exact test, {'; '.join(tests)}. It compares these networks on images like "
+        "these, not the methods that trained them."
+    )
+    table = page.table(["", *kept], rows, caption)
+    test = f'<p class="note">{page.escape(note)}</p>' if tests else ""
+    return f"<h2>Image by image</h2>{table}{test}"
+
+
+def _mcnemar(right: np.ndarray, its_right: np.ndarray) -> float:
+    """How probable so uneven a split of the images that one alone gets right is by chance."""
+    alone, its_alone = int(np.sum(right & ~its_right)), int(np.sum(its_right & ~right))
+    return float(stats.binomtest(alone, alone + its_alone).pvalue)
 
 
 def _classes(entries: list[Entry]) -> str:

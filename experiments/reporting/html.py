@@ -25,10 +25,9 @@ body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; 
   padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; margin-bottom: .2rem; }}
 h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ddd; }}
-p.note, caption, figcaption {{ color: #555; font-size: .85rem; text-align: left; }}
+p.note, figcaption {{ color: #555; font-size: .85rem; text-align: left; }}
 .scroll {{ overflow-x: auto; max-width: 100%; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-caption {{ padding: .3rem 0; }}
 th, td {{ padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #eee; }}
 th:first-child, td:first-child {{ text-align: left; }}
 td, .nowrap {{ white-space: nowrap; }}
@@ -37,6 +36,7 @@ table.confusion td, table.confusion th {{ padding: .1rem; min-width: 2.1rem; tex
   border: 1px solid #fff; font-size: .8rem; }}
 table.confusion td.diagonal {{ font-weight: bold; }}
 .side {{ display: flex; flex-wrap: wrap; gap: 1rem 2rem; }}
+.side > * {{ max-width: 100%; }}
 .examples {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(17.5rem, 1fr));
   gap: .8rem; }}
 .examples figure {{ margin: 0; border: 1px solid #ddd; padding: .5rem; }}
@@ -160,11 +160,11 @@ def confusion(counts: np.ndarray, names: Sequence[str], caption: str) -> str:
             label = escape(f"{count} of {totals[true, 0]}")
             cells.append(f'<td{kind} style="{style}" title="{label}">{text}</td>')
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-    return scrolling(
-        f'<table class="confusion"><caption>{escape(caption)}</caption>'
-        f'<thead><tr><th scope="col">true</th>{head}</tr></thead>'
+    content = scrolling(
+        f'<table class="confusion"><thead><tr><th scope="col">true</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
+    return f'<div><p class="note">{escape(caption)}</p>{content}</div>'
 
 
 def _confusion_map(counts, shares, names, caption) -> str:

@@ -1,4 +1,4 @@
-"""Human-readable durations."""
+"""Durations and radii as people write them."""
 
 
 def duration(seconds: float) -> str:
@@ -12,3 +12,14 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.0f} days"
+
+
+def radius(eps: float) -> str:
+    """A radius, in steps of 8-bit images where that is how it was chosen.
+
+    Example:
+        >>> radius(8 / 255), radius(0.2)
+        ('8/255', '0.2')
+    """
+    text, steps = f"{eps:.5g}", 255 * eps
+    return f"{steps:.0f}/255" if len(text) > 5 and abs(steps - round(steps)) < 1e-6 else text

@@ -23,7 +23,7 @@ from ..settings import Config, label
 from . import html as page
 from . import images
 from .curves import run_curves
-from .words import duration
+from .words import duration, radius
 
 FILE = "report.html"
 
@@ -54,7 +54,7 @@ def write(workdir: Path | str, *, task: Task | None = None, data_dir: Any = None
         'report.html'
     """
     directory = RunDirectory(workdir)
-    config, report = directory.config(), directory.report()
+    config, report = directory.config(), directory.report(partial=True)
     try:
         parts = _parts(directory, config, report, task, data_dir)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -112,7 +112,8 @@ def _parts(directory, config, report, task, data_dir) -> list[str]:
 def _heading(config: Config, directory: RunDirectory, report: dict | None) -> str:
     done = len(directory.metrics())
     state = "finished" if report else f"not finished: {done} of {config.num_epochs} epochs"
-    threat = f"{config.threat.norm}, eps {config.eval.eps:.5g}"
+    norm = page.NORMS.get(config.threat.norm or "", str(config.threat.norm))
+    threat = f"{norm} {radius(config.eval.eps)}"
     return (
         f"<h1>{page.escape(label(config))} on {page.escape(config.dataset)}</h1>"
         f"<p>{page.escape(config.model)}, scale {page.escape(config.scale)}, seed "
@@ -143,11 +144,11 @@ def _results(report: dict) -> str:
         )
     return (
         f"<h2>Test images</h2>{page.table(head, rows)}"
-        f'<p class="note">{page.escape(report["threat"])}; checkpoint selected on '
+        '<p class="note">Checkpoint selected on '
         f"{page.escape(report['selection'])} images; {report['minibatch_gradients']:,} minibatch "
         f"gradients in {page.escape(duration(report['train_seconds']))} of training; "
         f"{report['num_parameters']:,} parameters. In brackets, the 95 % interval (Wilson) of the "
-        "accuracy on images like these; it does not cover other seeds of training.</p>"
+        "accuracy on images like these; it does not cover other training seeds.</p>"
     )
 
 
@@ -240,7 +241,7 @@ def _images(directory, config, report, task, data_dir) -> list[str]:
 
 def _strong(directory: RunDirectory) -> tuple[AutoAttackResult | None, str]:
     """AutoAttack's images of the selected checkpoint, and what is wrong with them."""
-    path = directory.autoattack_file("selected").with_suffix(".npz")
+    path = directory.autoattack_file("selected", partial=True).with_suffix(".npz")
     if not path.is_file():
         return None, ""
     try:

@@ -248,15 +248,15 @@ class RunDirectory:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.metrics_file, text.encode())
 
-    def report(self) -> dict | None:
+    def report(self, *, partial: bool = False) -> dict | None:
         """The final report, or None while the run is unfinished.
 
         "autoattack" has AutoAttack's results on the test images by checkpoint, if it was run with
-        the run's own threat model.
+        the run's own threat model; with ``partial``, on the first of them if not on all.
         """
         if not self.report_file.is_file():
             return None
-        files = {name: self.autoattack_file(name) for name in ("selected", "last")}
+        files = {n: self.autoattack_file(n, partial=partial) for n in ("selected", "last")}
         strong = {name: _read_json(file) for name, file in files.items() if file.is_file()}
         report = _read_json(self.report_file)
         if not isinstance(report, dict):
@@ -275,9 +275,19 @@ class RunDirectory:
                 return self.report()
         return None
 
-    def autoattack_file(self, checkpoint: str) -> Path:
-        """Path of AutoAttack's report on the test images."""
-        return self.path / f"autoattack-{checkpoint}-test.json"
+    def autoattack_file(self, checkpoint: str, *, partial: bool = False) -> Path:
+        """Path of AutoAttack's report on all test images.
+
+        With ``partial``, if there is none, of the one on the most of the first.
+        """
+        whole = self.path / f"autoattack-{checkpoint}-test.json"
+        if not partial or whole.is_file():
+            return whole
+        files = {
+            f.stem.rpartition("-first")[2]: f for f in self.path.glob(f"{whole.stem}-first*.json")
+        }
+        counts = [count for count in files if count.isdigit()]
+        return files[max(counts, key=int)] if counts else whole
 
     def check_same(self, config: Config) -> None:
         """Raises a ``ValueError`` that names the fields in which the run's configuration differs.

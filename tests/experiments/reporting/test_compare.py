@@ -46,6 +46,8 @@ def test_two_runs(runs, tmp_path):
     assert links == ["../one/report.html", "../two/report.html"]
     assert all((path.parent / link).is_file() for link in links)
     assert f"AT, seed 0 1 AT, seed 7 {wrong}" in words
+    p = 2 * (2 + wrong) / 2 ** (1 + wrong)  # two sides, at most one of 1 + wrong
+    assert wrong > 1 and f"AT, seed 0 and AT, seed 7: p = {p:.1g}" in words
     assert "field AT, seed 0 AT, seed 7 seed 0 7" in words and words.count("optimizer") == 0
     [curves] = page.pictures()
     assert curves.shape[1] > 1000

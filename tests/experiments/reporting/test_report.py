@@ -192,6 +192,7 @@ def test_predictions_are_made_anew_where_they_were_not_kept(copy):
 
 
 def test_autoattack_is_shown_once_it_has_run(copy):
+    """Also on the first test images, of which the most count."""
     classes = copy.report()["test"]["selected"]["classes"]
     found = {
         "images": 20,
@@ -203,9 +204,12 @@ def test_autoattack_is_shown_once_it_has_run(copy):
         "broken_by": {"clean": 12, "apgd-ce": 4, "square": 1},
         "evaluations": {"apgd-ce": {"forward": 1234, "backward": 567}},
     }
-    write_json(copy.autoattack_file("selected"), found)
+    write_json(copy.path / "autoattack-selected-test-first20.json", found)
+    write_json(copy.path / "autoattack-selected-test-first9.json", found | {"robust": 77.0})
+    write_json(copy.path / "autoattack-selected-test-rand-first40.json", found | {"robust": 77.0})
     write(copy.path)
     words = read(copy).words()
+    assert "77.0" not in words and "autoattack" not in (copy.report() or {})
     assert f"{with_interval(15.0, 20)} (20 images) 50" in words
     assert f"apgd-ce {with_interval(20.0, 20)} 4 1,234 567 square" in words
     assert "<b>odd</b>" in words  # as text
