@@ -51,8 +51,8 @@ PACKAGES = (
     *("losses", "balls", "augment", "intervals"),
 )
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-# A measurement stays on one line: 68.6 ± 1.1, and the ends of [24.5, 28.3].
-_MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d,) (?=[\d.]+\])")
+# A measurement stays on one line: 68.6 ± 1.1, 5 %, and the ends of [24.5, 28.3] and [2 %, 3 %].
+_MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d) (?=%)|(?<=[\d%],) (?=[-+]?[\d.]+( %)?\])")
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 
 
@@ -121,7 +121,7 @@ class Stage:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, copy)
             if mark:
-                return f"![{words}]({up}files/{path})"
+                return f"[![{words}]({up}files/{path})](page:{up}files/{path})"
             return f"[{words}](page:{up}files/{path})"
 
         parts = _CODE.split(text)

@@ -12,6 +12,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
+# Pages are plain Markdown: a line that begins with % is text.
+myst_disable_syntax = ["myst_line_comment", "myst_block_break", "myst_target", "myst_role"]
 # Links between pages are checked and rewritten by build.py.
 myst_url_schemes = {
     "http": None,
@@ -33,6 +35,8 @@ napoleon_use_ivar = True
 add_module_names = False
 # In docstrings a single backquote is code.
 default_role = "code"
+
+highlight_language = "bash"
 
 html_theme = "furo"
 html_copy_source = False
@@ -67,7 +71,19 @@ def _skip(app, what, name, member, skip, options):
     return True if (member.__doc__ or "").startswith("Alias for field number") else None
 
 
+_OPTION = re.compile(r'<span class="pre">(-[^<]{1,30})</span>')
+_FORMULA = re.compile(r'(<span class="math [^"]*">[^<]{1,24}</span>)([,.;:)]+)')
+
+
+def _unbroken(app, pagename, templatename, context, doctree):
+    """Keeps options (--hosts) in one line, and short formulas with the punctuation after them."""
+    if "body" in context:
+        body = _OPTION.sub(r'<span class="pre unbroken">\1</span>', context["body"])
+        context["body"] = _FORMULA.sub(r'<span class="unbroken">\1\2</span>', body)
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("html-page-context", _unbroken)
     app.connect("autodoc-process-docstring", _indent, priority=100)
     app.connect("autodoc-skip-member", _skip)
