@@ -92,8 +92,10 @@ def test_the_tutorial_on_training():
 
 
 @pytest.mark.slow
-def test_the_tutorial_on_explaining():
+def test_the_tutorial_on_explaining(capsys):
     names = run_all("docs/tutorial-explain.md")
+    shown = re.findall(r"```text\n(.*?)```", PAGES["docs/tutorial-explain.md"], re.DOTALL)
+    assert capsys.readouterr().out == "".join(shown) and len(shown) == 3
     assert len(names["kinks"]["l2"].places) == 0 and len(names["kinks"]["linf"].places) == 2
     assert names["attack"].kind == "sphere" and names["attack"].norm <= names["attack"].sharp_bound
     assert not names["attack"].paper_applies

@@ -30,7 +30,7 @@ p.note, figcaption {{ color: #555; font-size: .85rem; text-align: left; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #eee; }}
 th:first-child, td:first-child {{ text-align: left; }}
-td, .nowrap {{ white-space: nowrap; }}
+td, th[scope=row] {{ white-space: nowrap; }}
 table.facts td {{ text-align: left; white-space: normal; overflow-wrap: anywhere; }}
 table.confusion td, table.confusion th {{ padding: .1rem; min-width: 2.1rem; text-align: center;
   border: 1px solid #fff; font-size: .8rem; }}

@@ -218,7 +218,7 @@ def _images(directory, config, report, task, data_dir) -> list[str]:
         page.confusion(
             images.confusion(truth, np.asarray(predicted), len(names)),
             names,
-            f"{title}, {len(truth)} images: % of the true class (rows) predicted as (columns)",
+            f"{title}, {len(truth):,} images: % of the true class (rows) predicted as (columns)",
         )
         for title, truth, predicted in tables
     ]
