@@ -195,9 +195,16 @@ def _agreement(entries: list[Entry]) -> str:
 
 
 def _mcnemar(right: np.ndarray, its_right: np.ndarray) -> float:
-    """How probable so uneven a split of the images that one alone gets right is by chance."""
+    """How probable so uneven a split of the images that one alone gets right is by chance.
+
+    Example:
+        >>> right = np.arange(5) < 5
+        >>> _mcnemar(right, ~right), _mcnemar(right, right)
+        (0.0625, 1.0)
+    """
     alone, its_alone = int(np.sum(right & ~its_right)), int(np.sum(its_right & ~right))
-    return float(stats.binomtest(alone, alone + its_alone).pvalue)
+    count = alone + its_alone
+    return float(stats.binomtest(alone, count).pvalue) if count else 1.0
 
 
 def _classes(entries: list[Entry]) -> str:
