@@ -165,7 +165,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
     """(page, module, its arguments) of every ``python -m`` on the pages."""
     found = []
     for page, text in PAGES.items():
-        code = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+        code = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         lines = [line for block in code for line in block.splitlines()]
         lines += [" ".join(words.split()) for words in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
         for line in lines:
