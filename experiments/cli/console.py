@@ -7,6 +7,7 @@ import sys
 import jaxadv
 
 from .help.show import show
+from .options import nearest
 
 _PROGRAMS = {
     "evaluate": "clean and robust accuracy of a trained checkpoint or of published weights",
@@ -38,8 +39,8 @@ def main() -> None:
         return
     command, *rest = words
     if command not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        print(f"jaxadv: error: unknown command {command!r}; use one of {known}", file=sys.stderr)
+        known = nearest(command, COMMANDS) or f"; use one of {', '.join(COMMANDS)}"
+        print(f"error: unknown command {command!r}{known}", file=sys.stderr)
         raise SystemExit(2)
     program = f"experiments.{command}"
     # As `python -m` would have it: what reads the command line to show help, or to record it.

@@ -21,6 +21,7 @@ from ..run import hosts, metrics
 from ..run.train import train_and_evaluate
 from ..settings import Config, files
 from . import process
+from .options import nearest
 
 _FLAGS = ("config", "workdir", "data_dir", "hosts", "log", "download", "nodownload")
 _VALUE_FLAGS = ("--workdir", "--data_dir", "--hosts", "--log")
@@ -218,13 +219,13 @@ def _check_fields(argv: Sequence[str]) -> None:
     for argument in argv[1:]:
         match = _FIELD_FLAG.match(argument)
         if match and match[1] not in known:
-            near = files.nearest(match[1], known, "--config.") or _nearest_leaf(match[1], known)
+            near = nearest(match[1], known, "--config.") or _nearest_leaf(match[1], known)
             raise ValueError(f"unknown field config.{match[1]}{near}")
         if match and "=" in argument:
             _check_type(match[1], argument.split("=", 1)[1], known[match[1]])
         flag = re.match(r"^--?(\w+)", argument)
         if flag and not match and flag[1] not in _FLAGS:
-            near = files.nearest(flag[1], _FLAGS, "--") or _nearest_leaf(flag[1], known)
+            near = nearest(flag[1], _FLAGS, "--") or _nearest_leaf(flag[1], known)
             raise ValueError(f"unknown flag {argument.split('=')[0]}{near}")
 
 

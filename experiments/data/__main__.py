@@ -33,7 +33,7 @@ def summary(dataset: Dataset) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, or 1 after an error."""
+    """Runs the command line and returns its exit status: 0, or 2 after an error."""
     parser = Parser(
         prog="python -m experiments.data",
         description="Downloads data sets and verifies them against their published checksums.",
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     if not (options.names or options.list or options.extract):
-        parser.error("name a data set, or use --list")
+        parser.error(f"NAME is missing; give one of {', '.join(NAMES)}, or --list")
     # Print a warning (the verified copy can't be kept) as one line, without a source line.
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in options.names:
                 print(summary(_get(name, options.data_dir)))
         except (DataError, DataMissingError, ValueError) as error:
-            print(error, file=sys.stderr)
-            return 1
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print("Interrupted; run the same command to resume", file=sys.stderr)
             return 130

@@ -16,10 +16,11 @@ class DataError(ValueError):
 
 
 class DataMissingError(FileNotFoundError):
-    """A data set is not on this machine: one line says what is missing, one how to get it."""
+    """A data set is not on this machine: a sentence says what is missing, one how to get it."""
 
     def __init__(self, missing: str, remedy: str):
-        super().__init__(f"{missing}\n{remedy}")
+        super().__init__(f"{missing.rstrip('.')}. {remedy}")
+        self.missing, self.remedy = missing, remedy
 
 
 class Arrays(NamedTuple):

@@ -44,7 +44,7 @@ def fetch(
       The data set, verified.
 
     Raises:
-      DataMissingError: if no host can be reached; a two-line message.
+      DataMissingError: if no host can be reached.
       DataError: if what is on disk or what arrives is damaged, or the disk is full or read-only.
     """
     try:

@@ -44,7 +44,7 @@ def load(name: str, data_dir: str | Path | None = None, *, cache: bool = True) -
 
     Raises:
       ValueError: if there is no data set of this name.
-      DataMissingError: if the data are not on this machine; says in two lines where `load` looked
+      DataMissingError: if the data are not on this machine; says where `load` looked
         and which command downloads them.
       DataError: if a file is damaged, unsafe or not the published data.
 

@@ -70,8 +70,8 @@ def robustbench_images(preparation: str, data_dir: str | Path | None = None) -> 
     try:
         folder = _imagenet.find_imagenet(data_dir, parts=("validation",))
     except DataMissingError as error:
-        problem, _, remedy = str(error).partition("\n")
-        raise DataMissingError(f"{problem}, nor are pictures in {pictures}", remedy) from error
+        problem = f"{error.missing}, nor are pictures in {pictures}"
+        raise DataMissingError(problem, error.remedy) from error
     records = Records(_imagenet.files(folder, "validation"))
     rows = _rows(records, *_imagenet.index(records, "validation", data_folder(data_dir)))
     images = take(Pictures(records, int(side), **options), rows)

@@ -71,7 +71,7 @@ def evaluate(
         weights: its file or folder, see :func:`jaxadv.models.load`, or ``hf://OWNER/NAME/FILE``.
         threat: threat that it was trained for, "linf" or "l2".
         check_clean: whether a clean accuracy on the first 1,000 images that is not the published
-        one raises before the attack.
+        one raises before the attack, whatever ``number`` is.
         checkpoint: "selected" or "last".
         images: "test", "selection" or "train".
         number: use only the first images.
@@ -126,6 +126,7 @@ def evaluate(
         if threat is not None:
             raise ValueError(f"threat={threat!r} applies only to --model; use --norm and --eps")
         subject = _subject(workdir, torch, network, checkpoint, images, data_dir)
+    whole = subject
     if number is not None:
         subject = subject.first(number)
         number = len(subject.labels)  # file names use the actual number
@@ -146,7 +147,7 @@ def evaluate(
         if verbose:
             print(published.outlook(known, len(subject.labels)), flush=True)
         if check_clean:
-            checked = {"check": published.check_clean(subject, known, batch_size=batch_size)}
+            checked = {"check": published.check_clean(whole, known, batch_size=batch_size)}
             if verbose:
                 print(published.agreement(checked["check"]), flush=True)
     if attack == "pgd":
@@ -174,7 +175,11 @@ def evaluate(
         if result is not None:
             report["files"] += [str(file) for file in autoattack.save(result, subject, path)]
         write_json(path, report)
-        if known is not None and attack == "autoattack" and version == "standard":
+        if (
+            known is not None
+            and (attack, version) == ("autoattack", "standard")
+            and published.is_published(ball, report["published"])
+        ):
             report["files"].append(str(published.save_model_info(report, known, path.parent)))
         page = _renew_page(workdir, path, checkpoint, data_dir)
         report["files"] += [] if page is None else [str(page)]

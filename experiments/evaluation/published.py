@@ -106,6 +106,8 @@ def load(
             "evaluated_on": "test",
             "precision": "float32",
             "published": {
+                "norm": entry.threat,
+                "eps": entry.radius,
                 "clean": entry.clean,
                 "autoattack": entry.autoattack,
                 "best_known": entry.best_known,
@@ -228,9 +230,15 @@ def _best_known(entry: zoo.Entry) -> str:
 
 def compare(report: dict) -> str:
     """Measured beside published accuracies, for a report of AutoAttack by name."""
-    published, number = report["published"], report["images"]
+    published, number, attack = report["published"], report["images"], report["attack"]
     lines = [f"{'':<12}{'measured':>22}{'published':>11}{'difference':>12}"]
     for name, title in (("clean", "clean"), ("autoattack", "AutoAttack")):
+        if name == "autoattack" and not is_published(attack, published):
+            lines.append(
+                f"{title:<12}published is {published[name]:.2f} for another ball, "
+                f"{published['norm']}, eps {published['eps']:.5g}"
+            )
+            continue
         found = report["clean" if name == "clean" else "robust"]
         low, high = report["clean_interval" if name == "clean" else "robust_interval"]
         inside = "inside" if low <= published[name] <= high else "OUTSIDE"
@@ -241,11 +249,16 @@ def compare(report: dict) -> str:
     return "\n".join(lines)
 
 
+def is_published(attack: dict, published: dict) -> bool:
+    """Whether an attack's ball is that of the published accuracy."""
+    return all(attack[name] == published[name] for name in ("norm", "eps"))
+
+
 def model_info(report: dict, entry: zoo.Entry) -> dict:
     """The fields of RobustBench's ``model_info`` file: accuracies as text in percent.
 
     Args:
-        report: of AutoAttack on the entry's test images.
+        report: of AutoAttack on the entry's test images, in the entry's ball.
         entry: the entry.
 
     Returns:
@@ -253,7 +266,6 @@ def model_info(report: dict, entry: zoo.Entry) -> dict:
     """
     number = report["images"]
     few = None if number >= entry.images else f"Evaluated on the first {number:,} test images."
-    same = report["attack"]["eps"] == entry.radius
     return {
         "link": entry.link,
         "name": entry.paper,
@@ -263,7 +275,7 @@ def model_info(report: dict, entry: zoo.Entry) -> dict:
         "dataset": entry.dataset,
         "venue": entry.venue or "N/A",
         "architecture": entry.described,
-        "eps": entry.eps if same else f"{report['attack']['eps']:.6g}",
+        "eps": entry.eps,
         "clean_acc": f"{report['clean']:.2f}",
         "reported": None,
         "autoattack_acc": f"{report['robust']:.2f}",
@@ -276,8 +288,7 @@ def save_model_info(report: dict, entry: zoo.Entry, folder: Path) -> Path:
     """Writes :func:`model_info` where RobustBench's repository has it, below ``folder``."""
     number = report["images"]
     stem = entry.id if number >= entry.images else f"{entry.id}-first{number}"
-    threat = _THREATS[report["attack"]["norm"]]
-    path = folder / "model_info" / entry.dataset / threat / f"{stem}.json"
+    path = folder / "model_info" / entry.dataset / _THREATS[entry.threat] / f"{stem}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, model_info(report, entry))
     return path

@@ -1,6 +1,5 @@
 """AutoAttack in shards: as the command line names them, and one a process under a launcher."""
 
-import argparse
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,18 +10,13 @@ Shard = tuple[int, int]
 
 
 def parse(text: str) -> Shard | Literal["auto"]:
-    """Shard i of n as "i/n", counted from 0; or "auto"."""
+    """A shard i/n with i from 0 to n - 1, such as 0/4, or auto."""
     if text == "auto":
         return text
     index, _, number = text.partition("/")
-    try:
-        shard = int(index), int(number)
-    except ValueError:
-        shard = 0, 0
+    shard = int(index), int(number)
     if not 0 <= shard[0] < shard[1]:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither auto nor i/n with i from 0 to n - 1, such as 0/4"
-        )
+        raise ValueError(f"shard={text!r} is not i/n with i from 0 to n - 1")
     return shard
 
 

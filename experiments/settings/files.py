@@ -1,7 +1,6 @@
 """Configuration files: finding them, loading them, and naming their run directories."""
 
 import ast
-import difflib
 import importlib.util
 import inspect
 import re
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxadv.checks import check_choice
 
+from ..cli.options import nearest
 from .fields import Config, base, flatten
 from .recipes import SCALES
 from .resolve import resolve
@@ -131,12 +131,6 @@ def summary(path: Path) -> str:
     """A config file's one-line description: the first line of its docstring."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
-
-
-def nearest(name: str, known, prefix: str = "") -> str:
-    """``; did you mean NAME?``, or "" if no known name is close."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -21,16 +21,18 @@ FIGURES = {"fig1": fig1.make, "fig2": fig2.make, "fig4": fig4.make, "fig5": fig5
 
 
 def _positive(text: str) -> float:
+    """A finite number > 0."""
     value = float(text)
     if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number > 0")
+        raise ValueError(f"{text} is not a finite number > 0")
     return value
 
 
 def _odd(text: str) -> int:
+    """An odd number >= 5, so that 0 is a point."""
     value = int(text)
     if value < 5 or value % 2 == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not an odd number >= 5 (0 must be a point)")
+        raise ValueError(f"{text} is not an odd number >= 5")
     return value
 
 

@@ -66,9 +66,10 @@ from .run import run
 
 
 def _count(text: str) -> int:
+    """An integer >= 1."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not an integer >= 1")
+        raise ValueError(f"{text} is not an integer >= 1")
     return value
 
 

@@ -1,6 +1,5 @@
 """Command lines as people type them: right, or one line and nothing left behind."""
 
-import argparse
 import os
 import signal
 import subprocess
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import options
+from experiments.cli import options, process
 from experiments.cli import train as cli
-from experiments.evaluation import evaluate
+from experiments.cli.help.write import programs
+from experiments.evaluation import evaluate, shards
 
 ROOT = Path(__file__).parents[3]
 SMOKE = "--config=configs/at.py:smoke"
@@ -78,8 +78,70 @@ def test_no_entry_point_has_a_parser_of_its_own(program):
 
 @pytest.mark.parametrize("text", ["-1", "4294967296", "1.5", "x"])
 def test_a_seed_that_would_be_another_is_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError):
+    with pytest.raises(ValueError):
         options.seed(text)
+
+
+def mistaken(*words, capsys):
+    parser = options.Parser()
+    parser.add_argument("figure", choices=("fig1", "fig2"))
+    parser.add_argument("--attack", choices=("pgd", "autoattack"))
+    parser.add_argument("-n", "--number", type=int)
+    parser.add_argument("--eps", type=options.fraction)
+    parser.add_argument("--mean", type=options.numbers)
+    parser.add_argument("--seed", type=options.seed)
+    parser.add_argument("--log", type=process.logs)
+    parser.add_argument("--hosts", type=process.processes)
+    parser.add_argument("--shard", type=shards.parse)
+    parser.add_argument("--all", action="store_true")
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(words)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and not out and err.endswith("\n")
+    return err[:-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "figure is missing; give one of fig1, fig2"),
+        ("figg1", "figure='figg1' is not one of fig1, fig2; did you mean fig1?"),
+        ("x --all", "figure='x' is not one of fig1, fig2"),
+        ("fig1 fig2", "unexpected argument fig2; --help lists what there is"),
+        ("fig1 --atack=pgd", "unknown option --atack; did you mean --attack?"),
+        ("fig1 --nonsense 3", "unknown option --nonsense; --help lists what there is"),
+        (
+            "fig1 --attack=autoatack",
+            "--attack='autoatack' is not one of pgd, autoattack; did you mean autoattack?",
+        ),
+        ("fig1 --attack", "--attack has no value; give one of pgd, autoattack"),
+        ("fig1 -n ten", "--number='ten' is not an integer, such as 100"),
+        ("fig1 --number --all", "--number has no value; give an integer, such as 100"),
+        ("fig1 --eps=8/0", "--eps='8/0' is not a number, or a fraction such as 8/255"),
+        ("fig1 --eps", "--eps has no value; give a number, or a fraction such as 8/255"),
+        ("fig1 --mean=1,b", "--mean='1,b' is not numbers or fractions with commas between them,"),
+        ("fig1 --seed=-1", "--seed='-1' is not an integer in [0, 2^32)"),
+        ("fig1 --log=cvs", "--log='cvs' is not one of 'csv', 'tensorboard'; did you mean 'csv'?"),
+        ("fig1 --hosts=h:1,2", "--hosts=h:1,2 is neither auto nor ADDRESS:PORT,NUMBER,INDEX"),
+        ("fig1 --shard=4/4", "--shard='4/4' is not a shard i/n with i from 0 to n - 1, such as 0/"),
+        ("fig1 --all=yes", "--all='yes' takes no value; write --all"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_argument_and_the_remedy(words, message, capsys):
+    found = mistaken(*words.split(), capsys=capsys)
+    assert found.startswith(f"error: {message}") and "\n" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", programs())
+def test_every_program_refuses_an_unknown_option_in_one_line(program):
+    if program == "benchmarks.training":
+        pytest.importorskip("torch")
+    command = [sys.executable, "-m", program, "--nonsense=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+    assert "nonsense" in done.stderr or "missing" in done.stderr
 
 
 CONFIGS = {

