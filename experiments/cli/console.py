@@ -1,6 +1,7 @@
 """The command ``jaxadv``: each of its subcommands is a program of this package."""
 
 import importlib.util
+import re
 import runpy
 import sys
 
@@ -12,7 +13,7 @@ from .options import nearest
 _PROGRAMS = {
     "evaluate": "clean and robust accuracy of a trained checkpoint or of published weights",
     "zoo": "models of published weights: list and describe them",
-    "report": "a run as one HTML page",
+    "report": "a run, or several compared, as one HTML page",
     "digits": "train on scikit-learn's digits",
     "cifar10": "train on CIFAR-10",
     "cifar100": "train on CIFAR-100",
@@ -46,8 +47,16 @@ def main() -> None:
     # As `python -m` would have it: what reads the command line to show help, or to record it.
     sys.orig_argv = [sys.executable, "-m", program, *rest]
     sys.argv = [f"jaxadv {command}", *rest]
-    show()
+    show(renamed)
     runpy.run_module(program, run_name="__main__", alter_sys=False)
+
+
+def renamed(text: str) -> str:
+    """A help text with ``jaxadv COMMAND`` for ``python -m experiments.COMMAND``."""
+    head, gap, rest = text.partition("\n\n")
+    shift = " " * (len("python -m experiments.") - len("jaxadv "))  # of what stands below the name
+    text = head.replace(f"\n{shift}", "\n") + gap + rest
+    return re.sub(rf"python -m experiments\.({'|'.join(COMMANDS)})\b", r"jaxadv \1", text)
 
 
 def usage() -> str:

@@ -230,7 +230,10 @@ def _renew_page(workdir, path: Path, checkpoint: str, data_dir) -> Path | None:
 
 def _subject(workdir, torch, network: dict, checkpoint, images, data_dir) -> Subject:
     if (workdir is None) == (torch is None):
-        raise ValueError("give either a run (--workdir=DIR) or a weights file (--torch=FILE)")
+        raise ValueError(
+            "give one of a run (--workdir=DIR), a model by name (--model=ID --weights=FILE) and a "
+            "weights file (--torch=FILE)"
+        )
     if torch is None:
         for name, value in network.items():
             if value is not None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cli.options import Parser
+from experiments.cli.options import Parser, nearest
 from experiments.run import environment
 
 from . import (
@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--instances={options.instances} must be at least 8")
     chosen = [c for c in CLAIMS if options.only.lower() in c.name.lower()]
     if not chosen:
-        parser.error(f"--only={options.only!r} matches none of {[c.name for c in CLAIMS]}")
+        near = nearest(options.only, [claim.name for claim in CLAIMS]) or "; leave it out for all"
+        parser.error(f"--only={options.only!r} is in no name of the {len(CLAIMS)} claims{near}")
     order = [module.__name__ for module in _MODULES]
     chosen.sort(key=lambda claim: order.index(claim.run.__module__))
     results, turned, start = [], [], time.process_time()

@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.settings.split(",")
     unknown = sorted(set(names) - {setting.name for setting in SETTINGS})
     if unknown:
-        parser.error(f"--settings has unknown names: {', '.join(unknown)}")
+        known = ", ".join(setting.name for setting in SETTINGS)
+        parser.error(f"--settings={options.settings!r}: {unknown[0]!r} is not one of {known}")
     if options.redraw:
         return _show(options.output, options.page, parser)
     environment.configure()

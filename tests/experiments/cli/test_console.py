@@ -22,6 +22,9 @@ def test_a_command_is_the_program_of_its_name():
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "nowhere" in done.stderr
     helped = run("evaluate", "--help")
     assert helped.returncode == 0 and "--attack" in helped.stdout
+    first, second = helped.stdout.splitlines()[:2]
+    assert first.startswith("usage: jaxadv evaluate [-h]") and "jaxadv zoo" in helped.stdout
+    assert "python -m" not in helped.stdout and second.index("[") == first.index("[")
 
 
 def test_all_commands_exist():

@@ -111,7 +111,7 @@ def test_torch_file(torch_file, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(), "give either a run .--workdir=DIR. or a weights file"),
+        (dict(), "give one of a run .--workdir=DIR., a model by name"),
         (
             dict(torch="w.pt", arch="wrn34_10", dataset="digits"),
             r"does not record its image normalization; give --normalization=none\|half\|cifar10",
