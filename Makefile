@@ -38,7 +38,7 @@ test: setup  ## lint, types, the examples of docstrings, and the default tests
 	$(BIN)/python -m pytest -n auto
 
 doctest: setup  ## the examples of docstrings
-	$(BIN)/python -m pytest --doctest-modules jaxadv experiments -n 1
+	$(BIN)/python -m pytest --doctest-modules jaxadv experiments -n 2
 
 test-slow: setup  ## the tests that take minutes, and the README's promises, compiled as by default
 	XLA_FLAGS= $(BIN)/python -m pytest -n auto -m slow
