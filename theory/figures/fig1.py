@@ -162,7 +162,7 @@ def _draw(data):
         if name == "outside":
             for theta, face in zip(OUTSIDE, ("black", "white"), strict=True):
                 axes.plot(*theta, "*", color="black", mfc=face, ms=8)
-            axes.text(1.02, 0.1, "unconstrained\nmaximisers", ha="right", va="top", fontsize=7)
+            axes.text(1.02, 0.1, "unconstrained\nmaximizers", ha="right", va="top", fontsize=7)
         axes.set_title(title)
         axes.set(xlim=(-1.05, 1.05), ylim=(-0.85, 0.85), aspect="equal", xticks=[], yticks=[])
         axes.spines[:].set_color("0.8")
