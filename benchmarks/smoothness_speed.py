@@ -99,8 +99,7 @@ def compare(trees: dict[str, pathlib.Path], file: pathlib.Path, options) -> dict
                 found[version].append(ask(children[version]))
     finally:
         for child in children.values():
-            child.stdin.close()
-            child.wait()
+            child.communicate()
     times = {version: [row["seconds"] for row in rows] for version, rows in found.items()}
     return {
         "seconds": summary(times),

@@ -22,8 +22,6 @@ UNCOMMITTED = {
     "table1-cifar10-laptop/report-at_ensgd-seed0.json",
     "table1-cifar10-laptop/table1.json",
     "table1-cifar10-laptop/table1.md",
-    "table2-digits-laptop/table2.json",
-    "table2-digits-laptop/table2.md",
 }
 PAGES = ["README.md", "docs/results.md", "docs/autoattack.md", "docs/scale.md",
          "benchmarks/README.md"]  # fmt: skip

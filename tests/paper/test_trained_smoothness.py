@@ -30,7 +30,7 @@ def cells():
     return summary.load(COMMITTED)
 
 
-def check(cell):
+def check(cell, *, searched_well=True):
     for row in cell["rows"]:
         assert row["largest_residual"] < 1e-9
         assert sum(row["kinds"].values()) == cell["images"]
@@ -48,7 +48,8 @@ def check(cell):
             assert sum(fates) == cell["images"]
             assert step["far_but_continuous"] <= min(step["far"], step["continuous"])
             # An attack that another maximum overtook is worth less than that maximum.
-            assert all(lead > -1e-9 for lead in step["lead_of_crossed"])
+            # From a few starts that maximum may be missed.
+            assert not searched_well or all(lead > -1e-9 for lead in step["lead_of_crossed"])
             assert step["violations"]["union"] == 0
 
 
@@ -287,7 +288,7 @@ def test_command_continues_where_it_stopped(tmp_path, capsys, monkeypatch):
     files = sorted((tmp_path / "out").glob("*.json"))
     assert len(files) == 4
     for file in files:
-        check(json.loads(file.read_text(encoding="utf-8")))
+        check(json.loads(file.read_text(encoding="utf-8")), searched_well=False)
     kept, removed = files[0].stat().st_mtime_ns, files[1]
     again = json.loads(removed.read_text(encoding="utf-8"))
     removed.unlink()
