@@ -48,9 +48,10 @@ def check(cell, *, searched_well=True):
             assert sum(fates) == cell["images"]
             assert step["far_but_continuous"] <= min(step["far"], step["continuous"])
             # An attack that another maximum overtook is worth less than that maximum.
-            # From a few starts that maximum may be missed.
-            assert not searched_well or all(lead > -1e-9 for lead in step["lead_of_crossed"])
-            assert step["violations"]["union"] == 0
+            # From a few starts it may be missed, and the audit then finds it out.
+            if searched_well:
+                assert all(lead > -1e-9 for lead in step["lead_of_crossed"])
+                assert step["violations"]["union"] == 0
 
 
 def test_the_committed_data_hold_together(cells):
