@@ -324,7 +324,7 @@ def test_instances_depend_on_the_seed_alone():
 
 
 def test_misuse(capsys):
-    for option, message in (("--instances=2", "at least 8"), ("--only=Lemma 99", "matches none")):
+    for option, message in (("--instances=2", "at least 8"), ("--only=Lemma 99", "is in no name")):
         with pytest.raises(SystemExit):
             claims.main([option])
         assert message in capsys.readouterr().err

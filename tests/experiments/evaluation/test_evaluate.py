@@ -176,10 +176,10 @@ def test_the_command_writes_where_it_is_told(workdir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--eps=8/0"], "'8/0' is not a number or a fraction"),
-        (["--eps=big"], "'big' is not a number or a fraction"),
-        (["--norm=l3"], "invalid choice: 'l3'"),
-        (["--epsilon=1"], "unrecognized arguments: --epsilon=1"),
+        (["--eps=8/0"], "--eps='8/0' is not a number, or a fraction such as 8/255"),
+        (["--eps=big"], "--eps='big' is not a number, or a fraction such as 8/255"),
+        (["--norm=l3"], "--norm='l3' is not one of linf, l2, l1"),
+        (["--epsilon=1"], "unknown option --epsilon"),
         (["--eps=2"], "error: eps=2.0 exceeds 1"),
         (["--workdir=nothing"], "is not a run directory"),
     ],

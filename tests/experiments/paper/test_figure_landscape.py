@@ -155,7 +155,7 @@ def test_missing_runs_are_listed(monkeypatch, capsys):
         ("--number=0", "--number=0"),
         ("--draws=0", "--draws=0"),
         ("--seed=-1", "--seed=-1"),
-        ("--checkpoint=first", "invalid choice"),
+        ("--checkpoint=first", "is not one of selected, last"),
     ],
 )
 def test_mistakes(monkeypatch, capsys, argument, message):

@@ -198,7 +198,7 @@ def test_one_label_is_one_configuration(monkeypatch, tmp_path, capsys):
         (["--seeds=0", "--scale=laptop"], "--seeds=0"),
         (["--model=resnet", "--scale=laptop"], "--model='resnet'"),
         (["--workdir", "nowhere"], "nowhere is not a run directory"),
-        (["--scale=large"], "invalid choice"),
+        (["--scale=large"], "is not one of paper, cpu, laptop, smoke"),
     ],
 )
 def test_mistakes(monkeypatch, capsys, arguments, message):

@@ -304,8 +304,8 @@ def test_a_run_of_other_fields_is_no_cell(monkeypatch, capsys):
     [
         ("--seeds=0", "--seeds=0 must be an integer >= 1"),
         ("--methods=at,sgd", "'sgd' is not one of at, at_ensgd"),
-        ("--scale=tiny", "invalid choice: 'tiny'"),
-        ("--scales=laptop", "unrecognized arguments"),
+        ("--scale=tiny", "--scale='tiny' is not one of"),
+        ("--scales=laptop", "unknown option --scales; did you mean --scale?"),
     ],
 )
 def test_mistakes(monkeypatch, capsys, argument, message):

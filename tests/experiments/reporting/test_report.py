@@ -322,7 +322,7 @@ def test_without_the_data_set_the_rest_is_shown(copy, monkeypatch):
     monkeypatch.setattr("experiments.reporting.write.load_task", absent)
     write(copy.path)
     page = read(copy)
-    assert "the data set is missing: digits: <not> here get it" in page.words()
+    assert "the data set is missing: digits: <not> here. get it" in page.words()
     assert len(page.images) == 1 and "clean, 50 images: % of the true class" in page.words()
 
 
