@@ -74,7 +74,7 @@ def test_rows_keep_their_place():
 
 def test_blocks_of_large_images_have_fewer_rows():
     rows = {side: memory.cpu_rows((side, side, 3)) for side in (28, 32, 64, 96, 128, 160, 224, 384)}
-    assert rows == {28: 16, 32: 16, 64: 16, 96: 4, 128: 4, 160: 2, 224: 1, 384: 1}
+    assert rows == {28: 8, 32: 8, 64: 8, 96: 2, 128: 2, 160: 1, 224: 1, 384: 1}
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def autoattack(
         key: PRNG key, or a seed.
         logits_fn: maps images of shape (B, H, W, C) to logits of shape (B, K), deterministic and
             computing each image independently of the rest of the batch. For ``version="rand"`` it
-            takes a key as second argument. It is traced at every call, on CPU for batches of 16
+            takes a key as second argument. It is traced at every call, on CPU for batches of 8
             images (fewer above 64x64 pixels); models that differ only in their arrays share one
             compilation.
         images: (N, H, W, C), float32 in [0, 1]; the model must do its own normalization.

@@ -18,7 +18,7 @@ from .problem import Problem
 
 # Rows per block on CPU, whatever the batch size: a fixed shape always rounds the same way. Fewer
 # of large images, which the cache of a core does not hold and which fill its kernels alone.
-_CPU_ROWS, _CPU_BLOCK = 16, 16 * 64 * 64 * 3
+_CPU_ROWS, _CPU_BLOCK = 8, 8 * 64 * 64 * 3
 _CPU_LANES = 256
 _CPU_BLOCKS = 4  # per worker; fewer would compact badly
 _CPU_BYTES = 2**29
@@ -71,7 +71,7 @@ def chunk_shapes(
 
 
 def cpu_rows(shape: tuple[int, ...]) -> int:
-    """Rows of a block on CPU, a power of two: 16 up to 64x64x3 pixels, 1 from 128x128x3 on."""
+    """Rows of a block on CPU, a power of two: 8 up to 64x64x3 pixels, 1 from 128x128x3 on."""
     most = max(_CPU_BLOCK // math.prod(shape), 1)
     return min(_CPU_ROWS, 1 << (most.bit_length() - 1))
 
