@@ -198,9 +198,11 @@ def figure(report: dict, path: pathlib.Path) -> None:
 
 
 def _short(value: float) -> str:
-    """A tick's label: powers of ten from 10^5."""
+    """A tick's label: powers of ten from 10^5, thousands from 10,000."""
     power = math.log10(value)
-    return f"$10^{power:.0f}$" if value >= 1e5 and power == round(power) else f"{value:g}"
+    if value >= 1e5 and power == round(power):
+        return f"$10^{power:.0f}$"
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
 
 
 def time_sweeps(options) -> dict:
