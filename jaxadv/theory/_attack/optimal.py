@@ -211,8 +211,9 @@ def optimal_attack(
     they prove a global one (``certificates.gap`` bounds the error); otherwise more starts make it
     more likely.
 
-    ``certificate="global"`` bounds the error for smooth losses in few dimensions (seconds for
-    Linf up to about 10, for L2 and L1 up to about 4; the table of docs/theory.md) by branch and bound: C(x) is cut into boxes :math:`B` until for each of them a bound of
+    ``certificate="global"`` bounds the error for smooth losses in few dimensions (seconds for Linf
+    up to about 10, for L2 and L1 up to about 4; docs/theory.md has a table) by branch and bound:
+    C(x) is cut into boxes :math:`B` until for each of them a bound of
 
     .. math:: \max_{z \in B \cap C(x)} l(z) \le l(c) + \max_{z \in B \cap C(x)}
         \Big(g^T (z - c) + \tfrac12 \sum_i d_i (z - c)_i^2\Big)
