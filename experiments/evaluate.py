@@ -173,10 +173,12 @@ def main() -> None:
         if report is None or not save:
             return
         print(describe(report))
-        print(f"written to {', '.join(report['files'])}")
-        with metrics.logs(log, Path(report["files"][0]).with_suffix("")) as write:
-            if write is not None:
+        stem, written = Path(report["files"][0]).with_suffix(""), report["files"]
+        with metrics.logs(log, stem) as write:
+            if write is not None and rows:  # none of a shard
                 write(rows[0])
+                written = [*written, *(str(metrics.ADAPTERS[name].place(stem)) for name in log)]
+        print(f"written to {', '.join(written)}")
         if part is not None:
             print(f"shard {part[0]}/{part[1]}; after all, run this without --shard to merge them")
 

@@ -77,6 +77,7 @@ def check_images(images: Array, *, name: str = "images") -> None:
         raise ValueError(
             f"{name} is a {type(images).__name__}; pass an array of shape (B, H, W, C)"
         )
+    _check_framework(name, images, " in NHWC")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"{name} has dtype {images.dtype}; pass floats in [0, 1], "
@@ -96,6 +97,18 @@ def check_images(images: Array, *, name: str = "images") -> None:
         )
     if is_concrete(images):
         _check_range(images, name)
+
+
+def _check_framework(name: str, array: Any, layout: str = "") -> None:
+    """Raises a ``ValueError`` for a tensor whose dtype NumPy does not know, such as PyTorch's."""
+    try:
+        np.dtype(array.dtype)
+    except TypeError:
+        framework = type(array).__module__.partition(".")[0]
+        instead = ", or use jaxadv.interop.torch_attack" if framework == "torch" else ""
+        raise ValueError(
+            f"{name} is a {framework} {type(array).__name__}; pass {name}.numpy(){layout}{instead}"
+        ) from None
 
 
 def _check_range(images: Array, name: str) -> None:
@@ -135,6 +148,7 @@ def check_labels(labels: Array, num_images: int, *, num_classes: int | None = No
         raise ValueError(
             f"labels is a {type(labels).__name__}; pass an integer array of shape (B,)"
         )
+    _check_framework("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels has dtype {labels.dtype}; pass class indices, labels.astype('int32')"

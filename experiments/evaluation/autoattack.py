@@ -41,7 +41,8 @@ def run_autoattack(
 
     Returns:
         A report section as from :func:`experiments.run.accuracy.summarize`, plus "accuracy" (in
-        percent, after each attack), "broken_by", "evaluations", "seconds" and "checks"; and the
+        percent, after each attack), "accuracy_interval" (of each, 95 %), "broken_by",
+        "evaluations", "seconds" and "checks"; and the
         result itself.
     """
     images = np.asarray(training.to_float(jnp.asarray(subject.images)))
@@ -67,6 +68,10 @@ def run_autoattack(
         training.Predictions(clean, robust), labels, subject.class_names
     ) | {
         "accuracy": {name: 100 * value for name, value in result.accuracy.items()},
+        "accuracy_interval": {
+            name: accuracy.interval(100 * value, len(labels))
+            for name, value in result.accuracy.items()
+        },
         "broken_by": {name: int((result.broken_by == name).sum()) for name in result.accuracy},
         "evaluations": {name: cost._asdict() for name, cost in result.evaluations.items()},
         "seconds": result.seconds,

@@ -75,8 +75,8 @@ def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[s
         class_names: one name per class.
 
     Returns:
-        A JSON-serializable dictionary, with 95 % intervals of the two overall accuracies; a class
-        without images has accuracy None.
+        A JSON-serializable dictionary, with the 95 % intervals "clean_interval" and
+        "robust_interval" of each; both are None for a class without images.
 
     Example:
         >>> predictions = Predictions(np.array([0, 1]), np.array([1, 1]))
@@ -91,11 +91,11 @@ def summarize(predictions: Predictions, labels: np.ndarray, class_names: tuple[s
 
     def accuracies(rows):
         images = int(np.sum(rows))
-        return {"images": images, "clean": percent(clean[rows]), "robust": percent(robust[rows])}
+        found = {"clean": percent(clean[rows]), "robust": percent(robust[rows])}
+        ends = {f"{name}_interval": interval(value, images) for name, value in found.items()}
+        return {"images": images, **found, **ends}
 
     result: dict[str, Any] = accuracies(np.full(len(labels), True))
-    for name in ("clean", "robust"):
-        result[f"{name}_interval"] = interval(result[name], len(labels))
     classes = enumerate(class_names)
     result["classes"] = [{"class": name} | accuracies(labels == index) for index, name in classes]
     return result

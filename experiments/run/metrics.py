@@ -27,11 +27,16 @@ class Csv:
     """
 
     def __init__(self, path: Path):
-        self._path = path.with_name(f"{path.name}.csv")
+        self._path = self.place(path)
         self._rows: dict[str, dict] = {}
         if self._path.is_file():
             with self._path.open(encoding="utf-8", newline="") as file:
                 self._rows = {row.get("step") or "": row for row in csv.DictReader(file)}
+
+    @staticmethod
+    def place(path: Path) -> Path:
+        """The file."""
+        return path.with_name(f"{path.name}.csv")
 
     def __call__(self, row: dict) -> None:
         """Writes the row."""
@@ -58,7 +63,12 @@ class TensorBoard:
     def __init__(self, path: Path):
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
-        self._writer = SummaryWriter(str(path.with_name(f"{path.name}-tensorboard")))
+        self._writer = SummaryWriter(str(self.place(path)))
+
+    @staticmethod
+    def place(path: Path) -> Path:
+        """The folder."""
+        return path.with_name(f"{path.name}-tensorboard")
 
     def __call__(self, row: dict) -> None:
         """Writes the row's numbers as scalars at its step."""

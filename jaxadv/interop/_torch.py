@@ -3,7 +3,7 @@
 import concurrent.futures
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from ..types import Array, LogitsFn
 from ._foreign import Foreign
 
 T = TypeVar("T")
+_CASTS = {"float32": "float", "float64": "double", "float16": "half"}
 
 
 def torch_logits_fn(module: Any, *, via: str = "callback", randomized: bool = False) -> LogitsFn:
@@ -21,10 +22,10 @@ def torch_logits_fn(module: Any, *, via: str = "callback", randomized: bool = Fa
 
     The module stays as it is, on its own device, and is called during the attack: weights that
     change between two calls of an attack take effect, also in place, and nothing recompiles, not
-    even for another module. It gets contiguous NCHW images, a copy of JAX's NHWC; other copies are
-    made only between devices. All calls of PyTorch come from one thread, with gradients of the
-    images alone, so that ``.grad`` of the weights is left as it is. A gradient takes a forward and
-    a backward pass of the module.
+    even for another module. It gets contiguous NCHW images, a copy of JAX's NHWC that it may
+    change in place; other copies are made only between devices. All calls of PyTorch come from one
+    thread, with gradients of the images alone, so that ``.grad`` of the weights is left as it is. A
+    gradient takes a forward and a backward pass of the module.
 
     With ``via="torchax"`` the module becomes operations of JAX, which compile with the attack and
     run on JAX's device. Weights are read at every call of the attack.
@@ -45,7 +46,8 @@ def torch_logits_fn(module: Any, *, via: str = "callback", randomized: bool = Fa
 
     Raises:
         ValueError: if this is not a module. When the function is called: in training mode, for
-            parameters of another dtype or on several devices, or without logits (B, K).
+            parameters of another dtype, or buffers that give the logits another or make it fail,
+            tensors on several devices, or without logits (B, K).
         ImportError: if torchax is asked for and missing, or does not support this PyTorch.
 
     Example:
@@ -95,7 +97,7 @@ class _TorchModel:
         import torch  # pyright: ignore[reportMissingImports]
 
         with torch.no_grad():
-            found = self._call(self._placed(images), seed)
+            found = self._call(self._placed(self._from_numpy(images)), seed)
         return found.cpu().numpy() if isinstance(found, torch.Tensor) else found
 
     def _gradients(
@@ -103,8 +105,8 @@ class _TorchModel:
     ) -> np.ndarray:
         import torch  # pyright: ignore[reportMissingImports]
 
-        points = self._placed(images).requires_grad_()
-        logits = self._call(points, seed)
+        points = self._from_numpy(images).requires_grad_()
+        logits = self._call(self._placed(points), seed)  # a copy, so modules may write to it
         out = np.empty((len(cotangents), *images.shape), images.dtype)
         if not logits.requires_grad:  # constant logits
             out[...] = 0
@@ -114,22 +116,37 @@ class _TorchModel:
             (gradient,) = torch.autograd.grad(
                 logits, points, weights, retain_graph=n + 1 < len(cotangents), allow_unused=True
             )
-            out[n] = 0 if gradient is None else gradient.permute(0, 2, 3, 1).cpu().numpy()
+            out[n] = 0 if gradient is None else gradient.numpy()
         return out
 
-    def _placed(self, images: np.ndarray) -> Any:
+    def _from_numpy(self, images: np.ndarray) -> Any:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        # PyTorch has no read-only tensors.
+        return torch.from_numpy(images if images.flags.writeable else images.copy())
+
+    def _placed(self, points: Any) -> Any:
         """NHWC of the host as contiguous NCHW on the module's device, always a copy."""
         import torch  # pyright: ignore[reportMissingImports]
 
-        if not images.flags.writeable:
-            images = images.copy()  # PyTorch has no read-only tensors
-        return (
-            torch.from_numpy(images)
-            .permute(0, 3, 1, 2)
-            .to(_device(self.module), copy=True, memory_format=torch.contiguous_format)
+        return points.permute(0, 3, 1, 2).to(
+            _device(self.module), copy=True, memory_format=torch.contiguous_format
         )
 
     def _call(self, points: Any, seed: np.ndarray | None) -> Any:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        dtype = points.dtype
+        try:
+            found = self._draw(points, seed)
+        except RuntimeError as error:
+            _check_dtypes("buffers", self.module.named_buffers(), dtype, error)
+            raise
+        if isinstance(found, torch.Tensor) and found.dtype != dtype:
+            _check_dtypes("buffers", self.module.named_buffers(), dtype)
+        return found
+
+    def _draw(self, points: Any, seed: np.ndarray | None) -> Any:
         import torch  # pyright: ignore[reportMissingImports]
 
         if seed is None:
@@ -179,15 +196,22 @@ def _check(module: Any, dtype: np.dtype, randomized: bool) -> None:
     if len(devices) > 1 or "meta" in devices:
         listed = " and ".join(sorted(devices))
         raise ValueError(f"module is on {listed}; move it to one device with module.to(device)")
-    wanted = str(dtype)
-    for name, tensor in module.named_parameters():
+    if str(dtype) not in _CASTS:
+        raise ValueError(f"images has dtype {dtype}; pass images.astype('float32') to a module")
+    _check_dtypes("parameters", module.named_parameters(), dtype)
+
+
+def _check_dtypes(
+    kind: str, named: Iterable[tuple[str, Any]], dtype: Any, cause: Exception | None = None
+) -> None:
+    wanted = str(dtype).removeprefix("torch.")
+    for name, tensor in named:
         found = str(tensor.dtype).removeprefix("torch.")
         if tensor.is_floating_point() and found != wanted:
-            cast = {"float32": "float", "float64": "double"}.get(wanted, "half")
             raise ValueError(
-                f"module has {found} parameters ({name}) and the images are {wanted}; convert it "
-                f"with copy.deepcopy(module).{cast}()"
-            )
+                f"module has {found} {kind} ({name}) and the images are {wanted}; convert it "
+                f"with copy.deepcopy(module).{_CASTS[wanted]}()"
+            ) from cause
 
 
 def _fingerprint(module: Any) -> str:

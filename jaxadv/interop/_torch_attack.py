@@ -52,7 +52,7 @@ def torch_attack(
 
     Raises:
         ValueError: as in :func:`torch_logits_fn` and :func:`jaxadv.attacks.autoattack`, if labels
-            are missing, or a loader is empty.
+            are missing, images differ in size, or a loader is empty.
 
     Example:
         >>> from jaxadv.interop import torch_attack
@@ -63,6 +63,11 @@ def torch_attack(
     """
     import torch  # pyright: ignore[reportMissingImports]
 
+    if "device" in options:
+        raise ValueError(
+            f"device={str(options['device'])!r} is not an option, the module's own is used; move "
+            "it with module.to(device)"
+        )
     if "randomized" in options or options.get("version") == "rand":
         raise ValueError(
             "version='rand' needs a randomized module: call autoattack(key, "
@@ -75,6 +80,11 @@ def torch_attack(
     batches = [_pair(batch) for batch in pairs]
     if not batches:
         raise ValueError("data is an empty loader; pass one with images and labels")
+    first = batches[0][0].shape
+    for pixels, _ in batches:
+        if pixels.shape[1:] != first[1:]:
+            shapes = " and ".join(str((*s[:1], s[3], *s[1:3])) for s in (first, pixels.shape))
+            raise ValueError(f"data has images of shapes {shapes}; resize them to one size")
     pixels, classes = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     result = autoattack(
         as_key(key),
@@ -99,4 +109,9 @@ def _pair(batch: Any) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"{name} is a {type(value).__name__}; pass a tensor")
     if images.ndim != 4 or images.shape[1] > min(images.shape[2:]):
         raise ValueError(f"images has shape {tuple(images.shape)}; expected (N, C, H, W)")
+    if images.dtype != torch.float32:
+        scale = "" if images.is_floating_point() else " / 255"
+        raise ValueError(f"images has dtype {images.dtype}; pass images.float(){scale} in [0, 1]")
+    if labels.is_floating_point():
+        raise ValueError(f"labels has dtype {labels.dtype}; pass class indices, labels.long()")
     return images.detach().permute(0, 2, 3, 1).cpu().numpy(), labels.detach().cpu().numpy()

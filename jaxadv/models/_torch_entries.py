@@ -147,20 +147,17 @@ def _same(tensor: Any) -> Any:
 
 
 def _containers(content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All dictionaries with tensors and their paths, without duplicates."""
-    queue: list[tuple[tuple[str, ...], Any]] = [((), content)]
-    seen: set[int] = set()
-    for path, value in queue:
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
+    """All dictionaries with tensors, under each of their paths; a path enters none twice."""
+    queue: list[tuple[tuple[str, ...], Any, tuple[int, ...]]] = [((), content, ())]
+    for path, value, above in queue:
         items = _items(value)
         tensors = {name: v for name, v in items if isinstance(v, Tensor | Unreadable | np.ndarray)}
         if tensors:
             yield ".".join(path), tensors
         if len(path) < _MAX_DEPTH:
+            above = (*above, id(value))
             inner = ((n, v) for n, v in items if isinstance(v, Mapping | list | tuple))
-            queue += [((*path, name[:_MAX_NAME]), v) for name, v in inner]
+            queue += [((*path, n[:_MAX_NAME]), v, above) for n, v in inner if id(v) not in above]
         if len(queue) > _MAX_CONTAINERS:
             raise ValueError(
                 f"the file has more than {_MAX_CONTAINERS} containers; save model.state_dict() "

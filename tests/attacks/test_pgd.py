@@ -18,6 +18,26 @@ KEY = jax.random.key(0)
 SHAPE = (4, 4, 2)
 
 
+class Tensor:
+    """An array whose dtype NumPy does not know, as PyTorch's."""
+
+    __module__, dtype = "torch", object.__new__(type("dtype", (), {}))
+
+    def __init__(self, array):
+        self.shape = array.shape
+
+
+def test_tensors_of_other_frameworks_are_refused_by_name():
+    x, y = np.full((2, *SHAPE), 0.5, np.float32), np.zeros(2, np.int32)
+    for images, labels, message in [
+        (Tensor(x), y, "images is a torch Tensor; pass images.numpy() in NHWC, or use jaxadv"),
+        (x, Tensor(y), "labels is a torch Tensor; pass labels.numpy(), or use jaxadv.interop."),
+    ]:
+        with pytest.raises(ValueError) as caught:
+            attacks.fgsm(0, lambda x: x[:, 0, 0], images, labels, norm="linf", eps=0.1)
+        assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
 def network(dtype=np.float32, seed=0, classes=5):
     rng = np.random.default_rng(seed)
     size = int(np.prod(SHAPE))

@@ -193,6 +193,97 @@ def test_modules_that_would_be_evaluated_wrongly(spoil, message):
     assert message in str(caught.value)
 
 
+class InPlace(torch.nn.Module):
+    """Normalizes its input in place, as ``torchvision.transforms.functional.normalize`` can."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.act = module, torch.nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.module(self.act(x.mul_(0.5).add_(0.25)))
+
+
+def test_a_module_may_change_its_images_in_place():
+    module, same = pair()
+    x, y = data(same, 4)
+    given = x.copy()
+    logits_fn, wanted = torch_logits_fn(InPlace(module).eval()), lambda x: same(x * 0.5 + 0.25)
+    grad = lambda f: jax.grad(lambda x: (f(x) ** 2).sum())(jnp.asarray(x))
+    np.testing.assert_allclose(grad(logits_fn), grad(wanted), rtol=1e-3, atol=1e-3)
+    attack = lambda f: attacks.pgd(0, f, x, y, norm="linf", eps=0.1, step_size=0.05, num_steps=3)
+    np.testing.assert_allclose(attack(logits_fn), attack(wanted), atol=1e-4)
+    np.testing.assert_array_equal(x, given)
+
+
+class Shifted(torch.nn.Module):
+    """Subtracts a float64 buffer, as one made from a NumPy array is."""
+
+    def __init__(self, module, cast):
+        super().__init__()
+        self.module, self.cast = module, cast
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5, dtype=torch.float64))
+
+    def forward(self, x):
+        y = x - (self.mean.to(x.dtype) if self.cast else self.mean)
+        return y.flatten(1)[:, :5] if self.module is None else self.module(y)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_buffers_of_another_dtype_matter_only_where_the_module_does_not_convert_them(bare):
+    x = cases.images(1, 2, SIZE, np.float32)
+    whole = lambda cast: Shifted(None if bare else pair()[0], cast).eval()
+    wanted = np.asarray(torch_logits_fn(whole(True).float())(x))
+    np.testing.assert_array_equal(torch_logits_fn(whole(True))(x), wanted)
+    with pytest.raises(
+        ValueError, match=r"float64 buffers \(mean\).*deepcopy\(module\).float\(\)$"
+    ):
+        torch_logits_fn(whole(False))(x)
+    np.testing.assert_allclose(torch_logits_fn(whole(False).float())(x), wanted, atol=1e-5)
+
+
+class Double(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_a_part_replaced_by_a_custom_one_is_in_training_mode_until_eval():
+    module, same = pair()
+    x = cases.images(1, 2, SIZE, np.float32)
+    module.norm = Double()
+    with pytest.raises(ValueError, match=r"training mode \(norm\); call module.eval\(\) first"):
+        torch_logits_fn(module)(x)
+    np.testing.assert_allclose(torch_logits_fn(module.eval())(x), 2 * same(x), atol=1e-3)
+
+
+def test_images_without_a_dtype_in_common_are_refused():
+    module, _ = pair()
+    x = cases.images(1, 2, SIZE, np.float32)
+    with pytest.raises(ValueError, match=r"images has dtype bfloat16; pass images.astype"):
+        torch_logits_fn(module)(jnp.asarray(x, jnp.bfloat16))
+    for name in ("bfloat16", "double"):
+        other = getattr(copy.deepcopy(module), name)()
+        found = str(other.head.weight.dtype).removeprefix("torch.")
+        with pytest.raises(ValueError, match=rf"module has {found} parameters.*\.float\(\)$"):
+            torch_logits_fn(other)(x)
+
+
+def test_tensors_given_to_attacks_are_refused():
+    module, same = pair()
+    x, y = data(same, 2)
+    options = dict(eps=0.1, norm="linf")
+    attack = lambda x, y: attacks.fgsm(0, torch_logits_fn(module), x, y, **options)
+    with pytest.raises(
+        ValueError, match=r"^images is a torch Tensor; pass images.numpy\(\) in NHWC"
+    ):
+        attack(torch.from_numpy(x), y)
+    for labels in (torch.from_numpy(y), torch.from_numpy(y).long()):
+        with pytest.raises(
+            ValueError, match=r"^labels is a torch Tensor; pass labels.numpy\(\), or"
+        ):
+            attacks.autoattack(0, torch_logits_fn(module), x, labels, **options)
+
+
 def test_an_error_of_the_module_during_an_attack_reaches_the_caller():
     module, same = pair()
     x, y = data(same, 2)
@@ -243,10 +334,19 @@ def test_torch_attack_says_what_is_missing():
         ([images], "a batch is a Tensor"),
         ([(images, y)], "labels is a ndarray; pass a tensor"),
         ((torch.from_numpy(x), labels), "expected (N, C, H, W)"),
+        ((images.bfloat16(), labels), "images has dtype torch.bfloat16; pass images.float() in"),
+        ((images.byte(), labels), "images has dtype torch.uint8; pass images.float() / 255"),
+        ((images, labels.float()), "labels has dtype torch.float32; pass class indices"),
+        (
+            [(images, labels), (images[..., 1:], labels)],
+            "data has images of shapes (2, 3, 8, 8) and (2, 3, 8, 7); resize",
+        ),
     ]:
         with pytest.raises(ValueError) as caught:
             torch_attack(module, given, eps=0.1)
         assert message in str(caught.value)
+    with pytest.raises(ValueError, match=r"device='cuda' is not an option.*module.to\(device\)"):
+        torch_attack(module, (images, labels), eps=0.1, device="cuda")
     with pytest.raises(ValueError, match="randomized=True"):
         torch_attack(module, (images, labels), eps=0.1, version="rand")
 

@@ -231,7 +231,12 @@ def test_of_several_that_fit_the_usual_one_is_taken_aloud_and_others_by_name():
     _assert_equal(_load(both, PREACT, "state_dict_ema"), averaged)
     with pytest.raises(ValueError, match=r"2 matching sets of weights, 'a', 'b'; choose one"):
         _load({"a": first, "b": second}, PREACT)
-    # One state dict under two names is one.
+    # One state dict under two names is one, and is found under both.
+    shared = {"a": {"net": first}, "b": {"net": first}}
+    _assert_equal(_load(shared, PREACT), _variables(PREACT))
+    _assert_equal(_load(shared, PREACT, "b"), _variables(PREACT))
+    with pytest.raises(ValueError, match="no entry 'c' with tensors; available: 'a.net', 'b.net'"):
+        _load(shared, PREACT, "c")
     _assert_equal(_load({"a": first, "b": dict(first)}, PREACT), _variables(PREACT))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,9 +169,13 @@ def test_the_command_prints_a_table_and_writes_json(workdir, monkeypatch, capsys
     assert lines[-1] == f"written to {workdir / 'evaluation-selected-test.json'}"
 
 
-def test_the_command_writes_where_it_is_told(workdir, tmp_path, monkeypatch):
-    command(monkeypatch, "--workdir", workdir, "--output", tmp_path / "a.json", "--num-steps", 0)
+def test_the_command_writes_where_it_is_told(workdir, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, "--workdir", workdir, "--output", tmp_path / "a.json", "--num-steps", 0,
+            "--log=csv")  # fmt: skip
     assert json.loads((tmp_path / "a.json").read_text())["attack"]["num_steps"] == 0
+    files = capsys.readouterr().out.splitlines()[-1].removeprefix("written to ").split(", ")
+    assert files == [str(tmp_path / "a.json"), str(tmp_path / "a.csv")]
+    assert all(Path(file).is_file() for file in files)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +212,13 @@ def test_summaries_by_hand():
     summary = accuracy.summarize(predictions, labels, ("a", "b", "c"))
     assert (summary["clean"], summary["robust"], summary["images"]) == (75.0, 25.0, 4)
     a, b, c = summary["classes"]
-    assert a == {"class": "a", "images": 1, "clean": 100.0, "robust": 0.0}
-    assert b == {"class": "b", "images": 3, "clean": 100 * (2 / 3), "robust": 100 * (1 / 3)}
-    assert c == {"class": "c", "images": 0, "clean": None, "robust": None}
+    counts = lambda row: {k: v for k, v in row.items() if not k.endswith("_interval")}
+    assert counts(a) == {"class": "a", "images": 1, "clean": 100.0, "robust": 0.0}
+    assert counts(b) == {"class": "b", "images": 3, "clean": 100 * (2 / 3), "robust": 100 * (1 / 3)}
+    assert counts(c) == {"class": "c", "images": 0, "clean": None, "robust": None}
+    for row, ends in ((summary, (30.06, 95.44)), (b, (20.77, 93.85))):  # Wilson's formula by hand
+        np.testing.assert_allclose(row["clean_interval"], ends, atol=0.01)
+    assert (c["clean_interval"], c["robust_interval"]) == (None, None)
     table = accuracy.format_table({"one": summary, "two": summary}, "PGD-20")
     assert table.splitlines()[-1].split() == ["c", "0", "-", "-", "-", "-"]
     assert len({len(line) for line in table.splitlines()[1:]}) == 1

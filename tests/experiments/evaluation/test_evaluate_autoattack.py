@@ -32,6 +32,8 @@ def test_report_of_a_run(finished, tmp_path):
     accuracy = found["accuracy"]
     assert list(accuracy) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
     assert accuracy["clean"] == found["clean"] >= accuracy["square"] == found["robust"]
+    assert list(found["accuracy_interval"]) == list(accuracy)
+    assert found["accuracy_interval"]["square"] == found["robust_interval"]
     assert sum(found["broken_by"].values()) == round(20 * (1 - found["robust"] / 100))
     assert sum(row["images"] for row in found["classes"]) == 20
     assert json.loads(path.read_text()) == json.loads(json.dumps(found))
