@@ -78,13 +78,13 @@ def test_blocks_of_large_images_have_fewer_rows():
 
 
 @pytest.mark.slow
-def test_verdicts_on_large_images_do_not_depend_on_the_batch_size():
+def test_verdicts_on_large_images_do_not_depend_on_the_batch_size(tmp_path):
     images = pictures(3)
     labels = linear(images).argmax(1).astype("int32")
     found = [
         attacks.autoattack(
             jax.random.key(0), linear, images, labels, eps=0.002, num_steps=3, num_queries=20,
-            progress=False, batch_size=batch_size,
+            progress=False, batch_size=batch_size, store=tmp_path / str(batch_size),
         )
         for batch_size in (1, 3)
     ]  # fmt: skip

@@ -110,8 +110,12 @@ class Chunks:
 
     def probe(self, number: int) -> np.ndarray:
         """Logits of the first images, as the attacks see them: a store compares them."""
-        ids = np.arange(min(number, len(self._labels)))
-        return self._logits(self._models, self.problem.images[ids], ids, (Stream.CLEAN, 0))
+        ids, size = np.arange(min(number, len(self._labels))), self._blocks * self._sizes[0]
+        pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
+        look = lambda ids: self._logits(
+            self._models, self.problem.images[ids], ids, (Stream.CLEAN, 0)
+        )
+        return np.concatenate([look(ids) for ids in pieces])
 
     def _logits(
         self,
