@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import scipy.stats
+
+from experiments.run.accuracy import mcnemar
 
 RESAMPLES = 10_000
 
@@ -85,22 +86,6 @@ def bootstrap(change: np.ndarray, resamples: int = RESAMPLES) -> tuple[float, fl
         means[number] = (change[rng.integers(seeds, size=seeds)] @ weights).mean() / images
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
-
-
-def mcnemar(correct: np.ndarray, other: np.ndarray) -> float:
-    """The p-value of McNemar's exact test that two networks have the same accuracy.
-
-    Only images on which they differ count: n01 of n are binomial with probability 1/2.
-
-    Example:
-        >>> flags = np.array([1, 1, 1, 1, 1, 1, 0], bool)
-        >>> mcnemar(flags, np.zeros(7, bool))  # 2 / 2^6
-        0.03125
-    """
-    ahead, behind = int((correct & ~other).sum()), int((other & ~correct).sum())
-    if ahead + behind == 0:
-        return 1.0
-    return float(scipy.stats.binomtest(ahead, ahead + behind).pvalue)
 
 
 def to_markdown(pairs: Iterable[Mapping], names: Mapping[str, str]) -> str:

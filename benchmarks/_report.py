@@ -1,5 +1,6 @@
 """Provenance for every benchmark: options, hardware, versions, commit."""
 
+import json
 import os
 import pathlib
 import re
@@ -43,6 +44,13 @@ def provenance(options) -> dict:
         "options": {name: _short(value) for name, value in vars(options).items()},
         "environment": described | {"command": _short(described["command"])},
     }
+
+
+def save(report: dict, path: str | pathlib.Path | None) -> None:
+    """Writes a report as JSON, if there is a path."""
+    if path:
+        text = json.dumps(report, indent=1) + "\n"
+        pathlib.Path(path).write_text(text, encoding="utf-8")
 
 
 def _short(value):

@@ -12,8 +12,6 @@ reference, exclude it.
 ``--num_steps`` and ``--num_queries`` shorten both.
 """
 
-import json
-import pathlib
 import time
 from typing import Any
 
@@ -27,7 +25,7 @@ from jaxadv.attacks import autoattack
 from . import _torch_resnet
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._reference import run_reference
-from ._report import provenance
+from ._report import provenance, save
 from ._timing import ratio, summary
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -144,8 +142,7 @@ def main(arguments=None) -> dict:
               f"reference {report['reference'][name]:8.1f} s  "
               f"ratio {report['ratio'][name]:5.2f}")  # fmt: skip
     print(f"with compilation: ratio {report['ratio_with_compilation']:.2f}")
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

@@ -17,7 +17,6 @@ pass and of forward pass and gradient in the input.
 """
 
 import functools
-import json
 import pathlib
 import re
 
@@ -28,7 +27,7 @@ from jax.sharding import PartitionSpec
 
 from experiments.cli.options import Parser
 
-from ._report import provenance, use_devices
+from ._report import provenance, save, use_devices
 
 MINIBATCHES = (0, 1, 10, 100)  # before the one that is measured
 AXIS = "batch"
@@ -145,9 +144,7 @@ def main(arguments=None):
     for name, apply in applies.items():
         found["collectives"][name] = collectives(apply, x)
         print(f"{name:12}{found['collectives'][name]}")
-    if options.output:
-        report = provenance(options) | found
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(provenance(options) | found, options.output)
     return found
 
 

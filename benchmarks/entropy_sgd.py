@@ -9,8 +9,6 @@ Both do the same arithmetic on the same minibatches, in alternation. For each n_
 compile time of the scanned program and its number of instructions, which must not grow with n_in.
 """
 
-import json
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -21,7 +19,7 @@ from experiments.cli.options import Parser
 from jaxadv import models, optim, training
 
 from ._programs import adversarial_training
-from ._report import provenance
+from ._report import provenance, save
 from ._timing import alternate, ratio, summary
 
 MODELS = {
@@ -116,8 +114,7 @@ def main(arguments=None) -> dict:
               f"{row['ratio']['median']:5.2f}  compiled in {row['compile_seconds']:5.1f} s, "
               f"{row['instructions']} instructions", flush=True)  # fmt: skip
     report = {**provenance(options), "rows": rows}
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

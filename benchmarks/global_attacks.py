@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cli.options import Parser
+from experiments.cli.options import Parser, integers, names
 from jaxadv import losses, theory
 
 from ._global_table import cell
-from ._report import provenance
+from ._report import provenance, save
 
 RADII = {"linf": 0.2, "l2": 0.5, "l1": 0.8}
 ACTIVATIONS = {"swish": jax.nn.swish, "softplus": jax.nn.softplus}
@@ -101,10 +101,8 @@ def cases(dimensions, norms, activations) -> list[dict]:
 
 def parse(arguments=None):
     """The command line."""
-    numbers = lambda text: [int(part) for part in text.split(",")]
-    names = lambda text: text.split(",")
     parser = Parser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--dimensions", type=numbers, default=[4, 8, 10, 12])
+    parser.add_argument("--dimensions", type=integers, default=[4, 8, 10, 12])
     parser.add_argument("--norms", type=names, default=[*RADII])
     parser.add_argument("--activations", type=names, default=[*ACTIVATIONS])
     parser.add_argument("--seeds", type=int, default=3, help="networks of each case")
@@ -132,8 +130,7 @@ def main(arguments=None) -> dict:
         ]
         print(*case.values(), cell(runs), flush=True)
         report["rows"].append(case | {"runs": runs})
-        if options.output:
-            options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        save(report, options.output)
     return report
 
 

@@ -11,8 +11,6 @@ epoch. `benchmarks.training` and, for AutoAttack, `benchmarks.autoattack` compar
 the same device.
 """
 
-import json
-import pathlib
 import time
 
 import jax
@@ -23,7 +21,7 @@ from experiments.cli.options import Parser
 from jaxadv import models, training
 
 from ._programs import adversarial_training
-from ._report import provenance
+from ._report import provenance, save
 
 MODELS = {
     "preact_resnet18": lambda width, dtype: models.preact_resnet18(10, width=width, dtype=dtype),
@@ -152,8 +150,7 @@ def main(arguments=None) -> dict:
                           flush=True)  # fmt: skip
                 epoch = rows["training step"]["epoch_seconds"]
                 print(f"  {name:16} an epoch of 50,000 images: {epoch:.1f} s", flush=True)
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

@@ -10,8 +10,6 @@ a time, as AutoAttack does on CPU. Radii are so small that every image survives.
 """
 
 import functools
-import json
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -21,7 +19,7 @@ from flax import linen
 from experiments.cli.options import Parser
 from jaxadv import attacks, models
 
-from ._report import provenance
+from ._report import provenance, save
 from ._timing import alternate, ratio, summary
 
 RADII = {"linf": 1e-7, "l2": 1e-6, "l1": 1e-5}
@@ -124,8 +122,7 @@ def main(arguments=None) -> dict:
     size = (options.size, options.size, 3)
     rows = [row for name in options.networks.split(",") for row in measure(options, name, size)]
     report = {**provenance(options), "rows": rows}
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

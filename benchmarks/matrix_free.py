@@ -10,8 +10,6 @@ enough for the dense `jaxadv.theory.attack_jacobian`, in float64, comparing the 
 """
 
 import functools
-import json
-import pathlib
 import time
 
 import jax
@@ -21,7 +19,7 @@ import numpy as np
 from experiments.cli.options import Parser
 from jaxadv import losses, models, theory
 
-from ._report import provenance
+from ._report import provenance, save
 
 
 def parse(arguments=None):
@@ -136,8 +134,7 @@ def main(arguments=None) -> dict:
         print(f"perceptron, {row['parameters']:6,} parameters: dense {seconds['dense']:6.2f} s, "
               f"matrix-free {seconds['matrix-free']:6.2f} s; norms {row['norm_dense']:.8f}, "
               f"{row['norm_matrix_free']:.8f}", flush=True)  # fmt: skip
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

@@ -11,8 +11,6 @@ verdicts. ``--directions`` measures grouped convolutions alone: the convolution 
 the images and in the kernel, in a loop and outside.
 """
 
-import json
-import pathlib
 from typing import Any
 
 import jax
@@ -24,7 +22,7 @@ from experiments.cli.options import Parser
 from jaxadv import attacks, models
 
 from ._checkpoints import load_checkpoint, load_images
-from ._report import provenance
+from ._report import provenance, save
 from ._timing import alternate, ratio, summary
 
 
@@ -305,8 +303,7 @@ def main(arguments=None) -> dict:
 
 def _written(options, found: dict) -> dict:
     report = {**provenance(options), **found}
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

@@ -12,19 +12,18 @@ For checkpoints and images, see ``_checkpoints.py``.
 
 import contextlib
 import itertools
-import json
 import pathlib
 from unittest import mock
 
 import jax
 import numpy as np
 
-from experiments.cli.options import Parser
+from experiments.cli.options import Parser, integers
 from jaxadv.attacks import FAB, apgd, autoattack, fab, pgd
 
 from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
 from ._reference import run_reference
-from ._report import provenance
+from ._report import provenance, save
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -178,7 +177,6 @@ def min_norm(checkpoint, x, y, options) -> dict:
 
 def parse(arguments=None):
     """The command line."""
-    numbers = lambda text: [int(part) for part in text.split(",") if part]
     parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--arch", choices=ARCHITECTURES)
@@ -188,11 +186,11 @@ def parse(arguments=None):
     parser.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"))
     parser.add_argument("--eps", type=float, help="default: the checkpoint's")
     parser.add_argument("--num_queries", type=int, default=5000, help="queries of Square")
-    parser.add_argument("--keys", type=numbers, default=[0, 1, 2], help="jaxadv keys")
+    parser.add_argument("--keys", type=integers, default=[0, 1, 2], help="jaxadv keys")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--reference", help="npz file of verdicts: read if it exists, else written")
-    parser.add_argument("--reference_seeds", type=numbers, default=[0, 1, 2])
-    parser.add_argument("--same_draws", type=numbers, default=[0], help="keys; Linf and L2 only")
+    parser.add_argument("--reference_seeds", type=integers, default=[0, 1, 2])
+    parser.add_argument("--same_draws", type=integers, default=[0], help="keys; Linf and L2 only")
     parser.add_argument("--store", help="folder for saving jaxadv's progress")
     parser.add_argument("--reference_batch", type=int, default=500)
     parser.add_argument("--min_norm", type=int, default=0, help="FAB steps; replaces AutoAttack")
@@ -321,8 +319,7 @@ def main(arguments=None) -> dict:
         print(report["min_norm"])
     else:
         report |= compare(checkpoint, x, y, options)
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

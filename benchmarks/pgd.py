@@ -9,9 +9,6 @@ network and its data. All alternate in one process. Foolbox gets the compiled mo
 times, and the share of images misclassified in the end.
 """
 
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +17,7 @@ from experiments.cli.options import Parser
 from jaxadv.attacks import pgd
 
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
-from ._report import provenance, use_devices
+from ._report import provenance, save, use_devices
 from ._timing import alternate, ratio, summary
 
 
@@ -124,8 +121,7 @@ def main(arguments=None) -> dict:
         against = "" if name == "jaxadv" else f"  ratio {report['ratio'][name]['median']:5.2f}"
         print(f"{name:13} {report['seconds'][name]['median']:8.3f} s  misclassified "
               f"{wrong[name]:6.1%}{against}")  # fmt: skip
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

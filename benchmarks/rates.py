@@ -10,20 +10,18 @@ the product of two square matrices. All calls take turns, PyTorch's too if it is
 """
 
 import importlib.util
-import json
 import os
-import pathlib
 import statistics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cli.options import Parser
+from experiments.cli.options import Parser, integers
 from jaxadv import models
 
 from . import _torch_resnet
-from ._report import provenance
+from ._report import provenance, save
 from ._timing import alternate
 
 LAYOUTS = {"PyTorch": "contiguous_format", "PyTorch, channels last": "channels_last"}
@@ -31,9 +29,8 @@ LAYOUTS = {"PyTorch": "contiguous_format", "PyTorch, channels last": "channels_l
 
 def parse(arguments=None):
     """The command line."""
-    numbers = lambda text: [int(part) for part in text.split(",")]
     parser = Parser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--widths", type=numbers, default=[16, 64], help="of PreActResNet-18")
+    parser.add_argument("--widths", type=integers, default=[16, 64], help="of PreActResNet-18")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--product", type=int, default=2048, help="rows of the matrix product")
@@ -163,9 +160,7 @@ def main(arguments=None) -> dict:
     """Runs the measurement and returns the report it writes."""
     options = parse(arguments)
     report = provenance(options) | {"load_average": os.getloadavg()[0]} | measure(options)
-    if options.output:
-        text = json.dumps(report, indent=1) + "\n"
-        pathlib.Path(options.output).write_text(text, encoding="utf-8")
+    save(report, options.output)
     return report
 
 

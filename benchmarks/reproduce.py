@@ -9,8 +9,6 @@ one compiled call per minibatch, and one device. All run the same minibatches fr
 in alternation; the final parameters are compared.
 """
 
-import json
-import pathlib
 from unittest import mock
 
 import jax
@@ -24,7 +22,7 @@ from experiments.run.devices import data_sharding, everywhere
 from experiments.run.task import Stream, key_for, load_task
 from jaxadv import training
 
-from ._report import provenance
+from ._report import provenance, save
 from ._timing import alternate, ratio, summary
 
 
@@ -116,8 +114,7 @@ def main(arguments=None) -> dict:
             print(f"  {found['median']:5.2f} times as fast as with {name} ({found['least']:.2f} to "
                   f"{found['greatest']:.2f}), parameters {row['parameters_apart'][name]:.1e} apart",
                   flush=True)  # fmt: skip
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

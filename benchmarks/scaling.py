@@ -37,7 +37,7 @@ from jaxadv import models, optim, training
 from jaxadv.attacks import autoattack, pgd
 
 from ._programs import adversarial_training
-from ._report import provenance
+from ._report import provenance, save
 from ._timing import alternate, summary
 
 
@@ -279,7 +279,7 @@ def main(arguments=None) -> dict:
     report |= measure_memory(options) if options.memory else time_sweeps(options)
     if options.output:
         path = pathlib.Path(options.output)
-        path.write_text(json.dumps(report, indent=1))
+        save(report, path)
         if not options.memory:
             figure(report, path)
     return report

@@ -22,7 +22,7 @@ import numpy as np
 from experiments.cli.options import Parser
 from theory.trained_smoothness import design, networks
 
-from ._report import provenance
+from ._report import provenance, save
 from ._timing import ratio, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -123,9 +123,7 @@ def main(arguments=None) -> dict:
         finally:
             subprocess.run([*git, "remove", "--force", str(before)], check=True)
     print({name: report[name] for name in ("seconds", "ratio", "loss")})
-    if options.output:
-        text = json.dumps(report, indent=1) + "\n"
-        pathlib.Path(options.output).write_text(text, encoding="utf-8")
+    save(report, options.output)
     return report
 
 

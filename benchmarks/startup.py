@@ -11,14 +11,13 @@ checks that a whole run compiles no more.)
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
 
 from experiments.cli.options import Parser
 
-from ._report import provenance
+from ._report import provenance, save
 
 
 def parse(arguments=None):
@@ -58,8 +57,7 @@ def main(arguments=None) -> dict:
         total = sum(row["seconds"].values())
         print(f"{name}: {total:6.1f} s ({parts}); {row['compiled']} programs compiled")
     report = {**provenance(options), **found}
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

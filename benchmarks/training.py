@@ -11,9 +11,6 @@ and is reported separately. The PyTorch side is ``_torch_training.py``; ``--chan
 memory format.
 """
 
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +20,7 @@ from experiments.cli.options import Parser
 from jaxadv import models, objectives, optim, training
 
 from . import _torch_resnet
-from ._report import provenance, use_devices
+from ._report import provenance, save, use_devices
 from ._timing import alternate, ratio, summary
 from ._torch_training import Trainer
 
@@ -194,8 +191,7 @@ def main(arguments=None) -> dict:
         own, other = (report["seconds"][label]["median"] for label in pair)
         print(f"{name:6} jaxadv {own:8.3f} s  pytorch {other:8.3f} s  ratio {found['median']:5.2f} "
               f"({found['least']:.2f} to {found['greatest']:.2f})", flush=True)  # fmt: skip
-    if options.output:
-        pathlib.Path(options.output).write_text(json.dumps(report, indent=1))
+    save(report, options.output)
     return report
 
 

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threat",
+        type=str.lower,
         choices=zoo.THREATS,
         help="of the model, if several have its id; default linf",
     )

@@ -25,8 +25,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m experiments.zoo",
         description="RobustBench's models by name: what is published of each, and which ones load.",
     )
-    parser.add_argument("--dataset", choices=zoo.DATASETS, help="only of this data set")
-    parser.add_argument("--threat", choices=zoo.THREATS, help="only of this threat")
+    parser.add_argument(
+        "--dataset", type=str.lower, choices=zoo.DATASETS, help="only of this data set"
+    )
+    parser.add_argument("--threat", type=str.lower, choices=zoo.THREATS, help="only of this one")
     parser.add_argument("--architecture", help="only with this text in the architecture's name")
     parser.add_argument(
         "--loads",

@@ -87,7 +87,7 @@ def _wanted(action: argparse.Action) -> str:
         Path: "A path.",
         None: "A value.",
     }
-    said = kinds.get(action.type) or str(action.type.__doc__)  # pyright: ignore[reportArgumentType]
+    said = kinds.get(action.type) or action.type.__doc__ or "A valid value."  # pyright: ignore
     return f"{said[0].lower()}{said[1:].splitlines()[0].rstrip('.')}"
 
 
@@ -119,6 +119,16 @@ def fraction(text: str) -> float:
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers or fractions with commas between them, such as 0.49,0.48,0.45."""
     return tuple(fraction(part) for part in text.split(","))
+
+
+def integers(text: str) -> list[int]:
+    """Integers with commas between them, such as 16,64."""
+    return [int(part) for part in text.split(",") if part]
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return text.split(",")
 
 
 def folder(text: str) -> Path:

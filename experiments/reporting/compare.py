@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from .. import settings
-from ..run.accuracy import with_interval
+from ..run.accuracy import mcnemar, with_interval
 from ..run.checkpoints import write_atomically
 from ..run.directory import RunDirectory
 from ..run.predictions import load_predictions
@@ -180,7 +179,7 @@ def _agreement(entries: list[Entry]) -> str:
             alone = int(np.sum(right & ~its_right)) if same else ""
             cells.append("" if one == other else alone)
             if same and list(kept).index(one) < list(kept).index(other):
-                tests.append(f"{one} and {other}: p = {_mcnemar(right, its_right):.1g}")
+                tests.append(f"{one} and {other}: p = {mcnemar(right, its_right):.1g}")
         rows.append([one, *cells])
     if len(rows) < 2:
         return ""
@@ -192,19 +191,6 @@ def _agreement(entries: list[Entry]) -> str:
     table = page.table(["", *kept], rows, caption)
     test = f'<p class="note">{page.escape(note)}</p>' if tests else ""
     return f"<h2>Image by image</h2>{table}{test}"
-
-
-def _mcnemar(right: np.ndarray, its_right: np.ndarray) -> float:
-    """How probable so uneven a split of the images that one alone gets right is by chance.
-
-    Example:
-        >>> right = np.arange(5) < 5
-        >>> _mcnemar(right, ~right), _mcnemar(right, right)
-        (0.0625, 1.0)
-    """
-    alone, its_alone = int(np.sum(right & ~its_right)), int(np.sum(its_right & ~right))
-    count = alone + its_alone
-    return float(stats.binomtest(alone, count).pvalue) if count else 1.0
 
 
 def _classes(entries: list[Entry]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy  # loads its parts when they are used
 from tqdm import tqdm
 
 from jaxadv import intervals
@@ -152,3 +153,24 @@ def format_table(results: dict[str, dict], attack: str) -> str:
     if len(results[next(iter(results))]["classes"]) <= _MAX_CLASSES:
         lines += [row(records[0]["class"], records) for records in classes]
     return "\n".join(lines)
+
+
+def mcnemar(correct: np.ndarray, other: np.ndarray) -> float:
+    """The p-value of McNemar's exact test that two models have the same accuracy.
+
+    Only images on which they differ count: how many of them one alone gets right is binomial with
+    probability 1/2.
+
+    Args:
+        correct: whether one model classifies each image correctly, booleans of shape (N,).
+        other: the same of the other model.
+
+    Example:
+        >>> flags = np.array([1, 1, 1, 1, 1, 1, 0], bool)
+        >>> mcnemar(flags, np.zeros(7, bool))  # 2 / 2^6
+        0.03125
+    """
+    ahead, behind = int((correct & ~other).sum()), int((other & ~correct).sum())
+    if ahead + behind == 0:
+        return 1.0
+    return float(scipy.stats.binomtest(ahead, ahead + behind).pvalue)

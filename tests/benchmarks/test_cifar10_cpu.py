@@ -9,6 +9,7 @@ from benchmarks import _pairs, cifar10_cpu, readme_tables
 from experiments import settings
 from experiments.paper import table1
 from experiments.paper.runs import Cell, Row
+from experiments.run import accuracy
 from tests.benchmarks.test_readme_tables import RUN
 
 
@@ -37,7 +38,7 @@ def test_the_bootstrap_feels_that_seeds_differ():
 def test_mcnemar_is_a_fair_coin(ahead, behind, p):
     correct = np.array([True] * ahead + [False] * behind + [True, False])
     other = np.array([False] * ahead + [True] * behind + [True, False])
-    assert _pairs.mcnemar(correct, other) == pytest.approx(p)
+    assert accuracy.mcnemar(correct, other) == pytest.approx(p)
 
 
 def test_only_common_seeds_are_compared():

@@ -15,7 +15,7 @@ def listed(monkeypatch, *words):
 
 
 def test_filters_and_reasons(monkeypatch, capsys):
-    words = ("--dataset=imagenet", "--threat=linf", "--architecture=swin")
+    words = ("--dataset=imagenet", "--threat=Linf", "--architecture=swin")
     listed(monkeypatch, *words, "--loads=false")
     *lines, last = capsys.readouterr().out.splitlines()[1:]
     assert last == "9 of 165 entries; robustbench 1.1.1" and len(lines) == 9

@@ -71,7 +71,7 @@ def chunk_shapes(
 
 
 def cpu_rows(shape: tuple[int, ...]) -> int:
-    """Rows of a block on CPU, a power of two: 8 up to 64x64x3 pixels, 1 from 128x128x3 on."""
+    """Rows of a block on CPU, a power of two: 8 up to 64x64x3 pixels, 1 above 128x128x3."""
     most = max(_CPU_BLOCK // math.prod(shape), 1)
     return min(_CPU_ROWS, 1 << (most.bit_length() - 1))
 

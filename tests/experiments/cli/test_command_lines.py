@@ -69,6 +69,20 @@ def test_every_parser_takes_both_spellings():
         assert (found.data_dir, found.batch_size) == ("a", 3)
 
 
+def test_the_remedy_is_what_the_type_says_of_itself(capsys):
+    parser = options.Parser()
+    parser.add_argument("--widths", type=options.integers)
+    parser.add_argument("--size", type=lambda text: int(text))
+    for word, wanted in (
+        ("--widths=16,b", "integers with commas between them, such as 16,64"),
+        ("--size=b", "a valid value"),
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args([word])
+        name, value = word.split("=")
+        assert capsys.readouterr().err == f"error: {name}={value!r} is not {wanted}\n"
+
+
 @pytest.mark.parametrize("program", ["experiments", "theory", "benchmarks"])
 def test_no_entry_point_has_a_parser_of_its_own(program):
     for path in (ROOT / program).rglob("*.py"):
