@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,3 +91,17 @@ def test_verdicts_on_large_images_do_not_depend_on_the_batch_size(tmp_path):
     ]  # fmt: skip
     np.testing.assert_array_equal(found[0].images, found[1].images)
     assert found[0].robust.tolist() == found[1].robust.tolist()
+
+
+@pytest.mark.slow
+def test_accelerators_keep_the_batch_together():
+    fab = lambda x, y: attacks.fab_targeted(
+        0, linear, x, y, norm="l2", eps=0.1, num_steps=2, num_targets=1
+    )
+    images = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    loops = {}
+    for platform in ("cpu", "cuda", "tpu"):
+        lowered = jax.export.export(jax.jit(fab), platforms=[platform])(images, labels)
+        loops[platform] = lowered.mlir_module().count("stablehlo.while")
+    assert loops == {"cpu": 3, "cuda": 2, "tpu": 2}
