@@ -96,7 +96,7 @@ def test_verdicts_on_large_images_do_not_depend_on_the_batch_size(tmp_path):
 @pytest.mark.slow
 def test_accelerators_keep_the_batch_together():
     fab = lambda x, y: attacks.fab_targeted(
-        0, linear, x, y, norm="l2", eps=0.1, num_steps=2, num_targets=1
+        jax.random.key(0), linear, x, y, norm="l2", eps=0.1, num_steps=2, num_targets=1
     )
     images = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
