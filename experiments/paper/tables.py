@@ -191,8 +191,12 @@ def _main(table: Table, options: argparse.Namespace) -> None:
         }
         if any(curves.values()):
             stem = "curves" if len(rows) == 1 else f"curves-{number + 1}"
-            title = f"{row['dataset']}, scale {scale}" if len(rows) == 1 else row["title"]
-            written += training_curves(curves, output / stem, title=title)
+            done = [run for cell in row["cells"].values() for run in cell["runs"]]
+            model, held_out = (
+                " or ".join(sorted({run[name] for run in done})) for name in ("model", "selection")
+            )
+            title = f"{row['dataset']}, {model}, scale {scale}" if len(rows) == 1 else row["title"]
+            written += training_curves(curves, output / stem, title=title, evaluated_on=held_out)
     print("written: " + ", ".join(str(path) for path in written))
 
 

@@ -161,7 +161,9 @@ def _curves(entries: list[Entry]) -> str:
     rows = {entry.name: entry.rows for entry in entries if entry.rows}
     if not rows:
         return ""
-    picture = page.image(compared_curves(rows), "robust accuracy of the runs against epochs")
+    held_out = sorted({entry.config.selection for entry in entries if entry.config})
+    drawn = compared_curves(rows, evaluated_on=" or ".join(held_out))
+    picture = page.image(drawn, "robust accuracy of the runs against epochs")
     return f"<h2>Curves</h2>{picture}"
 
 

@@ -16,7 +16,7 @@ _UNITS = ((1e9, "billions", 1e9), (1e6, "millions", 1e6), (0, "thousands", 1e3))
 
 
 def training_curves(
-    runs: Mapping[str, Sequence[Sequence[dict]]], path: Path, *, title: str
+    runs: Mapping[str, Sequence[Sequence[dict]]], path: Path, *, title: str, evaluated_on: str
 ) -> list[Path]:
     """Plots robust accuracy against epochs and passes, like the paper's Figure 3.
 
@@ -24,13 +24,14 @@ def training_curves(
         runs: for each method the metrics rows of its runs, from :func:`.passes.counted`.
         path: output path without suffix.
         title: title of the figure.
+        evaluated_on: which images the runs held out, as in `draw_curves`.
 
     Returns:
         The files written: PNG, PDF and JSON.
     """
     data = {label: average(rows) for label, rows in runs.items() if rows}
     with styled():
-        written = save(draw_curves(data, title=title), path)
+        written = save(draw_curves(data, title=title, evaluated_on=evaluated_on), path)
     write_json(path.with_suffix(".json"), data)
     return [*written, path.with_suffix(".json")]
 
@@ -39,7 +40,7 @@ def draw_curves(
     data: Mapping[str, dict],
     *,
     title: str,
-    evaluated_on: str = "selection",
+    evaluated_on: str,
     reference: Mapping[str, ReferenceCurve] | None = None,
 ):
     """Four panels, within :data:`STYLE`: training and held-out images, epochs and passes.
@@ -51,7 +52,7 @@ def draw_curves(
     Args:
         data: results of :func:`average`, by label.
         title: title of the figure; the number of seeds is appended.
-        evaluated_on: images of the right panels.
+        evaluated_on: images of the right panels: "validation" or "test".
         reference: published curves by label; drawn against epochs, up to our last.
 
     Returns:
@@ -136,15 +137,17 @@ def run_curves(rows: Sequence[dict], *, evaluated_on: str, selected_epoch: int |
     return buffer.getvalue()
 
 
-def compared_curves(runs: Mapping[str, Sequence[dict]]) -> bytes:
+def compared_curves(runs: Mapping[str, Sequence[dict]], *, evaluated_on: str) -> bytes:
     """Robust accuracy of single runs against epochs and passes, as PNG bytes.
 
     Args:
         runs: metrics rows from :func:`.passes.counted`, by name.
+        evaluated_on: which images the runs held out, as in `draw_curves`.
     """
     buffer = io.BytesIO()
     with styled():
-        drawn = draw_curves({name: average([rows]) for name, rows in runs.items()}, title="")
+        curves = {name: average([rows]) for name, rows in runs.items()}
+        drawn = draw_curves(curves, title="", evaluated_on=evaluated_on)
         drawn.suptitle("")
         drawn.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()

@@ -212,7 +212,7 @@ def test_passes_are_in_the_unit_that_fits():
         (2e9, "billions", 1e9),
     ):
         rows = [row | {"passes": passes} for row in metrics(1)]
-        panel = draw_curves({"A": average([rows])}, title="t").axes[2]
+        panel = draw_curves({"A": average([rows])}, title="t", evaluated_on="test").axes[2]
         assert panel.get_xlabel() == f"passes of images through the network, {unit}"
         assert panel.lines[0].get_xdata().tolist() == [passes / size]
 
@@ -232,7 +232,7 @@ def test_training_and_selection_images_have_panels_of_their_own():
 def test_more_lines_than_colours_are_refused():
     curves = average([counted(tiny("at"), metrics(1))])
     with pytest.raises(ValueError, match="8 lines to draw"):
-        draw_curves({str(i): curves for i in range(8)}, title="t")
+        draw_curves({str(i): curves for i in range(8)}, title="t", evaluated_on="test")
 
 
 # The published curves
@@ -256,7 +256,9 @@ def test_the_published_curves_lie_under_the_runs_that_they_are_of(monkeypatch, t
 def test_a_reference_is_drawn_as_far_as_the_run_goes():
     curve = reference_curves.CURVES[0]
     rows = counted(tiny("at"), metrics(49))
-    drawn = draw_curves({"AT": average([rows])}, title="t", reference={"AT": curve})
+    drawn = draw_curves(
+        {"AT": average([rows])}, title="t", evaluated_on="test", reference={"AT": curve}
+    )
     train, test = ([line for line in panel.lines if line.get_marker() in "o^"][0]
                    for panel in drawn.axes[:2])  # fmt: skip
     assert test.get_xdata().tolist() == [1, 5, 10]

@@ -403,7 +403,9 @@ def test_curves_of_unequal_length_are_cut_to_what_all_have(tmp_path):
         }
         for e in range(1, length + 1)
     ]
-    written = training_curves({"A": [rows(3), rows(5)]}, tmp_path / "c", title="t")
+    written = training_curves(
+        {"A": [rows(3), rows(5)]}, tmp_path / "c", title="t", evaluated_on="test"
+    )
     assert [path.name for path in written] == ["c.png", "c.pdf", "c.json"]
     data = json.loads((tmp_path / "c.json").read_text())["A"]
     assert data["epoch"] == [1, 2, 3] and data["seconds"] == [1.0, 2.0, 3.0]
