@@ -2,7 +2,7 @@
 
     python -m benchmarks.cifar10_cpu tune       # the short runs that chose the settings
     python -m benchmarks.cifar10_cpu run        # train, attack and record what is missing
-    python -m benchmarks.cifar10_cpu compare    # the tables, from the records
+    python -m benchmarks.cifar10_cpu compare    # the tables and the curves, from the records
 
 Every run is recorded as it ends, in ``benchmarks/results/table1-cifar10-cpu``, with the verdict on
 each test image, so that the table can grow over several sittings: ``compare`` needs the records
@@ -34,6 +34,8 @@ from experiments.evaluation.evaluate import evaluate
 from experiments.paper import table1, table3
 from experiments.paper.runs import Cell, rows_at
 from experiments.paper.tables import mean_std, run_record
+from experiments.reporting import passes
+from experiments.reporting.curves import training_curves
 from experiments.run.directory import RunDirectory, write_json
 from experiments.run.predictions import load_predictions
 from experiments.run.train import train_and_evaluate
@@ -152,9 +154,14 @@ def _machine(report: dict) -> dict:
 
 
 def compare() -> str:
-    """Writes ``table1.json`` and ``comparison.json`` from the records; the second as Markdown."""
+    """Writes ``table1.json``, ``comparison.json`` and the curves from the records.
+
+    Returns:
+        The comparison as Markdown.
+    """
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*-seed*.json"))]
     write_json(RESULTS / "table1.json", _table(records))
+    _draw(records)
     correct = {
         (found["method"], found["run"]["seed"]): {
             name: _pairs.unpack(text) for name, text in found["correct"].items()
@@ -168,6 +175,18 @@ def compare() -> str:
     ]
     write_json(RESULTS / "comparison.json", {"runs": runs, "pairs": pairs})
     return _pairs.to_markdown(pairs, METHODS)
+
+
+def _draw(records: list[dict]) -> None:
+    """Figure 3 from the records: ``curves.json``, PNG and PDF."""
+    [row] = rows_at(table1.TABLE, "cpu", "cifar10")
+    runs: dict[str, list] = {}
+    for method, title in METHODS.items():
+        for found in (record for record in records if record["method"] == method):
+            config = Cell(row, "cpu", method, found["run"]["seed"]).config()
+            runs.setdefault(title, []).append(passes.counted(config, found["metrics"]))
+    title = "cifar10, cifar_convnet, scale cpu"
+    training_curves(runs, RESULTS / "curves", title=title, evaluated_on="validation")
 
 
 def _table(records: list[dict]) -> dict:

@@ -70,7 +70,7 @@ def course(curves: Mapping[str, dict]) -> str:
 
     Args:
         curves: by method, of equal length, as in ``curves.json``: lists by epoch of the mean, least
-            and greatest value over ``n`` seeds.
+            and greatest value over ``n`` seeds, of one seed its value alone.
 
     Example:
         >>> values = {f"{name}_{what}": [1.0, 2.0, 3.0] for name in ("selection_robust",
@@ -82,9 +82,12 @@ def course(curves: Mapping[str, dict]) -> str:
     last = len(first["epoch"]) - 1
     early = (last + 1) // 3 - 1
     epoch = lambda index: f"epoch {first['epoch'][index]} of {first['epoch'][last]}"
-    spread = ", [least, greatest]" if first["n"] > 1 else ""
+    seeds = {c["n"] for c in curves.values()}
+    spread = ", [least, greatest]" if max(seeds) > 1 else ""
+    alike = len(seeds) == 1
+    names = curves if alike else [f"{name}, n={c['n']}" for name, c in curves.items()]
     lines = [
-        _line(f"robust accuracy, %, n={first['n']}{spread}", curves),
+        _line(f"robust accuracy, %{f', n={min(seeds)}' if alike else ''}{spread}", names),
         "|---|" + "---|" * len(curves),
     ]
     for title, name, index in (
@@ -92,11 +95,11 @@ def course(curves: Mapping[str, dict]) -> str:
         (f"held-out images, {epoch(last)}", "selection_robust", last),
         (f"training images, {epoch(last)}", "train_robust", last),
     ):
-        values = (
-            [c[f"{name}_{end}"][index] for end in ("mean", "min", "max")] for c in curves.values()
-        )
-        cells = (f"{m:.1f} [{low:.1f}, {high:.1f}]" for m, low, high in values)
-        lines.append(_line(title, cells if spread else (cell.split()[0] for cell in cells)))
+        cells = []
+        for c in curves.values():
+            mean, low, high = (c[f"{name}_{end}"][index] for end in ("mean", "min", "max"))
+            cells.append(f"{mean:.1f}" + (f" [{low:.1f}, {high:.1f}]" if c["n"] > 1 else ""))
+        lines.append(_line(title, cells))
     return "\n".join(lines)
 
 
@@ -252,7 +255,7 @@ def fill(text: str, results: Path, root: str = "") -> str:
     bodies["cifar10 cpu trials"] = lambda: trials(
         [read(path) for path in sorted((cpu / "tuning").glob("*.json"))], names
     )
-    bodies["cifar10 cpu course"] = lambda: course(read(cpu / "curves.json")["curves"])
+    bodies["cifar10 cpu course"] = lambda: course(read(cpu / "curves.json"))
     bodies["cifar10 cpu pairs"] = lambda: _pairs.to_markdown(
         read(cpu / "comparison.json")["pairs"], names
     )

@@ -61,7 +61,9 @@ def records(folder, methods=("at", "at_ensgd"), seeds=2):
             packed = {name: _pairs.pack(correct) for name in ("clean", "pgd")}
             packed["autoattack"] = _pairs.pack(correct[:4])
             found = {"method": method, "run": run | {"autoattack": 50.0}, "correct": packed}
-            text = json.dumps(found | {"environment": {}})
+            row = dict.fromkeys(("train_robust", "selection_robust"), percent - 50)
+            metrics = [row | {"epoch": n, "step": 10 * n, "seconds": 1.0 * n} for n in (1, 2, 3)]
+            text = json.dumps(found | {"metrics": metrics, "environment": {}})
             (folder / f"{method}-seed{seed}.json").write_text(text)
 
 
@@ -72,6 +74,11 @@ def test_the_tables_come_from_the_records(tmp_path, monkeypatch):
     table = json.loads((tmp_path / "table1.json").read_text())
     assert table["rows"][0]["cells"]["at_ensgd"]["robust"]["mean"] == pytest.approx(68.75)
     assert "AutoAttack on 4 images" in readme_tables.render(table1.TABLE, {"x.json": table})
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert curves["AT"]["n"] == 2 and curves["AT"]["selection_robust_max"] == [12.5] * 3
+    # 10 minibatches of 64: PGD-10 and the update, forward and backward.
+    assert curves["AT+EnSGD"]["passes"] == [n * 10 * 64 * 22 for n in (1, 2, 3)]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_trials_differ_in_what_is_chosen_and_see_other_images_than_the_runs():

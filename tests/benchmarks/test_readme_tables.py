@@ -135,6 +135,13 @@ def test_one_seed_has_no_spread():
     found = readme_tables.course({"AT": {"n": 1, "epoch": [1, 2, 3], **values}})
     assert cells_of(found.splitlines()[0])[0] == "robust accuracy, %, n=1"
     assert found.endswith("| training images, epoch 3 of 3 | 3.0 |")
+    both = {
+        "AT": {"n": 2, "epoch": [1, 2, 3], **values},
+        "B": {"n": 1, "epoch": [1, 2, 3], **values},
+    }
+    lines = readme_tables.course(both).splitlines()
+    assert cells_of(lines[0]) == ["robust accuracy, %, [least, greatest]", "AT, n=2", "B, n=1"]
+    assert cells_of(lines[-1])[1:] == ["3.0 [3.0, 3.0]", "3.0"]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
