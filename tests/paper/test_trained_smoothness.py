@@ -205,6 +205,28 @@ def test_fast_but_continuous_motion_is_no_jump():
     assert branch.largest[0] <= 0.02
 
 
+def valley(params, x, label):
+    """Corners are the maxima; that at 1 ends when theta exceeds 0.5 + 0.01 label, far from others.
+
+    The second coordinate's slope makes the end a slow one in relative terms.
+    """
+    u = x - 0.5
+    return 0.5 * u[0] ** 2 + (0.01 * label - params[0]) * u[0] + 1000.0 * u[1]
+
+
+@pytest.mark.slow
+def test_a_corner_whose_multiplier_vanishes_is_the_end_of_its_branch():
+    attacks, labels = Attacks(valley, "linf", 0.5), np.arange(20)
+    images, start = np.full((20, 2), 0.5), np.ones((20, 2))
+    with jax.enable_x64(True):
+        branch = attacks.follow(np.zeros(1), np.full(1, 0.6), images, labels, start)
+    assert branch.finished.all()
+    ends = 0.5 + 0.01 * labels < 0.6 - 1e-9
+    at_the_end = np.isclose(0.5 + 0.01 * labels, 0.6)
+    assert (branch.jumps == ends)[~at_the_end].all()
+    np.testing.assert_allclose(branch.point[branch.jumps == 0], 1.0)
+
+
 def ridge(params, x, label):
     """An interior maximum at 0.3, nearly flat, beside a higher one at 0.7."""
     hill = lambda place, width: jnp.exp(-jnp.sum((x - place) ** 2) / width)
