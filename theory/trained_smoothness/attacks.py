@@ -22,8 +22,8 @@ APART = 1e-3  # of eps, largest coordinate: nearer points are the same maximum
 # Following a branch: lengths are fractions of the set's diameter, times of the whole step.
 NEAR, SHORTEST, MOST_STEPS = 0.02, 2.0**-20, 240
 CORRECTION = NEAR / 4  # longest Newton step of a correction, which ends at twice NEAR
-# Relative residual of a maximum. Where one is about to end, at a corner beside a valley, corrections
-# end at 1e-9 to 1e-8: what is left to gain is rounding.
+# Relative residual of a maximum. At a corner whose multiplier vanishes corrections end at 1e-9 to
+# 1e-8: what is left to gain is rounding.
 SETTLED = 1e-7
 SHRINKS = 0.75  # motions of a branch shrink at least so much when the piece is halved
 SAME = 1e-3  # an end this close to the optimal attack is that attack
