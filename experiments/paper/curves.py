@@ -59,7 +59,8 @@ class Member(NamedTuple):
         """gamma_A where it differs from the config file."""
         if self.line.gamma_of is None:
             return None
-        return recipes.AWP_GAMMA[self.cell.row.dataset][self.line.gamma_of]
+        found = recipes.awp_gamma(self.cell.row.dataset, self.cell.scale, self.line.gamma_of)
+        return None if found == self.cell.config().awp.gamma else found
 
     def config(self) -> Config:
         """The resolved configuration."""
@@ -100,7 +101,13 @@ def members(
 ) -> list[Member]:
     """The runs of a figure, by seed."""
     row = Row("", dataset, model)
-    return [Member(line, Cell(row, scale, line.method, s)) for s in range(seeds) for line in lines]
+    found: dict[Path, Member] = {}
+    for seed in range(seeds):
+        for line in lines:
+            member = Member(line, Cell(row, scale, line.method, seed))
+            # Where both optimizers have the same gamma_A, lines that differ in it are one run.
+            found.setdefault(member.workdir(), member)
+    return list(found.values())
 
 
 def require(found: Sequence[Member], what: str, remedies: str) -> None:

@@ -180,6 +180,7 @@ AWP_GAMMA = {
     # A fifth of the paper's values, with which the small network stays at chance for some seeds.
     "digits": {"sgd": 0.002, "entropy_sgd": 0.001},
 }
+AWP_GAMMA_CPU = 0.0025  # of scale cpu, by the trials of benchmarks.cifar10_cpu
 AWP_GAMMA_TRADES = 0.005
 # Epochs (of 200) without AWP where the published setup has no warm-up; see above.
 AWP_WARMUP = {"digits": 33}
@@ -187,6 +188,14 @@ AWP_WARMUP = {"digits": 33}
 # "AWP and EntropySGD off for the first 10 epochs" of 200; shorter runs warm up proportionally.
 TRADES_AWP_WARMUP = 10
 WARMUP_OF_EPOCHS = 200
+
+
+def awp_gamma(dataset: str, scale: str, optimizer: str) -> float:
+    """gamma_A of adversarial training; an optimizer without a value of its own has SGD's."""
+    if scale == "cpu":
+        return AWP_GAMMA_CPU
+    by_optimizer = AWP_GAMMA[dataset]
+    return by_optimizer.get(optimizer, by_optimizer["sgd"])
 
 
 def inner_steps(dataset: str, model: str, *, is_trades: bool, awp: bool) -> int | None:

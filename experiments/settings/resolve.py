@@ -100,8 +100,7 @@ def _fill_awp(config: Config) -> None:
         awp.gamma = 0.0
     elif awp.gamma is None:
         is_trades = config.objective == "trades"
-        by_optimizer = recipes.AWP_GAMMA[config.dataset]
-        usual = by_optimizer.get(config.optimizer, by_optimizer["sgd"])
+        usual = recipes.awp_gamma(config.dataset, config.scale, config.optimizer)
         awp.gamma = recipes.AWP_GAMMA_TRADES if is_trades else usual
 
 

@@ -97,6 +97,21 @@ def test_trials_differ_in_what_is_chosen_and_see_other_images_than_the_runs():
         assert cifar10_cpu.TRIAL["seed"] not in range(10)
 
 
+def test_scale_cpu_has_the_settings_that_won_the_trials():
+    best = {}
+    for path in (cifar10_cpu.RESULTS / "tuning").glob("*.json"):
+        trial = json.loads(path.read_text())
+        best.setdefault(trial["method"], []).append(
+            (trial["selection_robust"][-1], trial["settings"])
+        )
+    assert set(best) == set(cifar10_cpu.TRIALS)
+    for method, trials in best.items():
+        assert len(trials) == 3
+        config = dict(settings.flatten(settings.load_config(method, "cpu", "cifar10")))
+        (_, chosen) = max(trials, key=lambda trial: trial[0])
+        assert {name: config[name] for name in chosen} == chosen
+
+
 @pytest.mark.slow
 def test_a_run_is_recorded_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -145,6 +145,12 @@ def test_figure_6_adds_awp_at_the_gamma_of_entropy_sgd(dataset, gamma, model, tm
     assert settings.label(four[3].config()) == f"AWP({gamma:g})+EnSGD"
 
 
+@pytest.mark.parametrize(("dataset", "scale"), [("imagenet", "paper"), ("cifar10", "cpu")])
+def test_figure_6_has_one_run_of_awp_where_all_gammas_are_equal(dataset, scale):
+    found = curves.members(FIGURE6.lines, scale, dataset, None, 2)
+    assert [m.line for m in found] == 2 * list(FIGURE3.lines)
+
+
 @pytest.mark.parametrize("model", [None, "wrn34_10"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_listed_commands_train_the_runs_that_are_looked_for(model, seed):
