@@ -104,31 +104,30 @@ def course(curves: Mapping[str, dict]) -> str:
 
 
 def trials(logs: Sequence[Mapping], names: Mapping[str, str]) -> str:
-    """The trials that chose settings, as Markdown.
+    """The trials that chose settings, as Markdown: a table of rates, and one of gamma_A.
 
     Args:
         logs: the records of ``benchmarks.cifar10_cpu tune``.
         names: titles of the methods.
     """
-    methods = list(dict.fromkeys(log["method"] for log in logs))
-    values = sorted({value for log in logs for value in log["settings"].values()})
-    images = {log["selection_images"] for log in logs}
-    lines = [
-        _line(
-            f"PGD-20, % of {', '.join(map(str, images))} held-out images, n=1",
-            (f"rate {value:g}" for value in values),
-        ),
-        "|---|" + "---|" * len(values),
-    ]
-    for method in methods:
-        found = {
-            value: f"{log['selection_robust'][-1]:.1f}"
-            for log in logs
-            if log["method"] == method
-            for value in log["settings"].values()
-        }
-        lines.append(_line(names[method], (found.get(value, "") for value in values)))
-    return "\n".join(lines)
+    tables: dict[str, list[tuple[str, float, str]]] = {"rate": [], "gamma_A": []}
+    for log in logs:
+        [(field, value)] = log["settings"].items()
+        table = tables["gamma_A" if field == "awp.gamma" else "rate"]
+        table.append((log["method"], value, f"{log['selection_robust'][-1]:.1f}"))
+    images = ", ".join(sorted({str(log["selection_images"]) for log in logs}))
+    lines = []
+    for symbol, rows in tables.items():
+        values = sorted({value for _, value, _ in rows})
+        if not values:
+            continue
+        heads = (f"{symbol} {value:g}" for value in values)
+        lines += ["", _line(f"PGD-20, % of {images} held-out images, n=1", heads)]
+        lines.append("|---|" + "---|" * len(values))
+        for method in dict.fromkeys(method for method, _, _ in rows):
+            found = {value: text for name, value, text in rows if name == method}
+            lines.append(_line(names[method], (found.get(value, "") for value in values)))
+    return "\n".join(lines[1:])
 
 
 def _rows(row: dict, scale: str, methods: Sequence[str]) -> list[str]:
@@ -203,12 +202,14 @@ def _sources(results: Mapping[str, dict]) -> list[str]:
     for link, result in results.items():
         cells = [cell for row in result["rows"] for cell in row["cells"].values()]
         runs = [run for cell in cells for run in cell["runs"]]
-        every = lambda name, runs=runs: ", ".join(sorted({str(run[name]) for run in runs}))
+        every = lambda name, joint=", ", runs=runs: joint.join(
+            sorted({str(run[name]) for run in runs})
+        )
         if runs:
             dirty = " (+: with uncommitted changes)" * ("+" in every("commit"))
             lines.append(
                 f"* [{link.removeprefix('../')}]({link}): commit {every('commit')}{dirty}; "
-                f"{every('device')}; {every('precision')}; {every('test_images')} test images, "
+                f"{every('device', ' and ')}; {every('precision')}; {every('test_images')} test images, "
                 f"checkpoint selected on {every('selection')} images."
             )
     return lines

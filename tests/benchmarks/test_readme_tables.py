@@ -127,6 +127,11 @@ def test_trials_stand_under_their_rates():
     head, _, at, ensgd = readme_tables.trials(logs, {"at": "A", "at_ensgd": "B"}).splitlines()
     assert cells_of(head) == ["PGD-20, % of 9 held-out images, n=1", "rate 0.03", "rate 0.1"]
     assert (cells_of(at), cells_of(ensgd)) == (["A", "30.0", "20.0"], ["B", "", "40.0"])
+    logs.append(log("awp", 0.1, 25.0) | {"settings": {"awp.gamma": 0.005}})
+    names = {"at": "A", "at_ensgd": "B", "awp": "C"}
+    blank, head, _, awp = readme_tables.trials(logs, names).splitlines()[4:]
+    assert not blank and cells_of(head)[1:] == ["gamma_A 0.005"]
+    assert cells_of(awp) == ["C", "25.0"]
 
 
 def test_one_seed_has_no_spread():
