@@ -45,8 +45,9 @@ width 16) are on the same side; "contradicted" if the base setting is against it
 otherwise. Six hypotheses at 95 % are not corrected for their number.
 
 The attacks are checked by the monotonicity audit (formulas A.9, MON), each image by itself: a
-violation proves that an attack was no global maximum. After the union of candidates it can't fail
-for the two ends of a step, so it is reported before it too, for one start and for one end's starts.
+violation proves that an attack was no global maximum. After the ends have exchanged candidates
+until none leads to a better attack it can't fail for the two ends of a step, so it is reported
+before it too, for one start and for one end's starts.
 If one start shows no violations, the audit proves nothing; if one end's starts show as many, the
 search is too weak and no hypothesis counts.
 """

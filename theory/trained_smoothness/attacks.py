@@ -20,7 +20,7 @@ ASCENT_STEPS, PROJECTION_ROUNDS = 100, 8
 APART = 1e-3  # of eps, largest coordinate: nearer points are the same maximum
 
 # Following a branch: lengths are fractions of the set's diameter, times of the whole step.
-NEAR, SHORTEST, MOST_STEPS = 0.02, 2.0**-20, 240
+NEAR, SHORTEST, MOST_STEPS = 0.02, 2.0**-20, 1000
 CORRECTION = NEAR / 4  # longest Newton step of a correction, which ends at twice NEAR
 # Relative residual of a maximum. At a corner whose multiplier vanishes corrections end at 1e-9 to
 # 1e-8: what is left to gain is rounding.

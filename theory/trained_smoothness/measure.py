@@ -16,6 +16,7 @@ from .networks import network, unraveler
 LANCZOS_STEPS = 12
 FAR = 0.25  # of the diameter
 SEGMENT_POINTS = 17
+EXCHANGES = 8  # rounds of candidates between the ends, at most
 
 
 class Probe:
@@ -127,18 +128,30 @@ class Probe:
         return row
 
     def _united(self, ends, own, x, labels):
-        """The best two maxima at every end, from the candidates of all ends."""
+        """The best two maxima at every end, and the best one's residuals.
+
+        The ends exchange candidates until no end's best attack leads to a better one at another:
+        climbing and Newton's steps find maxima that the first pool did not have.
+        """
         pool = np.concatenate([self.attacks.distinct(found).points for found in own], axis=1)
-        union, residuals = [], []
-        for end, found in zip(ends, own, strict=True):
-            warm = self.attacks.climb(end, x, labels, pool)
-            every = Maxima(
-                *(np.concatenate(pair, axis=1) for pair in zip(found, warm, strict=True))
-            )
-            best, residual = self.attacks.best(end, x, labels, every)
-            union.append(best)
-            residuals.append(residual)
-        return union, np.array(residuals)
+        found, rounds = own, 0
+        while True:
+            rounds += 1
+            warm = [self.attacks.climb(end, x, labels, pool) for end in ends]
+            found = [
+                Maxima(*(np.concatenate(pair, axis=1) for pair in zip(*both, strict=True)))
+                for both in zip(found, warm, strict=True)
+            ]
+            polished = [
+                self.attacks.best(end, x, labels, every)
+                for end, every in zip(ends, found, strict=True)
+            ]
+            union = [best for best, _ in polished]
+            pool = np.stack([best.points[:, 0] for best in union], axis=1)
+            again = [self.attacks.climb(end, x, labels, pool).values.max(1) for end in ends]
+            gains = [new - best.values[:, 0] for new, best in zip(again, union, strict=True)]
+            if np.max(gains) <= 1e-9 or rounds == EXCHANGES:
+                return union, np.array([residual for _, residual in polished])
 
     def _searches(self, own, union, residuals) -> dict[str, Any]:
         """What one start and one end's starts missed, and the gaps to the second maximum."""
