@@ -209,8 +209,8 @@ def _sources(results: Mapping[str, dict]) -> list[str]:
             dirty = " (+: with uncommitted changes)" * ("+" in every("commit"))
             lines.append(
                 f"* [{link.removeprefix('../')}]({link}): commit {every('commit')}{dirty}; "
-                f"{every('device', ' and ')}; {every('precision')}; {every('test_images')} test images, "
-                f"checkpoint selected on {every('selection')} images."
+                f"{every('device', ' and ')}; {every('precision')}; {every('test_images')} test "
+                f"images, checkpoint selected on {every('selection')} images."
             )
     return lines
 
