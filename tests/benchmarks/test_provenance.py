@@ -18,10 +18,6 @@ UNCOMMITTED = {
     "parity_mnist_1000.json",
     "parity_mnist_10000.json",
     "parity_pgd40.json",
-    "table1-cifar10-laptop/report-at-seed0.json",
-    "table1-cifar10-laptop/report-at_ensgd-seed0.json",
-    "table1-cifar10-laptop/table1.json",
-    "table1-cifar10-laptop/table1.md",
 }
 PAGES = ["README.md", "docs/results.md", "docs/autoattack.md", "docs/scale.md",
          "benchmarks/README.md"]  # fmt: skip
