@@ -32,7 +32,7 @@ from experiments.cli import process
 from experiments.cli.options import Parser, folder
 from experiments.evaluation.evaluate import evaluate
 from experiments.paper import table1, table3
-from experiments.paper.runs import Cell, rows_at
+from experiments.paper.runs import Cell, Table, rows_at
 from experiments.paper.tables import mean_std, run_record
 from experiments.reporting import passes
 from experiments.reporting.curves import training_curves
@@ -154,13 +154,14 @@ def _machine(report: dict) -> dict:
 
 
 def compare() -> str:
-    """Writes ``table1.json``, ``comparison.json`` and the curves from the records.
+    """Writes ``table1.json``, ``table3.json``, ``comparison.json`` and the curves of the records.
 
     Returns:
         The comparison as Markdown.
     """
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*-seed*.json"))]
-    write_json(RESULTS / "table1.json", _table(records))
+    write_json(RESULTS / "table1.json", _table(records, table1.TABLE))
+    write_json(RESULTS / "table3.json", _table(records, table3.TABLE))
     _draw(records)
     correct = {
         (found["method"], found["run"]["seed"]): {
@@ -181,7 +182,7 @@ def _draw(records: list[dict]) -> None:
     """Figure 3 from the records: ``curves.json``, PNG and PDF."""
     [row] = rows_at(table1.TABLE, "cpu", "cifar10")
     runs: dict[str, list] = {}
-    for method, title in METHODS.items():
+    for method, title in table1.TABLE.methods.items():
         for found in (record for record in records if record["method"] == method):
             config = Cell(row, "cpu", method, found["run"]["seed"]).config()
             runs.setdefault(title, []).append(passes.counted(config, found["metrics"]))
@@ -189,22 +190,22 @@ def _draw(records: list[dict]) -> None:
     training_curves(runs, RESULTS / "curves", title=title, evaluated_on="validation")
 
 
-def _table(records: list[dict]) -> dict:
+def _table(records: list[dict], table: Table) -> dict:
     """The records in the form of :func:`experiments.paper.tables.collect`."""
-    by_method = {m: [r["run"] for r in records if r["method"] == m] for m in table1.TABLE.methods}
+    by_method = {m: [r["run"] for r in records if r["method"] == m] for m in table.methods}
     names = ("robust", "autoattack", "clean", "robust_last", "clean_last")
     cells = {
         method: {"runs": runs} | {name: mean_std([r[name] for r in runs]) for name in names}
         for method, runs in by_method.items()
     }
-    [row] = rows_at(table1.TABLE, "cpu", "cifar10")
+    [row] = rows_at(table, "cpu", "cifar10")
     return {
-        "table": 1,
+        "table": table.number,
         "scale": "cpu",
-        "columns": dict(table1.TABLE.methods),
+        "columns": dict(table.methods),
         "rows": [{"title": row.title, "dataset": row.dataset, "attack": row.attack}
                  | {"cells": cells, "paper": {}}],
-        "paper": {paper.title: dict(paper.paper) for paper in table1.TABLE.rows},
+        "paper": {paper.title: dict(paper.paper) for paper in table.rows},
         "missing": [],
         "missing_autoattack": [],
         "environment": records[-1]["environment"] if records else {},

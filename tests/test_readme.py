@@ -166,7 +166,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
     found = []
     for page, text in PAGES.items():
         code = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        lines = [line for block in code for line in block.splitlines()]
+        lines = [line for block in code for line in block.replace("\\\n", " ").splitlines()]
         lines += [" ".join(words.split()) for words in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
         for line in lines:
             words = shlex.split(line.partition(" #")[0]) if "python -m " in line else []

@@ -74,6 +74,9 @@ def test_the_tables_come_from_the_records(tmp_path, monkeypatch):
     table = json.loads((tmp_path / "table1.json").read_text())
     assert table["rows"][0]["cells"]["at_ensgd"]["robust"]["mean"] == pytest.approx(68.75)
     assert "AutoAttack on 4 images" in readme_tables.render(table1.TABLE, {"x.json": table})
+    second = json.loads((tmp_path / "table3.json").read_text())
+    assert second["table"] == 3 and "at_2nd_ensgd" in second["columns"]
+    assert second["rows"][0]["cells"]["at_ensgd"] == table["rows"][0]["cells"]["at_ensgd"]
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert curves["AT"]["n"] == 2 and curves["AT"]["selection_robust_max"] == [12.5] * 3
     # 10 minibatches of 64: PGD-10 and the update, forward and backward.
