@@ -14,8 +14,9 @@ under PGD-20 on 1,000 held-out training images after the last epoch won. The tri
 seed, hence other held-out images, than the runs. (Every trial ends, as runs do, with a report on
 500 test images; the choice does not use it.) AT and AT+EnSGD choose the rate of the steps that
 follow gradients, EntropySGD's inner one, among the same three; its outer step is that of the scale
-"laptop". Trials are short, so they favour large rates. EntropySGD's second-order form has the
-settings of the first-order one, as in the paper.
+"laptop". AWP and AWP+EnSGD, with these rates, choose gamma_A among the same three. Trials are
+short, so they favour large rates. EntropySGD's second-order form has the settings of the
+first-order one, as in the paper.
 
 The radius of the training attack grows from 0 over the first epoch, for every method
 (`config.threat.warmup`): without it this network stays at chance for hundreds of updates.

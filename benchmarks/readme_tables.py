@@ -106,6 +106,8 @@ def course(curves: Mapping[str, dict]) -> str:
 def trials(logs: Sequence[Mapping], names: Mapping[str, str]) -> str:
     """The trials that chose settings, as Markdown: a table of rates, and one of gamma_A.
 
+    Each accuracy has the 95 % Wilson interval over its held-out images.
+
     Args:
         logs: the records of ``benchmarks.cifar10_cpu tune``.
         names: titles of the methods.
@@ -114,7 +116,8 @@ def trials(logs: Sequence[Mapping], names: Mapping[str, str]) -> str:
     for log in logs:
         [(field, value)] = log["settings"].items()
         table = tables["gamma_A" if field == "awp.gamma" else "rate"]
-        table.append((log["method"], value, f"{log['selection_robust'][-1]:.1f}"))
+        text = accuracy.with_interval(log["selection_robust"][-1], log["selection_images"], 1)
+        table.append((log["method"], value, text))
     images = ", ".join(sorted({str(log["selection_images"]) for log in logs}))
     lines = []
     for symbol, rows in tables.items():

@@ -120,18 +120,19 @@ def test_files_are_found_and_the_text_round_them_is_kept(tmp_path):
 
 def test_trials_stand_under_their_rates():
     log = lambda method, rate, last: {
-        "method": method, "settings": {"rate": rate}, "selection_images": 9,
+        "method": method, "settings": {"rate": rate}, "selection_images": 10,
         "selection_robust": [50.0, last],
     }  # fmt: skip
     logs = [log("at", 0.1, 20.0), log("at", 0.03, 30.0), log("at_ensgd", 0.1, 40.0)]
     head, _, at, ensgd = readme_tables.trials(logs, {"at": "A", "at_ensgd": "B"}).splitlines()
-    assert cells_of(head) == ["PGD-20, % of 9 held-out images, n=1", "rate 0.03", "rate 0.1"]
-    assert (cells_of(at), cells_of(ensgd)) == (["A", "30.0", "20.0"], ["B", "", "40.0"])
-    logs.append(log("awp", 0.1, 25.0) | {"settings": {"awp.gamma": 0.005}})
+    assert cells_of(head) == ["PGD-20, % of 10 held-out images, n=1", "rate 0.03", "rate 0.1"]
+    assert cells_of(at) == ["A", "30.0 [10.8, 60.3]", "20.0 [5.7, 51.0]"]
+    assert cells_of(ensgd) == ["B", "", "40.0 [16.8, 68.7]"]
+    logs.append(log("awp", 0.1, 50.0) | {"settings": {"awp.gamma": 0.005}})
     names = {"at": "A", "at_ensgd": "B", "awp": "C"}
     blank, head, _, awp = readme_tables.trials(logs, names).splitlines()[4:]
     assert not blank and cells_of(head)[1:] == ["gamma_A 0.005"]
-    assert cells_of(awp) == ["C", "25.0"]
+    assert cells_of(awp) == ["C", "50.0 [23.7, 76.3]"]
 
 
 def test_one_seed_has_no_spread():

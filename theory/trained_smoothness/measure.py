@@ -134,10 +134,10 @@ class Probe:
         climbing and Newton's steps find maxima that the first pool did not have.
         """
         pool = np.concatenate([self.attacks.distinct(found).points for found in own], axis=1)
+        warm = [self.attacks.climb(end, x, labels, pool) for end in ends]
         found, rounds = own, 0
         while True:
             rounds += 1
-            warm = [self.attacks.climb(end, x, labels, pool) for end in ends]
             found = [
                 Maxima(*(np.concatenate(pair, axis=1) for pair in zip(*both, strict=True)))
                 for both in zip(found, warm, strict=True)
@@ -148,8 +148,10 @@ class Probe:
             ]
             union = [best for best, _ in polished]
             pool = np.stack([best.points[:, 0] for best in union], axis=1)
-            again = [self.attacks.climb(end, x, labels, pool).values.max(1) for end in ends]
-            gains = [new - best.values[:, 0] for new, best in zip(again, union, strict=True)]
+            warm = [self.attacks.climb(end, x, labels, pool) for end in ends]
+            gains = [
+                new.values.max(1) - best.values[:, 0] for new, best in zip(warm, union, strict=True)
+            ]
             if np.max(gains) <= 1e-9 or rounds == EXCHANGES:
                 return union, np.array([residual for _, residual in polished])
 
