@@ -57,6 +57,17 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
+def mflop(model, x) -> dict[str, float]:
+    """Operations an image of a forward pass, and of the backward pass to the images."""
+    images = jax.numpy.asarray(x)
+    count: Any = lambda function: jax.jit(function).lower(images).cost_analysis()
+    forward = count(model)["flops"]
+    total: Any = lambda images: model(images).sum()
+    both = count(jax.grad(total))["flops"]
+    passes = {"forward": forward, "backward": both - forward}
+    return {name: float(flops) / len(x) / 1e6 for name, flops in passes.items()}
+
+
 def main(arguments=None) -> dict:
     """Runs both and returns the report it writes."""
     options = parse(arguments)
@@ -136,6 +147,7 @@ def main(arguments=None) -> dict:
         "reference_accuracy": {name: float(v.mean()) for name, v in verdicts.items()},
         "agreement": float(np.mean(result.robust == verdicts["square"])),
         "evaluations": {name: cost._asdict() for name, cost in result.evaluations.items()},
+        "mflop_of_a_pass": mflop(model, x[:8]),
     }
     for name in (*ATTACKS, "total"):
         print(f"{name:9} jaxadv {report['running'][name]:8.1f} s  "

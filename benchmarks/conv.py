@@ -1,19 +1,13 @@
 """The convolution of `jaxadv.models` against JAX's native one, in and out of loops.
 
-    python benchmarks/conv.py            # about 4 minutes on 2 cores
-    python benchmarks/conv.py --quick    # tiny sizes, seconds; writes only with --output
+    python -m benchmarks.conv            # minutes on 2 cores; writes results/conv_cpu.json
+    python -m benchmarks.conv --quick    # tiny sizes, seconds; writes only with --output
 
-Times are the minimum over several interleaved repeats; trust the ratios, not the milliseconds.
-Writes benchmarks/results/conv_cpu.json.
+Milliseconds are of one convolution, or of one step of a network; trust the ratios.
 """
 
-import json
-import os
 import pathlib
-import platform
-import subprocess
-import sys
-import time
+import re
 from typing import Any
 
 import jax
@@ -21,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-import jaxadv
 from experiments.cli.options import Parser
 from jaxadv import models
+
+from ._report import provenance, save
+from ._timing import alternate, ratio, summary
 
 SHAPES = [  # batch, image size, channels in, channels out, kernel, stride
     (64, 32, 16, 16, 3, 1),
@@ -40,17 +36,19 @@ OUTPUT = pathlib.Path(__file__).parent / "results" / "conv_cpu.json"
 
 
 def compare(functions, args, calls, repeats):
-    """Minimum milliseconds per call of each function; repeats are interleaved."""
+    """Milliseconds a call of each function, and how many times as fast explicit gradients are."""
     compiled = {name: jax.jit(f).lower(*args).compile() for name, f in functions.items()}
-    times = {name: [] for name in functions}
-    for f in compiled.values():
-        jax.block_until_ready(f(*args))
-    for _ in range(repeats):
-        for name, f in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(f(*args))
-            times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * min(t) / calls[name] for name, t in times.items()}
+    times = alternate(
+        {name: lambda f=f: jax.block_until_ready(f(*args)) for name, f in compiled.items()},
+        repeats,
+    )
+    each = {name: [1e3 * t / calls[name] for t in times[name]] for name in functions}
+    ratios = {
+        re.sub("explicit,? ?", "", name) or "once":
+            ratio(each, name, name.replace("explicit", "native"))
+        for name in each if "explicit" in name and name.replace("explicit", "native") in each
+    }  # fmt: skip
+    return {"ms": summary(each), "ratio": ratios}
 
 
 def convolution(shape, repeats, length=2):
@@ -132,36 +130,8 @@ def network(width, batch, size, blocks, repeats, steps=5):
         if mode == "explicit":  # native takes minutes
             functions[f"SGD, {mode}, rolled"] = sgd_rolled
     args = (variables["params"], x)
-    times = compare(functions, args, dict.fromkeys(functions, steps), repeats)
-    return {"width": width, "batch": batch, "image_size": size, "ms_per_step": times}
-
-
-def provenance():
-    """The provenance of the numbers."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=pathlib.Path(__file__).parent,
-    ).stdout.strip()
-    cpu = platform.processor() or platform.machine()
-    if pathlib.Path("/proc/cpuinfo").exists():
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), cpu)
-    return {
-        "command": "python " + " ".join(["benchmarks/conv.py", *sys.argv[1:]]),
-        "commit": commit,
-        "hardware": f"{cpu}, {os.cpu_count()} cores",
-        "load_average": os.getloadavg()[0],
-        "platform": jax.default_backend(),
-        "precision": "float32",
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {
-            "jax": jax.__version__,
-            "jaxadv": jaxadv.__version__,
-            "python": platform.python_version(),
-        },
-    }
+    found = compare(functions, args, dict.fromkeys(functions, steps), repeats)
+    return {"width": width, "batch": batch, "image_size": size, **found}
 
 
 def main():
@@ -170,29 +140,23 @@ def main():
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--output", type=pathlib.Path, help=f"default {OUTPUT.name}")
     options = parser.parse_args()
-    repeats = 2 if options.quick else 3
-    report: dict[str, Any] = {**provenance(), "convolutions": [], "networks": []}
-    print(f"{'':34}{'out of a loop':>22}{'in a loop':>22}{'native/explicit':>18}")
-    print(f"{'':34}{'native':>11}{'explicit':>11}{'native':>11}{'explicit':>11}{'in a loop':>18}")
+    repeats = 2 if options.quick else 5
+    report: dict[str, Any] = {**provenance(options), "convolutions": [], "networks": []}
     for shape in QUICK if options.quick else SHAPES:
         row = convolution(shape, repeats)
         report["convolutions"].append({"shape": shape, **row})
-        for what in ("forward", "input gradient", "kernel gradient"):
-            t = row[what]
-            cells = [t[m] for m in ("native", "explicit", "native in a loop", "explicit in a loop")]
-            ratio = t["native in a loop"] / t["explicit in a loop"]
-            numbers = "".join(f"{c:11.2f}" for c in cells)
-            print(f"{shape!s:17}{what:17}{numbers}{ratio:18.1f}", flush=True)
+        for what, found in row.items():
+            _show(f"{shape} {what}", found)
     settings = (2, 4, 8, (1, 1)) if options.quick else (16, 64, 32, (2, 2, 2, 2))
-    result = network(*settings, repeats)
-    report["networks"].append(result)
-    print(f"\nPreActResNet, width {settings[0]}, batch {settings[1]}: ms per step")
-    for name, t in result["ms_per_step"].items():
-        print(f"  {name:30}{t:10.1f}", flush=True)
-    output = options.output or (None if options.quick else OUTPUT)
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=1) + "\n")
+    report["networks"].append(network(*settings, repeats))
+    _show(f"PreActResNet-18 of width {settings[0]}, a step", report["networks"][-1])
+    save(report, options.output or (None if options.quick else OUTPUT))
+
+
+def _show(title: str, found: dict) -> None:
+    ms = ", ".join(f"{name} {row['median']:.2f}" for name, row in found["ms"].items())
+    ratios = ", ".join(f"{name} {row['median']:.1f}" for name, row in found["ratio"].items())
+    print(f"{title}: ms {ms}; native/explicit {ratios}", flush=True)
 
 
 if __name__ == "__main__":

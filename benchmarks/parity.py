@@ -5,21 +5,18 @@ r"""Compares jaxadv's AutoAttack with the reference, attack by attack and image 
 The reference is the package ``pyautoattack`` (PyTorch), the version is "standard". It runs once per
 seed, and once per key with the start noise that jaxadv draws from that key: in the latter case the
 two agree up to rounding before Square, while runs with different random numbers show the natural
-variation. ``--reference=FILE.npz`` saves the reference's verdicts for reuse. ``--min_norm`` instead
-prints medians of the norms that FAB finds, ``--pgd_steps`` what PGD without random start breaks.
-For checkpoints and images, see ``_checkpoints.py``.
+variation. ``--reference=FILE.npz`` saves the reference's verdicts for reuse. For checkpoints and
+images, see ``_checkpoints.py``; for single attacks, ``single_attacks.py``.
 """
 
-import contextlib
 import itertools
 import pathlib
-from unittest import mock
 
 import jax
 import numpy as np
 
 from experiments.cli.options import Parser, integers
-from jaxadv.attacks import FAB, apgd, autoattack, fab, pgd
+from jaxadv.attacks import autoattack
 
 from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
 from ._reference import run_reference
@@ -131,50 +128,6 @@ def spread(own: dict[str, dict], others: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def min_norm(checkpoint, x, y, options) -> dict:
-    """Norms of the perturbations that untargeted FAB finds on the correctly classified images.
-
-    With ``options.first_alpha``, reproduces the bug in the code behind advertorch's figures: all
-    images of a batch of 100 use the bias of the first correctly classified one. (The AutoAttack
-    repository fixed it in October 2020.)
-    """
-    model, norms, correct = jax_model(checkpoint), [], []
-    size = options.batch_size or (100 if options.first_alpha else 256)
-    own, change = FAB.bias, contextlib.nullcontext()
-    if options.first_alpha:
-        first = lambda self, *parts: jax.numpy.full_like(parts[0], own(self, *parts)[0])
-        change = mock.patch.object(FAB, "bias", first)
-    for start in range(0, len(y), size):
-        part = slice(start, start + size)
-        indices = jax.numpy.arange(len(y))[part]
-        good = np.asarray(model(x[part]).argmax(1) == y[part])
-        correct.append(good)
-        # The first image must be classified correctly; the others are put in place below.
-        order = np.argsort(~good, kind="stable")
-        with change:
-            found = fab(
-                jax.random.key(options.keys[0]),
-                model,
-                x[part][order],
-                y[part][order],
-                norm=options.norm,
-                eps=options.eps,
-                num_steps=options.min_norm,
-                indices=indices[order],
-            )
-        norms.append(np.asarray(found.norms)[np.argsort(order)])
-    norms = np.concatenate(norms)[np.concatenate(correct)]
-    finite = norms[np.isfinite(norms)]
-    return {
-        "norm": options.norm,
-        "found": float(len(finite) / len(norms)),
-        "median": float(np.median(finite)),
-        "mean": float(finite.mean()),
-        "std": float(finite.std()),
-        "greatest": float(finite.max()),
-    }
-
-
 def parse(arguments=None):
     """The command line."""
     parser = Parser(description=str(__doc__).split("\n")[0])
@@ -193,87 +146,9 @@ def parse(arguments=None):
     parser.add_argument("--same_draws", type=integers, default=[0], help="keys; Linf and L2 only")
     parser.add_argument("--store", help="folder for saving jaxadv's progress")
     parser.add_argument("--reference_batch", type=int, default=500)
-    parser.add_argument("--min_norm", type=int, default=0, help="FAB steps; replaces AutoAttack")
-    parser.add_argument(
-        "--first_alpha",
-        action="store_true",
-        help="with --min_norm: reproduce the bug of FAB's first version",
-    )
-    parser.add_argument(
-        "--apgd_runs",
-        type=int,
-        default=0,
-        help="only compare this many independent runs of APGD-CE",
-    )
-    parser.add_argument("--pgd_steps", type=int, default=0, help="PGD steps; replaces AutoAttack")
-    parser.add_argument("--pgd_step_size", type=float, default=0.01)
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
-
-
-def pgd_rate(checkpoint, x, y, options) -> dict:
-    """Clean accuracy, and how many images PGD without random start breaks."""
-    model = jax_model(checkpoint)
-    predict = jax.jit(lambda images: model(images).argmax(1))
-    correct, wrong, size = [], [], options.batch_size or 256
-    for start in range(0, len(y), size):
-        part = slice(start, start + size)
-        found = pgd(
-            jax.random.key(0),
-            model,
-            jax.numpy.asarray(x[part]),
-            jax.numpy.asarray(y[part]),
-            norm=options.norm,
-            eps=options.eps,
-            step_size=options.pgd_step_size,
-            num_steps=options.pgd_steps,
-            init="zero",
-        )
-        correct.append(np.asarray(predict(x[part])) == y[part])
-        wrong.append(np.asarray(predict(found)) != y[part])
-    good, bad = np.concatenate(correct), np.concatenate(wrong)
-    return {
-        "clean": float(good.mean()),
-        "misclassified": float(bad.mean()),
-        "broken_of_correct": float(bad[good].mean()),
-    }
-
-
-def first_attack(checkpoint, x, y, options) -> dict:
-    """Accuracy after only APGD-CE, over independent runs of both: is the difference chance?"""
-    model, torch_fn = jax_model(checkpoint), torch_model(checkpoint)
-    size, found = options.batch_size or 250, {"jaxadv": [], "reference": []}
-    for run in range(options.apgd_runs):
-        wrong = [
-            apgd(
-                jax.random.key(run),
-                model,
-                x[start : start + size],
-                y[start : start + size],
-                norm=options.norm,
-                eps=options.eps,
-                indices=jax.numpy.arange(start, min(start + size, len(y))),
-            ).robust
-            for start in range(0, len(y), size)
-        ]
-        found["jaxadv"].append(float(np.concatenate(wrong).mean()))
-        verdicts, _ = run_reference(
-            torch_fn,
-            x,
-            y,
-            norm=options.norm,
-            eps=options.eps,
-            seed=run,
-            batch_size=options.reference_batch,
-            attacks=ATTACKS[:1],
-        )
-        found["reference"].append(float(verdicts["apgd-ce"].mean()))
-        print({name: f"{values[-1]:.2%}" for name, values in found.items()}, flush=True)
-    for name, values in found.items():
-        mean, deviation = np.mean(values), np.std(values, ddof=1)
-        print(f"{name:10} {mean:7.2%} +- {deviation:.2%} over {len(values)} runs")
-    return found
 
 
 def compare(checkpoint, x, y, options) -> dict:
@@ -308,17 +183,7 @@ def main(arguments=None) -> dict:
     options.eps = checkpoint.eps if options.eps is None else options.eps
     x, y = load_images(options.data or checkpoint.dataset, options.number)
     x, y = x[:: options.every], y[:: options.every]
-    report: dict = provenance(options)
-    if options.pgd_steps:
-        report["pgd"] = pgd_rate(checkpoint, x, y, options)
-        print(report["pgd"])
-    elif options.apgd_runs:
-        report["apgd-ce"] = first_attack(checkpoint, x, y, options)
-    elif options.min_norm:
-        report["min_norm"] = min_norm(checkpoint, x, y, options)
-        print(report["min_norm"])
-    else:
-        report |= compare(checkpoint, x, y, options)
+    report: dict = provenance(options) | compare(checkpoint, x, y, options)
     save(report, options.output)
     return report
 

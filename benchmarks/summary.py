@@ -15,7 +15,7 @@ import sys
 
 from experiments.cli.options import Parser
 
-from . import _global_table
+from . import _global_table, _parity_tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,15 +71,10 @@ def _pgd(report):
 
 def _autoattack(report):
     options = report["options"]
-    network = options["checkpoint"] and pathlib.Path(options["checkpoint"]).stem
-    if options.get("run"):
-        network = "PreActResNet-18 of width 16 trained with AT"
-    network = network or (
-        f"PreActResNet-18 of width {options['resnet_width']}{_plain(options)}, nothing broken"
-    )
     ratio = report["ratio"]
     parts = ", ".join(f"{name} {ratio[name]:.1f}" for name in ratio if name != "total")
-    what = f"AutoAttack, {network}, {options['number']} images ({parts})"
+    named = _parity_tables.network(options)
+    what = f"AutoAttack, {named}, {options['number']} images ({parts})"
     spread = report.get("spread")
     total = _spread(spread["total"]) if spread else f"{ratio['total']:.2f} (one run)"
     yield what, "pyautoattack", total, "1.5"
@@ -120,13 +115,13 @@ def _reproduce(report):
 
 
 def _startup(report):
-    options = report["options"]
-    for cache in ("cold", "warm"):
-        seconds = report[cache]["seconds"]
-        what = (
-            f"time to the first minibatch, {options['dataset']}, {options['method']}, {cache} cache"
-        )
-        yield what, f"{sum(seconds.values()) - seconds['next step']:.1f} s (one start)"
+    options, caches = report["options"], ("cold", "warm")
+    run = f"{options['dataset']}, {options['method']}"
+    for name, found in report["seconds"].items():
+        what = f"`{name}`" if name.startswith("import") else f"`{options['dataset']} {name}`"
+        if name in caches:
+            what = f"time to the first minibatch, {run}, {name} cache"
+        yield what, f"{_spread(found)} s"
 
 
 def _matrix(report):
@@ -197,6 +192,13 @@ def _smoothness(report):
     yield what, f"one start (commit {options['old'][:7]})", _spread(report["ratio"]), "1"
 
 
+def _conv(report):
+    for row in report["networks"]:
+        size = f"PreActResNet-18 of width {row['width']}, batch {row['batch']}"
+        for name, ratio in row["ratio"].items():
+            yield f"a step of {name}, {size}", "gradients of JAX", _spread(ratio), "1"
+
+
 def _gflops(report):
     for row in report["rows"]:
         rates = row["gflops"]
@@ -219,6 +221,7 @@ _ROWS = {
     "autoattack": _autoattack,
     "entropy": _entropy,
     "smoothness": _smoothness,
+    "conv": _conv,
 }
 _MEASURES = {
     "reproduce": _reproduce,

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import parity
+from benchmarks import parity, single_attacks
 
 FOLDER = os.environ.get("JAXADV_CHECKPOINTS")
 pytestmark = [
@@ -20,9 +20,15 @@ pytestmark = [
 ]
 
 
-def run(name, *arguments):
+def run(name, *arguments, main=parity.main):
     path = pathlib.Path(str(FOLDER)) / f"{name}.npz"
-    return parity.main([f"--checkpoint={path}", *arguments])
+    return main([*arguments, f"--checkpoint={path}"])
+
+
+def run_single(attack, name, *arguments):
+    pytest.importorskip("torch")
+    pytest.importorskip("pyautoattack")
+    return run(name, attack, *arguments, main=single_attacks.main)[attack]
 
 
 def test_verdicts_of_the_reference_with_the_same_draws():
@@ -56,11 +62,18 @@ def test_verdicts_of_the_reference_with_other_draws():
     assert last["agreement"] >= 0.98
 
 
-def test_pgd_breaks_what_was_published():
-    options = ["--pgd_steps=40", "--number=10000"]
-    found = run("mnist_linf0.3_advertorch_lenet5_adv", *options)["pgd"]
-    assert found["clean"] == 0.9864
-    assert abs(found["misclassified"] - 0.068) <= 0.001
+def test_pgd_breaks_what_was_published_and_what_pytorch_breaks():
+    found = run_single("pgd", "mnist_linf0.3_advertorch_lenet5_adv")
+    assert found["clean"] == 9864
+    assert abs(1 - found["jaxadv"] / found["images"] - 0.068) <= 0.001
+    assert found["different"] <= 10
+
+
+def test_apgd_with_the_draws_of_the_reference():
+    options = ["--number=200", "--runs=2"]
+    found = run_single("apgd", "mnist_linf0.3_fgsm_wong2020", *options)
+    assert min(found["same"]) >= 198
+    assert found["reference's draws"] != found["jaxadv"]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +86,8 @@ def test_pgd_breaks_what_was_published():
     ],
 )
 def test_medians_of_fab(name, norm, extra, median):
-    options = [f"--norm={norm}", "--min_norm=20", "--number=10000", *extra]
-    found = run(name, *options)["min_norm"]
-    np.testing.assert_allclose(found["median"], median, rtol=0.01)
-    assert found["found"] > 0.9
+    found = run_single("fab", name, f"--norm={norm}", *extra)
+    np.testing.assert_allclose(found["jaxadv"]["median"], median, rtol=0.01)
+    assert found["jaxadv"]["found"] > 0.9 * found["jaxadv"]["images"]
+    for name in set(found) - {"jaxadv", "within 0.1 %"}:
+        np.testing.assert_allclose(found["jaxadv"]["median"], found[name]["median"], rtol=0.01)
