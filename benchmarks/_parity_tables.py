@@ -192,7 +192,7 @@ def _costs(reports: dict[str, dict]) -> str:
         lines.append(
             _row(
                 f"{network(report['options'])} (`{name}.json`)",
-                f"{report['accuracy']['square']:.0%} of {report['options']['number']}",
+                f"{100 * report['accuracy']['square']:.0f} % of {report['options']['number']}",
                 *cells,
                 f"{report['ratio_with_compilation']:.1f}",
             )
