@@ -7,6 +7,7 @@ import statistics
 
 from jaxadv.intervals import wilson
 
+MARKERS = ("parity 10000", "parity 1000", "parity runs", "parity pgd", "parity fab", "cost")
 ATTACKS = ("clean", "apgd-ce", "apgd-t", "fab-t", "square")
 # What the networks' authors report: advertorch's table of attacks on MNIST.
 PUBLISHED = {

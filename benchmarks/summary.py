@@ -1,4 +1,4 @@
-r"""The tables of benchmarks/README.md, and one of docs/theory.md, from the committed results.
+r"""The tables of benchmarks/README.md and of pages in docs/, from the committed results.
 
     python -m benchmarks.summary            # writes them between their markers
     python -m benchmarks.summary --check    # fails if the file does not match the results
@@ -15,7 +15,7 @@ import sys
 
 from experiments.cli.options import Parser
 
-from . import _global_table, _parity_tables
+from . import _global_table, _parity_tables, _scale_tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,6 +24,7 @@ GLOBAL = "global attacks"
 PAGES = {
     ROOT / "benchmarks" / "README.md": (SPEED, MEASURES, RATES),
     ROOT / "docs" / "theory.md": (GLOBAL,),
+    ROOT / "docs" / "scale.md": _scale_tables.MARKERS,
 }
 
 SIDES = (("greatest", "least"), ("least", "greatest"))
@@ -257,7 +258,8 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
     path = results / f"{GLOBAL.replace(' ', '_')}.json"
     if path.exists():
         tables[GLOBAL] = [_global_table.render(json.loads(path.read_text(encoding="utf-8")))]
-    return {name: "\n".join(lines) for name, lines in tables.items()}
+    found = {name: "\n".join(lines) for name, lines in tables.items()}
+    return found | _scale_tables.render(results)
 
 
 def _machines(results: pathlib.Path, kinds: dict) -> str:
