@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import statistics
+from collections.abc import Iterable
 
 from jaxadv.intervals import wilson
 
@@ -124,10 +125,14 @@ def _agreements(rows: list[dict]) -> list[str]:
     """By attack, the range over pairs of runs."""
     cells = []
     for attack in ATTACKS:
-        found = [100 * row["agreement"] for row in rows if row["attack"] == attack]
-        low, high = (f"{x:.1f}".removesuffix(".0") for x in (min(found), max(found)))
-        cells.append(low if low == high else f"{low} to {high}")
+        cells.append(_range(100 * row["agreement"] for row in rows if row["attack"] == attack))
     return cells
+
+
+def _range(percentages: Iterable[float]) -> str:
+    found = sorted(percentages)
+    low, high = (f"{x:.1f}".removesuffix(".0") for x in (found[0], found[-1]))
+    return low if low == high else f"{low} to {high}"
 
 
 def _runs(report: dict, name: str) -> str:
@@ -141,8 +146,8 @@ def _runs(report: dict, name: str) -> str:
     ):
         values = [100 * count / images for count in found[side]]
         spread = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-        same = [f"{100 * count / images:.1f}" for count in found["same"]]
-        shared = f"{min(same)} to {max(same)}" if side == "reference's draws" else ""
+        same = _range(100 * count / images for count in found["same"])
+        shared = same if side == "reference's draws" else ""
         lines.append(_row(title, f"{len(values)} of {images:,} images", spread, shared))
     return "\n".join([*lines, "", _source(report, name)])
 

@@ -81,7 +81,7 @@ def test_single_attacks(tmp_path):
     row = cells_of(found["parity pgd"].splitlines()[2])
     assert row[1:] == ["6.75 [6.27, 7.26]", "6.74 [6.27, 7.25]", "6.8", "3 images"]
     rows = [cells_of(line)[2:] for line in found["parity runs"].splitlines()[2:5]]
-    assert rows == [["84.50 ± 0.71", ""], ["84.80 ± 0.28", ""], ["84.75 ± 0.21", "99.9 to 100.0"]]
+    assert rows == [["84.50 ± 0.71", ""], ["84.80 ± 0.28", ""], ["84.75 ± 0.21", "99.9 to 100"]]
 
 
 def test_costs_name_budget_survivors_and_rates(tmp_path):
