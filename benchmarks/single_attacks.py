@@ -90,7 +90,7 @@ def fab_norms(checkpoint, x, y, options) -> dict:
                 indices=jnp.arange(len(y))[part][order],
             )  # fmt: skip
         ours.append(np.asarray(found.norms)[np.argsort(order)])
-        if not options.first_alpha:
+        if not options.alone:
             theirs.append(_reference_norms(checkpoint, x[part], y[part], options))
     good, ours = np.concatenate(correct), np.concatenate(ours)
     report = {"jaxadv": _moments(ours[good])}
@@ -186,9 +186,11 @@ def parse(arguments=None):
     parser.add_argument(
         "--first_alpha", action="store_true", help="of FAB: reproduce the bug of its first version"
     )
+    parser.add_argument("--alone", action="store_true", help="of FAB: without the reference")
     parser.add_argument("--output", help="JSON")
     options = parser.parse_args(arguments)
     options.num_steps = options.num_steps or STEPS[options.attack]
+    options.alone |= options.first_alpha
     if options.attack == "pgd" and options.norm != "linf":
         raise SystemExit("--norm: pgd is compared in linf only")
     if options.attack == "apgd" and options.num_steps != STEPS["apgd"]:
