@@ -10,7 +10,7 @@ from jaxadv.intervals import wilson
 
 MARKERS = ("parity 10000", "parity 1000", "parity runs", "parity pgd", "parity fab", "cost")
 ATTACKS = ("clean", "apgd-ce", "apgd-t", "fab-t", "square")
-# What the networks' authors report: advertorch's table of attacks on MNIST.
+# What the networks' authors report for all 10,000 images: advertorch's table of attacks on MNIST.
 PUBLISHED = {
     "parity_fab_linf_adversarial": "0.3509",
     "parity_fab_l2_adversarial_first_alpha": "3.04 (mean 3.205, 98.4 %)",
@@ -62,7 +62,8 @@ def _source(report: dict, *names: str) -> str:
     """The last line of a table."""
     found = report["environment"]
     files = ", ".join(f"`{name}.json`" for name in names)
-    return f"{files}: commit {found['commit']}; {found['device']}, {found['date']}."
+    unclean = " (a tree with uncommitted changes)" * found["commit"].endswith("+")
+    return f"{files}: commit {found['commit']}{unclean}; {found['device']}, {found['date']}."
 
 
 def percent(correct: int, images: int) -> str:
@@ -174,7 +175,8 @@ def _norms(reports: dict[str, dict]) -> str:
         title += ", `--first_alpha`" * options["first_alpha"]
         near = f"{found['within 0.1 %']:.0%}".replace("%", " %") if "reference" in found else ""
         sides = [_norm(found[side]) if side in found else "" for side in ("jaxadv", "reference")]
-        lines.append(_row(title, *sides, near, PUBLISHED.get(name, "")))
+        published = PUBLISHED.get(name, "") if options["number"] == 10_000 else ""
+        lines.append(_row(title, *sides, near, published))
     sources = {name: _source(report, name).split(": ")[1] for name, report in reports.items()}
     groups = itertools.groupby(sorted(sources, key=sources.__getitem__), sources.__getitem__)
     text = [f"{', '.join(f'`{name}.json`' for name in names)}: {where}" for where, names in groups]
@@ -185,15 +187,16 @@ def _norm(found: dict) -> str:
     low, high = found["median_95"]
     share = f"{100 * found['found'] / found['images']:.1f} %"
     mean = f"mean {found['mean']:.3f} ± {found['mean_95']:.3f}"
-    return f"{found['median']:.4g} [{low:.4g}, {high:.4g}] ({mean}, found for {share})"
+    of = f"{share} of {found['images']:,}"
+    return f"{found['median']:.4g} [{low:.4g}, {high:.4g}] ({mean}, found for {of})"
 
 
 def _costs(reports: dict[str, dict]) -> str:
     columns = ("apgd-ce", "apgd-t", "fab-t", "square", "total")
     lines = _head("network", "survive", *columns, "total with compilation")
     for name, report in reports.items():
-        spread = report["spread"]
-        cells = [ratio(spread[column]) for column in columns]
+        found = report.get("spread") or {name: _once(one) for name, one in report["ratio"].items()}
+        cells = [ratio(found[column]) for column in columns]
         cells[-1] = f"**{cells[-1]}**"
         lines.append(
             _row(
@@ -203,11 +206,19 @@ def _costs(reports: dict[str, dict]) -> str:
                 f"{report['ratio_with_compilation']:.1f}",
             )
         )
-    rates = [f"{network(report['options'])}: {rate(report)}" for report in reports.values()]
-    lines += ["", f"Rates of `jaxadv`, in GFLOP/s: {'; '.join(rates)}."]
-    found = [f"`{name}.json` commit {r['environment']['commit']}, {r['environment']['device']}, "
-             f"{r['environment']['date']}" for name, r in reports.items()]  # fmt: skip
-    return "\n".join([*lines, "", f"{'; '.join(found)}."])
+    rates = [
+        f"{network(report['options'])}: {rate(report)}"
+        for report in reports.values()
+        if "mflop_of_a_pass" in report  # not in the first records
+    ]
+    if rates:
+        lines += ["", f"Rates of `jaxadv`, in GFLOP/s: {'; '.join(rates)}."]
+    sources = [_source(report, name).removesuffix(".") for name, report in reports.items()]
+    return "\n".join([*lines, "", f"{'; '.join(sources)}."])
+
+
+def _once(value: float) -> dict[str, float]:
+    return dict.fromkeys(("median", "least", "greatest"), value)
 
 
 def rate(report: dict) -> str:

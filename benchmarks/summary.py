@@ -24,6 +24,7 @@ GLOBAL = "global attacks"
 PAGES = {
     ROOT / "benchmarks" / "README.md": (SPEED, MEASURES, RATES),
     ROOT / "docs" / "theory.md": (GLOBAL,),
+    ROOT / "docs" / "autoattack.md": _parity_tables.MARKERS,
     ROOT / "docs" / "scale.md": _scale_tables.MARKERS,
 }
 
@@ -259,7 +260,7 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
     if path.exists():
         tables[GLOBAL] = [_global_table.render(json.loads(path.read_text(encoding="utf-8")))]
     found = {name: "\n".join(lines) for name, lines in tables.items()}
-    return found | _scale_tables.render(results)
+    return found | _parity_tables.render(results) | _scale_tables.render(results)
 
 
 def _machines(results: pathlib.Path, kinds: dict) -> str:

@@ -13,11 +13,7 @@ UNCOMMITTED = {
     "autoattack_cnn_a.json",
     "autoattack_preact_resnet18_w16.json",
     "h100.json",
-    "parity_apgd_ce_runs.json",
-    "parity_fab_medians.json",
-    "parity_mnist_1000.json",
     "parity_mnist_10000.json",
-    "parity_pgd40.json",
 }
 PAGES = ["README.md", "docs/results.md", "docs/autoattack.md", "docs/scale.md",
          "benchmarks/README.md"]  # fmt: skip

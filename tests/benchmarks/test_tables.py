@@ -58,7 +58,7 @@ def test_pairs_of_runs_stand_where_they_belong(tmp_path):
 def test_single_attacks(tmp_path):
     side = {"images": 100, "found": 98, "median": 0.351234, "median_95": [0.35, 0.36],
             "mean": 0.4, "mean_95": 0.01}  # fmt: skip
-    fab = {"options": {"num_steps": 20, "norm": "linf", "first_alpha": False},
+    fab = {"options": {"num_steps": 20, "norm": "linf", "first_alpha": False, "number": 10_000},
            "network": "mnist_advertorch_lenet5_clean"}  # fmt: skip
     both = {"fab": {"jaxadv": side, "reference": side, "within 0.1 %": 0.84}}
     pgd = {"images": 10_000, "clean": 9864, "jaxadv": 9325, "PyTorch": 9326, "different": 3}
@@ -71,7 +71,7 @@ def test_single_attacks(tmp_path):
         parity_pgd40={"options": {"num_steps": 40}, "pgd": pgd},
         parity_apgd_ce_runs={"apgd": apgd},
     )
-    norm = "0.3512 [0.35, 0.36] (mean 0.400 ± 0.010, found for 98.0 %)"
+    norm = "0.3512 [0.35, 0.36] (mean 0.400 ± 0.010, found for 98.0 % of 100)"
     alone, beside = map(cells_of, found["parity fab"].splitlines()[2:4])
     assert alone == ["trained cleanly, Linf", norm, "", "", "1.423"]
     assert beside == ["trained cleanly, Linf", norm, norm, "84 %", "0.112"]
