@@ -57,6 +57,13 @@ def load_checkpoint(path, arch: str | None = None) -> Checkpoint:
     )
 
 
+def load_both(options) -> tuple[Checkpoint, np.ndarray, np.ndarray]:
+    """The network, images and labels of a command line; sets ``options.eps`` if it is not given."""
+    checkpoint = load_checkpoint(options.checkpoint, options.arch)
+    options.eps = checkpoint.eps if options.eps is None else options.eps
+    return checkpoint, *load_images(options.data or checkpoint.dataset, options.number)
+
+
 def load_images(source, number: int) -> tuple[np.ndarray, np.ndarray]:
     """The first test images and labels.
 

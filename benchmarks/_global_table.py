@@ -25,8 +25,9 @@ def render(report: dict) -> str:
     title = lambda activation, cube: f"{activation}, {'with' if cube else 'without'} the cube"
     lines = [
         f"Proved to a gap of {options['gap_tol']:g} within about {options['limit']:g} s, of "
-        f"{len(report['rows'][0]['runs'])} random networks; medians; gap: the largest "
-        f"where not all are proved (commit {environment['commit']}; {environment['device']}, "
+        f"{len(report['rows'][0]['runs'])} random networks; medians (least to greatest); gap: the "
+        f"largest where not all are proved (commit {environment['commit']}; "
+        f"{environment['device']}, "
         f"{environment['date']}):",
         "",
         "| norm | d | " + " | ".join(title(*kind) for kind in kinds) + " |",
@@ -49,8 +50,24 @@ def render(report: dict) -> str:
 
 
 def cell(runs: list[dict]) -> str:
-    """Proofs of the networks of one case, median boxes and seconds, and the gap left."""
+    """Proofs of the networks of one case, boxes and seconds with their range, and the gap left.
+
+    Example:
+        >>> runs = [{"boxes": n, "seconds": n / 100, "gap": 0, "proved": True} for n in (100, 300)]
+        >>> cell(runs)
+        '2 of 2: 200 (100 to 300) boxes, 2.0 (1.0 to 3.0) s'
+    """
     proved = sum(run["proved"] for run in runs)
-    boxes, seconds = (statistics.median(run[n] for run in runs) for n in ("boxes", "seconds"))
-    text = f"{proved} of {len(runs)}: {boxes:,.0f} boxes, {seconds:.1f} s"
+    boxes, seconds = (
+        _spread([run[name] for run in runs], form)
+        for name, form in (("boxes", ",.0f"), ("seconds", ".1f"))
+    )
+    text = f"{proved} of {len(runs)}: {boxes} boxes, {seconds} s"
     return text if proved == len(runs) else f"{text}, gap {max(r['gap'] for r in runs):.2g}"
+
+
+def _spread(values: list[float], form: str) -> str:
+    median, low, high = (
+        format(x, form) for x in (statistics.median(values), min(values), max(values))
+    )
+    return median if low == high else f"{median} ({low} to {high})"

@@ -18,7 +18,7 @@ import numpy as np
 from experiments.cli.options import Parser, integers
 from jaxadv.attacks import autoattack
 
-from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
+from ._checkpoints import ARCHITECTURES, jax_model, load_both, torch_model
 from ._reference import run_reference
 from ._report import provenance, save
 
@@ -179,9 +179,7 @@ def compare(checkpoint, x, y, options) -> dict:
 def main(arguments=None) -> dict:
     """Runs the comparison and returns the report it writes."""
     options = parse(arguments)
-    checkpoint = load_checkpoint(options.checkpoint, options.arch)
-    options.eps = checkpoint.eps if options.eps is None else options.eps
-    x, y = load_images(options.data or checkpoint.dataset, options.number)
+    checkpoint, x, y = load_both(options)
     x, y = x[:: options.every], y[:: options.every]
     report: dict = provenance(options) | compare(checkpoint, x, y, options)
     save(report, options.output)

@@ -22,7 +22,7 @@ import numpy as np
 from experiments.cli.options import Parser
 from jaxadv.attacks import FAB, apgd, fab, pgd
 
-from ._checkpoints import ARCHITECTURES, jax_model, load_checkpoint, load_images, torch_model
+from ._checkpoints import ARCHITECTURES, jax_model, load_both, torch_model
 from ._reference import NORMS, run_reference, to_torch
 from ._report import provenance, save
 
@@ -201,9 +201,7 @@ def parse(arguments=None):
 def main(arguments=None) -> dict:
     """Runs the comparison and returns the report it writes."""
     options = parse(arguments)
-    checkpoint = load_checkpoint(options.checkpoint, options.arch)
-    options.eps = checkpoint.eps if options.eps is None else options.eps
-    x, y = load_images(options.data or checkpoint.dataset, options.number)
+    checkpoint, x, y = load_both(options)
     found = ATTACKS[options.attack](checkpoint, x, y, options)
     print(found)
     report: dict = {**provenance(options), "network": checkpoint.name, options.attack: found}
