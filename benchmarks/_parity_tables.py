@@ -192,9 +192,9 @@ def _norm(found: dict) -> str:
 
 def _costs(reports: dict[str, dict]) -> str:
     columns = ("apgd-ce", "apgd-t", "fab-t", "square", "total")
-    lines = _head("network", "survive", *columns, "total with compilation, one run")
+    lines = _head("network", "survive", *columns, "total with compilation")
     for name, report in reports.items():
-        found = report.get("spread") or {name: _once(one) for name, one in report["ratio"].items()}
+        found = report["spread"] | {"with compilation": report["spread_with_compilation"]}
         cells = [ratio(found[column]) for column in columns]
         cells[-1] = f"**{cells[-1]}**"
         lines.append(
@@ -202,7 +202,7 @@ def _costs(reports: dict[str, dict]) -> str:
                 f"{network(report['options'])} (`{name}.json`)",
                 f"{100 * report['accuracy']['square']:.0f} % of {report['options']['number']}",
                 *cells,
-                f"{report['ratio_with_compilation']:.1f}",
+                ratio(found["with compilation"]),
             )
         )
     rates = [
@@ -214,10 +214,6 @@ def _costs(reports: dict[str, dict]) -> str:
         lines += ["", f"Rates of `jaxadv`, in GFLOP/s: {'; '.join(rates)}."]
     sources = [_source(report, name).removesuffix(".") for name, report in reports.items()]
     return "\n".join([*lines, "", f"{'; '.join(sources)}."])
-
-
-def _once(value: float) -> dict[str, float]:
-    return dict.fromkeys(("median", "least", "greatest"), value)
 
 
 def rate(report: dict) -> str:

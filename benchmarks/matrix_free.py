@@ -11,6 +11,7 @@ enough for the dense `jaxadv.theory.attack_jacobian`, in float64, comparing the 
 
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from experiments.cli.options import Parser
 from jaxadv import losses, models, theory
 
 from ._report import provenance, save
+from ._timing import alternate, summary
 
 
 def parse(arguments=None):
@@ -32,6 +34,7 @@ def parse(arguments=None):
         "--hidden", default="8,16,32", help="widths of the perceptrons; empty for none"
     )
     parser.add_argument("--samples", type=int, default=2, help="number of examples after the first")
+    parser.add_argument("--repeats", type=int, default=5, help="calls for a perceptron")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--eps", type=float, default=0.25, help="L2")
     parser.add_argument("--output", help="JSON")
@@ -85,7 +88,7 @@ def network(options, width: int) -> dict:
     }
 
 
-def against_dense(hidden: int) -> dict:
+def against_dense(hidden: int, repeats: int) -> dict:
     """Both computations for one perceptron on 8x8 images, in float64."""
     rng = np.random.default_rng(hidden)
     with jax.enable_x64(True):
@@ -98,23 +101,17 @@ def against_dense(hidden: int) -> dict:
             logits = jnp.tanh(x @ w1 + b1) @ w2 + b2
             return losses.cross_entropy(logits[None], jnp.zeros(1, jnp.int32))[0]
 
-        seconds: dict[str, float] = {}
-        dense, value = None, 0.0
-        for name in ("dense, first", "dense"):
-            started = time.perf_counter()
-            dense = theory.attack_jacobian(loss, theta, x, norm="l2", eps=0.3, num_restarts=1)
-            seconds[name] = time.perf_counter() - started
-        for name in ("matrix-free, first", "matrix-free"):
-            assert dense is not None
-            started = time.perf_counter()
-            free = theory.matrix_free_jacobian(loss, theta, x, dense.x_adv, norm="l2", eps=0.3)
-            value = free.norm().value
-            seconds[name] = time.perf_counter() - started
+        attack: dict[str, Any] = dict(norm="l2", eps=0.3)
+        dense = functools.partial(theory.attack_jacobian, loss, theta, x, num_restarts=1, **attack)
+        found = dense()
+        free = lambda: theory.matrix_free_jacobian(loss, theta, x, found.x_adv, **attack).norm()
+        times = alternate({"dense": dense, "matrix-free": free}, repeats)
+        value = free().value
     return {
         "hidden": hidden,
         "parameters": sum(int(np.prod(s)) for s in shapes),
-        "seconds": seconds,
-        "norm_dense": float(dense.norm if dense else 0),
+        "seconds": summary(times),
+        "norm_dense": float(found.norm or 0),
         "norm_matrix_free": float(value),
     }
 
@@ -129,11 +126,11 @@ def main(arguments=None) -> dict:
         print(f"PreActResNet-18, width {width:3}, {row['parameters']:9,} parameters: "
               f"{row['seconds']:6.1f} s an example ({kinds})", flush=True)  # fmt: skip
     for hidden in numbers(options.hidden):
-        report["perceptrons"].append(row := against_dense(hidden))
-        seconds = row["seconds"]
-        print(f"perceptron, {row['parameters']:6,} parameters: dense {seconds['dense']:6.2f} s, "
-              f"matrix-free {seconds['matrix-free']:6.2f} s; norms {row['norm_dense']:.8f}, "
-              f"{row['norm_matrix_free']:.8f}", flush=True)  # fmt: skip
+        report["perceptrons"].append(row := against_dense(hidden, options.repeats))
+        dense, free = (row["seconds"][name]["median"] for name in ("dense", "matrix-free"))
+        print(f"perceptron, {row['parameters']:6,} parameters: dense {dense:6.2f} s, matrix-free "
+              f"{free:6.2f} s; norms {row['norm_dense']:.8f}, {row['norm_matrix_free']:.8f}",
+              flush=True)  # fmt: skip
     save(report, options.output)
     return report
 

@@ -20,7 +20,6 @@ import pathlib
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -251,22 +250,22 @@ def child(options) -> None:
             progress=False,
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"peak_gib": peak, "images": options.images}))
+    print(json.dumps({"peak_gib": peak}))
 
 
 def measure_memory(options) -> dict:
-    """Peak resident memory of the two processes, in GiB."""
-    found = {}
-    for name in ("train", "autoattack"):
-        words = ["-m", "benchmarks.scaling", f"--child={name}", f"--images={options.images}"]
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr[-2000:])
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-        found[name]["seconds"] = time.perf_counter() - started
-        print(f"{name}: peak {found[name]['peak_gib']:.2f} GiB", flush=True)
-    return {"memory": found}
+    """Peak resident memory of the two processes in GiB, over several runs of each."""
+    found = {"train": [], "autoattack": []}
+    for _ in range(options.repeats):
+        for name, peaks in found.items():
+            words = ["-m", "benchmarks.scaling", f"--child={name}", f"--images={options.images}"]
+            words = [sys.executable, *words]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr[-2000:])
+            peaks.append(json.loads(done.stdout.splitlines()[-1])["peak_gib"])
+            print(f"{name}: peak {peaks[-1]:.2f} GiB", flush=True)
+    return {"peak_gib": summary(found)}
 
 
 def main(arguments=None) -> dict:

@@ -15,13 +15,14 @@ import sys
 
 from experiments.cli.options import Parser
 
-from . import _global_table, _parity_tables, _scale_tables
+from . import _global_table, _parity_tables, _scale_tables, fresh_clone
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED, MEASURES, RATES = "speed", "measures", "rates"  # marker names
-GLOBAL = "global attacks"
+GLOBAL, CLONE = "global attacks", "fresh clone"
 PAGES = {
+    ROOT / "README.md": (CLONE,),
     ROOT / "benchmarks" / "README.md": (SPEED, MEASURES, RATES),
     ROOT / "docs" / "theory.md": (GLOBAL,),
     ROOT / "docs" / "autoattack.md": _parity_tables.MARKERS,
@@ -77,9 +78,7 @@ def _autoattack(report):
     parts = ", ".join(f"{name} {ratio[name]:.1f}" for name in ratio if name != "total")
     named = _parity_tables.network(options)
     what = f"AutoAttack, {named}, {options['number']} images ({parts})"
-    spread = report.get("spread")
-    total = _spread(spread["total"]) if spread else f"{ratio['total']:.2f} (one run)"
-    yield what, "pyautoattack", total, "1.5"
+    yield what, "pyautoattack", _spread(report["spread"]["total"]), "1.5"
 
 
 def _plain(options):
@@ -132,9 +131,9 @@ def _matrix(report):
         each = [found["attack_seconds"] + found["norm_seconds"] for found in row["examples"]]
         yield what, f"{row['seconds']:.1f} s an image ({min(each):.1f} to {max(each):.1f})"
     row = report["perceptrons"][-1]
-    seconds = row["seconds"]
-    what = f"the same, perceptron of {row['parameters']:,} parameters, float64"
-    yield what, f"{seconds['matrix-free']:.2f} s, dense {seconds['dense']:.2f} s (one call)"
+    for name in ("matrix-free", "dense"):
+        what = f"the same, perceptron of {row['parameters']:,} parameters, float64, {name}"
+        yield what, f"{_spread(row['seconds'][name])} s an image"
 
 
 def _scaling(report):
@@ -156,10 +155,19 @@ def _exponent(before, after):
 
 
 def _memory(report):
-    names = {"train": "training CIFAR-10 at laptop scale", "autoattack": "AutoAttack (short)"}
-    for name, found in report["memory"].items():
-        images = f", {found['images']:,} images" if name == "autoattack" else ""
-        yield f"peak memory, {names[name]}{images}", f"{found['peak_gib']:.2f} GiB (one run)"
+    images = f"AutoAttack (short), {report['options']['images']:,} images"
+    names = {"train": "training CIFAR-10 at laptop scale", "autoattack": images}
+    for name, found in report["peak_gib"].items():
+        yield f"peak memory, {names[name]}", f"{_spread(found)} GiB"
+
+
+def _fresh(report):
+    for name, found in report["seconds"].items():
+        gib = report["gib"].get(name)
+        size = f", largest process {_spread(gib)} GiB" if gib else ""
+        yield f"`{name}`, fresh clone", f"{_spread(found)} s{size}"
+    for name, found in report["megabytes"].items():
+        yield f"`{name}`, environment", f"{found['median']:.0f} MB"
 
 
 def _large(report):
@@ -228,6 +236,7 @@ _ROWS = {
 _MEASURES = {
     "reproduce": _reproduce,
     "startup": _startup,
+    "fresh": _fresh,
     "matrix": _matrix,
     "scaling": _scaling,
     "memory": _memory,
@@ -256,9 +265,10 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
     measures += ["", _machines(results, _MEASURES)]
     rates += ["", _machines(results, _RATES)]
     tables = {SPEED: speed, MEASURES: measures, RATES: rates}
-    path = results / f"{GLOBAL.replace(' ', '_')}.json"
-    if path.exists():
-        tables[GLOBAL] = [_global_table.render(json.loads(path.read_text(encoding="utf-8")))]
+    for name, render_one in ((GLOBAL, _global_table.render), (CLONE, fresh_clone.sentence)):
+        path = results / f"{name.replace(' ', '_')}.json"
+        if path.exists():
+            tables[name] = [render_one(json.loads(path.read_text(encoding="utf-8")))]
     found = {name: "\n".join(lines) for name, lines in tables.items()}
     return found | _parity_tables.render(results) | _scale_tables.render(results)
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import subprocess
+import sys
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ from benchmarks import (
     _timing,
     batch_norm,
     entropy_sgd,
+    fresh_clone,
     global_attacks,
     gpu,
     large,
@@ -51,6 +53,22 @@ def test_the_tables_of_speeds_are_those_of_the_results(capsys):
     assert "autoattack_cnn_a.json" in names
     with pytest.raises(ValueError, match="expected one <!-- speed -->"):
         summary.fill("no markers", "speed", "")
+
+
+def test_a_command_is_timed_with_its_largest_process(tmp_path):
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    child = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'b = bytearray(3 << 28)'])"
+    )
+    seconds, gib = fresh_clone.timed([sys.executable, "-c", child], folder)
+    assert seconds > 0
+    assert 0.75 < gib < 1
+    with pytest.raises(SystemExit, match="no such target"):
+        fresh_clone.timed(["sh", "-c", "echo no such target; exit 2"], folder)
+    (folder / "file").write_bytes(bytes(3_000_000))
+    (folder / "again").symlink_to("file")
+    assert fresh_clone.megabytes(tmp_path) == pytest.approx(3, abs=0.01)
 
 
 @pytest.mark.slow

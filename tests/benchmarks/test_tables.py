@@ -94,14 +94,15 @@ def test_costs_name_budget_survivors_and_rates(tmp_path):
                     "num_queries": 1000},
         "spread": spread,
         "accuracy": {"square": 0.5},
-        "ratio_with_compilation": 0.75,
+        "spread_with_compilation": {"median": 0.75, "least": 0.7, "greatest": 0.8},
         "evaluations": {"square": {"forward": 1000, "backward": 0}},
         "running": {"square": 2.0},
         "mflop_of_a_pass": {"forward": 60.0, "backward": 60.0},
     }  # fmt: skip
     text = rendered(tmp_path, autoattack_tiny=report)["cost"]
     assert cells_of(text.splitlines()[2])[1:] == [
-        "50 % of 8", "2.0", "2.0", "2.0", "2.0", "**2.0 (1.5 to 2.0)**", "0.8"
+        "50 % of 8", "2.0", "2.0", "2.0", "2.0", "**2.0 (1.5 to 2.0)**",
+        "0.8 (0.7 to 0.8)",
     ]  # fmt: skip
     assert "20 steps, 1,000 queries: square 30." in text
 
