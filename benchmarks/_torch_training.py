@@ -27,6 +27,7 @@ class Trainer:
         momentum: SGD momentum.
         weight_decay: SGD weight decay.
         autocast: whether to compute in bfloat16 where PyTorch supports it.
+        compiled: whether the network runs under ``torch.compile``.
     """
 
     tensors: dict
@@ -38,27 +39,38 @@ class Trainer:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     autocast: bool = False
+    compiled: bool = False
 
     def __post_init__(self):
+        self.forward = (
+            torch.compile(_torch_resnet.forward) if self.compiled else (_torch_resnet.forward)
+        )
         self.trained = [t for t in self.tensors.values() if t.requires_grad]
         self.buffers = [torch.zeros_like(t) for t in self.trained]
 
     def logits(self, images):
         """Logits in train mode."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
-            return _torch_resnet.forward(self.tensors, images, *self.constants, train=True).float()
+            return self.forward(self.tensors, images, *self.constants, train=True).float()
 
     def attack(self, images, labels):
         """PGD with a uniform random start."""
         noise = torch.empty_like(images).uniform_(-self.eps, self.eps)
         points = (images + noise).clamp(0, 1)
+        self._freeze(True)
         for _ in range(self.num_steps):
             points.requires_grad_()
             loss = functional.cross_entropy(self.logits(points), labels)
             (gradient,) = torch.autograd.grad(loss, points)
             points = points.detach() + self.step_size * gradient.sign()
             points = torch.min(torch.max(points, images - self.eps), images + self.eps).clamp(0, 1)
+        self._freeze(False)
         return points.detach()
+
+    def _freeze(self, frozen: bool):
+        # A compiled backward pass computes the gradients of all that require one.
+        for tensor in self.trained:
+            tensor.requires_grad_(not frozen)
 
     def gradient(self, points, labels):
         """Gradient of the mean cross-entropy in the trained tensors."""

@@ -56,10 +56,13 @@ def _spread(ratio: dict) -> str:
 def _training(report):
     options = report["options"]
     size = f"PreActResNet-18 of width {options['width']}, batch {options['batch_size']}"
-    for name, ratio in report["ratio"].items():
+    peers = {"pytorch": "PyTorch", "torch.compile": "PyTorch with torch.compile"}
+    for label, ratio in report["ratio"].items():
+        peer, name = label.split(", ")
         memory = " channels_last" if options["channels_last"] else ""
         alone = ", one device" if options["devices"] == 1 else ""
-        yield f"{_METHODS[name]}, PGD-10, {size}{alone}", f"PyTorch{memory}", _spread(ratio), "1"
+        what = f"{_METHODS[name]}, PGD-10, {size}{alone}"
+        yield what, f"{peers[peer]}{memory}", _spread(ratio), "1"
 
 
 def _pgd(report):

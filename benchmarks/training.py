@@ -8,7 +8,8 @@ with SGD (at), with adversarial weight perturbation (awp), and an outer step of 
 minibatches (ensgd). Both sides start from the same weights, use the same minibatches and alternate
 in one process, after a check that their gradients agree on one minibatch. The first call compiles
 and is reported separately. The PyTorch side is ``_torch_training.py``; ``--channels_last`` sets its
-memory format.
+memory format. "torch.compile" is the same with its network compiled by Inductor, which needs a C++
+compiler; ``--no-compile`` leaves it out.
 """
 
 import jax
@@ -40,6 +41,9 @@ def parse(arguments=None):
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument(
         "--channels_last", action="store_true", help="use this PyTorch memory format"
+    )
+    parser.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="without torch.compile"
     )
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, both sides")
     parser.add_argument(
@@ -130,14 +134,20 @@ def rivals(options) -> tuple[dict, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fmt = torch.channels_last if options.channels_last else torch.contiguous_format
 
-    def trainer():
+    def trainer(compiled=False):
         tensors = _torch_resnet.weights(module, variables, trainable=True, device=device)
         if options.channels_last:
             for tensor in tensors.values():
                 if tensor.dim() == 4:
                     tensor.data = tensor.data.to(memory_format=fmt)
         constants = _torch_resnet.constants(module, device)
-        return Trainer(tensors, constants, num_steps=options.num_steps, autocast=options.bfloat16)
+        return Trainer(
+            tensors,
+            constants,
+            num_steps=options.num_steps,
+            autocast=options.bfloat16,
+            compiled=compiled,
+        )
 
     floats = torch.from_numpy(np.moveaxis(images, -1, 1).astype(np.float32) / 255)
     floats = floats.to(device).contiguous(memory_format=fmt).split(options.batch_size)
@@ -145,22 +155,26 @@ def rivals(options) -> tuple[dict, float]:
     minibatches = list(zip(floats, targets, strict=True))
     apart = gradients(options, ours, trainer(), module, variables, images, labels)
 
-    calls = {}
-    for name in options.methods:
-        theirs = trainer()
+    def torch_call(name, theirs):
         steps = {
-            "at": lambda t=theirs: t.sgd_step(*minibatches[0]),
-            "awp": lambda t=theirs: t.awp_step(*minibatches[0], gamma=GAMMA),
-            "ensgd": lambda t=theirs: t.entropy_step(minibatches),
+            "at": lambda: theirs.sgd_step(*minibatches[0]),
+            "awp": lambda: theirs.awp_step(*minibatches[0], gamma=GAMMA),
+            "ensgd": lambda: theirs.entropy_step(minibatches),
         }
 
-        def torch_call(step=steps[name]):
-            step()
+        def call():
+            steps[name]()
             if device == "cuda":
                 torch.cuda.synchronize()
 
+        return call
+
+    calls = {}
+    for name in options.methods:
         calls[f"jaxadv, {name}"] = lambda name=name: ours.call(name)
-        calls[f"pytorch, {name}"] = torch_call
+        calls[f"pytorch, {name}"] = torch_call(name, trainer())
+        if options.compile:
+            calls[f"torch.compile, {name}"] = torch_call(name, trainer(compiled=True))
     return calls, apart
 
 
@@ -183,14 +197,15 @@ def main(arguments=None) -> dict:
         "ratio": {},
     }
     for name in options.methods:
-        pair = {label: calls[label] for label in (f"jaxadv, {name}", f"pytorch, {name}")}
-        times = alternate(pair, options.repeats)
+        ours, *peers = (label for label in calls if label.endswith(f", {name}"))
+        times = alternate({label: calls[label] for label in (ours, *peers)}, options.repeats)
         report["seconds"] |= summary(times)
-        found = ratio(times, *pair)
-        report["ratio"][name] = found
-        own, other = (report["seconds"][label]["median"] for label in pair)
-        print(f"{name:6} jaxadv {own:8.3f} s  pytorch {other:8.3f} s  ratio {found['median']:5.2f} "
-              f"({found['least']:.2f} to {found['greatest']:.2f})", flush=True)  # fmt: skip
+        print(f"{ours:22} {report['seconds'][ours]['median']:8.3f} s", flush=True)
+        for label in peers:
+            found = report["ratio"][label] = ratio(times, ours, label)
+            print(f"{label:22} {report['seconds'][label]['median']:8.3f} s, ratio "
+                  f"{found['median']:5.2f} ({found['least']:.2f} to {found['greatest']:.2f})",
+                  flush=True)  # fmt: skip
     save(report, options.output)
     return report
 

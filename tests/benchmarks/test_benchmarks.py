@@ -213,13 +213,16 @@ def test_the_speed_of_many_starts_is_measured_on_the_same_network(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_beside_pytorch():
+def test_training_beside_pytorch(tmp_path):
     pytest.importorskip("torch")
     from benchmarks import training
 
-    found = training.main(["--width=2", "--batch_size=4", "--num_steps=1", "--repeats=1"])
+    sizes = ["--width=2", "--batch_size=4", "--num_steps=1", "--repeats=1", "--no-compile"]
+    path = tmp_path / "training_tiny.json"
+    found = training.main([*sizes, f"--output={path}"])
     assert found["gradient_difference"] < 1e-5
-    assert set(found["ratio"]) == {"at", "awp", "ensgd"}
+    assert set(found["ratio"]) == {f"pytorch, {name}" for name in training.METHODS}
+    assert summary.render(tmp_path)["speed"].count("\n| PyTorch | ") == 3
 
 
 @pytest.fixture
