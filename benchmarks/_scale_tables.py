@@ -1,9 +1,11 @@
-"""Two tables of docs/scale.md, from ``batch_norm.json`` and ``streaming_cpu.json``."""
+"""Tables of docs/scale.md, from ``batch_norm.json``, ``streaming_cpu.json``, and ``h100.json``."""
 
 import json
 import pathlib
 
-MARKERS = ("batch norm", "streaming")
+from .h100 import table
+
+MARKERS = ("batch norm", "streaming", "h100")
 FORMS = {
     "two passes": "two passes (used)",
     "shifted, after 0 minibatches": "shifted by 0, the initial running mean",
@@ -15,7 +17,11 @@ FORMS = {
 
 def render(results: pathlib.Path) -> dict[str, str]:
     """The tables whose files exist, as Markdown by marker name."""
-    makers = {"batch_norm": ("batch norm", _batch_norm), "streaming_cpu": ("streaming", _streaming)}
+    makers = {
+        "batch_norm": ("batch norm", _batch_norm),
+        "streaming_cpu": ("streaming", _streaming),
+        "h100": ("h100", _h100),
+    }
     return {
         marker: make(json.loads(path.read_text(encoding="utf-8")))
         for name, (marker, make) in makers.items()
@@ -52,6 +58,14 @@ def _streaming(report: dict) -> str:
         f"{found['greatest']:.2f}; shortest calls {seconds['streamed']['least']:.2f} s and "
         f"{seconds['resident']['least']:.2f} s).\n\n{_source(report, 'streaming_cpu')}"
     )
+
+
+def _h100(report: dict) -> str:
+    commits = {report["environment"]["commit"]} | {
+        found["commit"] for found in report["programs"].values()
+    }
+    found = report["environment"] | {"commit": ", ".join(sorted(commits))}
+    return f"{table.markdown(report).strip()}\n\n{_source({'environment': found}, 'h100')}"
 
 
 def _source(report: dict, name: str) -> str:
