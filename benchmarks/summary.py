@@ -15,7 +15,7 @@ import sys
 
 from experiments.cli.options import Parser
 
-from . import _global_table, _parity_tables, _scale_tables, fresh_clone
+from . import _clone_table, _global_table, _parity_tables, _scale_tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -268,7 +268,7 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
     measures += ["", _machines(results, _MEASURES)]
     rates += ["", _machines(results, _RATES)]
     tables = {SPEED: speed, MEASURES: measures, RATES: rates}
-    for name, render_one in ((GLOBAL, _global_table.render), (CLONE, fresh_clone.sentence)):
+    for name, render_one in ((GLOBAL, _global_table.render), (CLONE, _clone_table.sentence)):
         path = results / f"{name.replace(' ', '_')}.json"
         if path.exists():
             tables[name] = [render_one(json.loads(path.read_text(encoding="utf-8")))]
