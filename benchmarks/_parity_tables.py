@@ -66,15 +66,17 @@ def _source(report: dict, *names: str) -> str:
     return f"{files}: commit {found['commit']}{unclean}; {found['device']}, {found['date']}."
 
 
-def percent(correct: int, images: int) -> str:
-    """An accuracy with its 95 % Wilson interval.
+def percent(correct: int, images: int, digits: int = 2) -> str:
+    """A share in % with its 95 % Wilson interval.
 
     Example:
-        >>> percent(8289, 10_000)
-        '82.89 [82.14, 83.62]'
+        >>> percent(8289, 10_000), percent(980, 1000, digits=0)
+        ('82.89 [82.14, 83.62]', '98 [97, 99]')
     """
-    low, high = wilson(correct, images)
-    return f"{correct / images:.2%} [{low:.2%}, {high:.2%}]".replace("%", "")
+    share, low, high = (
+        f"{100 * value:.{digits}f}" for value in (correct / images, *wilson(correct, images))
+    )
+    return f"{share} [{low}, {high}]"
 
 
 def _all_images(report: dict, name: str) -> str:
@@ -97,7 +99,8 @@ def _against_reference(report: dict, name: str) -> str:
         lines.append(_row(f"{title} {_listed(report['options'][option])}", *cells))
     drawn = [row for row in rows if row["second"].startswith("reference, draws of key 0")]
     own = [row for row in drawn if row["first"] == "jaxadv, key 0"]
-    cells = [f"{row['accuracy_second']:.1%}".rstrip("%") for row in own]
+    share = lambda value: percent(round(value * number), number, digits=1)
+    cells = [share(row["accuracy_second"]) for row in own]
     lines.append(_row("`pyautoattack` with the start noise of key 0", *cells))
     sides = lambda row: (row["first"].split()[0], row["second"].split()[0])
     free = [row for row in rows if "draws" not in row["first"] + row["second"]]
@@ -108,7 +111,7 @@ def _against_reference(report: dict, name: str) -> str:
     ):
         chosen = [row for row in free if sides(row) == pair]
         lines.append(_row(f"same verdict, {title}", *_agreements(chosen)))
-    cells = [f"**{cell}**" for cell in _agreements(own)]
+    cells = [f"**{share(row['agreement'])}**" for row in own]
     lines.append(_row("**same verdict, `jaxadv` and `pyautoattack`, same draws**", *cells))
     return "\n".join([*lines, "", _source(report, name)])
 
@@ -159,21 +162,25 @@ def _pgd(report: dict, name: str) -> str:
     lines = _head("%, with 95 % intervals", "`jaxadv`", "PyTorch", "published", "other verdict")
     wrong = [percent(images - found[side], images) for side in ("jaxadv", "PyTorch")]
     steps = f"misclassified after PGD-{report['options']['num_steps']}"
-    lines.append(_row(f"{steps}, {images:,} images", *wrong, "6.8", f"{found['different']} images"))
+    other = f"{percent(found['different'], images)} ({found['different']} images)"
+    lines.append(_row(f"{steps}, {images:,} images", *wrong, "6.8", other))
     return "\n".join([*lines, "", _source(report, name)])
 
 
 def _norms(reports: dict[str, dict]) -> str:
     steps = next(iter(reports.values()))["options"]["num_steps"]
     lines = _head(
-        f"FAB, {steps} steps, median norm", "`jaxadv`", "`pyautoattack`", "norms within 0.1 %",
-        "published",
+        f"FAB, {steps} steps, median norm", "`jaxadv`", "`pyautoattack`",
+        "norms within 0.1 %, % of images", "published",
     )  # fmt: skip
     for name, report in reports.items():
         options, found = report["options"], report["fab"]
         title = f"{NAMES[report['network']]}, {options['norm'].capitalize()}"
         title += ", `--first_alpha`" * options["first_alpha"]
-        near = f"{found['within 0.1 %']:.0%}".replace("%", " %") if "reference" in found else ""
+        near = ""
+        if "reference" in found:
+            count = round(found["within 0.1 %"] * found["jaxadv"]["images"])
+            near = percent(count, found["jaxadv"]["images"], digits=0)
         sides = [_norm(found[side]) if side in found else "" for side in ("jaxadv", "reference")]
         published = PUBLISHED.get(name, "") if options["number"] == 10_000 else ""
         lines.append(_row(title, *sides, near, published))
@@ -185,9 +192,9 @@ def _norms(reports: dict[str, dict]) -> str:
 
 def _norm(found: dict) -> str:
     low, high = found["median_95"]
-    share = f"{100 * found['found'] / found['images']:.1f} %"
+    share = percent(found["found"], found["images"], digits=1)
     mean = f"mean {found['mean']:.3f} ± {found['mean_95']:.3f}"
-    of = f"{share} of {found['images']:,}"
+    of = f"{share} % of {found['images']:,}"
     return f"{found['median']:.4g} [{low:.4g}, {high:.4g}] ({mean}, found for {of})"
 
 
@@ -195,7 +202,7 @@ def _costs(reports: dict[str, dict]) -> str:
     columns = ("apgd-ce", "apgd-t", "fab-t", "square", "total")
     lines = _head("network", "survive", *columns, "total with compilation")
     for name, report in reports.items():
-        found = report["spread"] | {"with compilation": report["spread_with_compilation"]}
+        found = report["ratio"] | {"with compilation": report["ratio_with_compilation"]}
         cells = [ratio(found[column]) for column in columns]
         cells[-1] = f"**{cells[-1]}**"
         lines.append(
@@ -206,32 +213,29 @@ def _costs(reports: dict[str, dict]) -> str:
                 ratio(found["with compilation"]),
             )
         )
-    rates = [
-        f"{network(report['options'])}: {rate(report)}"
-        for report in reports.values()
-        if "mflop_of_a_pass" in report  # not in the first records
-    ]
-    if rates:
-        lines += ["", f"Rates of `jaxadv`, in GFLOP/s: {'; '.join(rates)}."]
+    rates = [f"{network(report['options'])}: {rate(report)}" for report in reports.values()]
+    lines += ["", f"Rates of `jaxadv`, in GFLOP/s: {'; '.join(rates)}."]
     sources = [_source(report, name).removesuffix(".") for name, report in reports.items()]
     return "\n".join([*lines, "", f"{'; '.join(sources)}."])
 
 
 def rate(report: dict) -> str:
-    """GFLOP/s of each attack: the passes that it counted over its median time.
+    """GFLOP/s of each attack: the passes that it counted over its time, median (range).
 
     Example:
         >>> cost = {"forward": 1000, "backward": 500}
         >>> passes = {"forward": 60.0, "backward": 80.0}
-        >>> one = {"evaluations": {"square": cost}, "running": {"square": 2.0}}
-        >>> rate(one | {"mflop_of_a_pass": passes})
-        'square 50'
+        >>> spent = {"square": {"jaxadv": {"median": 2.0, "least": 1.0, "greatest": 4.0}}}
+        >>> rate({"evaluations": {"square": cost}, "seconds": spent, "mflop_of_a_pass": passes})
+        'square 50 (25 to 100)'
     """
     size, found = report["mflop_of_a_pass"], []
     for name in ATTACKS[1:]:
         if counts := report["evaluations"].get(name):
             work = sum(counts[way] * size[way] for way in size) / 1e3
-            found.append(f"{name} {work / report['running'][name]:.0f}")
+            spent = report["seconds"][name]["jaxadv"]
+            middle, low, high = (work / spent[k] for k in ("median", "greatest", "least"))
+            found.append(f"{name} {middle:.0f} ({low:.0f} to {high:.0f})")
     return ", ".join(found)
 
 

@@ -78,10 +78,10 @@ def _pgd(report):
 def _autoattack(report):
     options = report["options"]
     ratio = report["ratio"]
-    parts = ", ".join(f"{name} {ratio[name]:.1f}" for name in ratio if name != "total")
+    parts = ", ".join(f"{n} {one['median']:.1f}" for n, one in ratio.items() if n != "total")
     named = _parity_tables.network(options)
     what = f"AutoAttack, {named}, {options['number']} images ({parts})"
-    yield what, "pyautoattack", _spread(report["spread"]["total"]), "1.5"
+    yield what, "pyautoattack", _spread(ratio["total"]), "1.5"
 
 
 def _plain(options):

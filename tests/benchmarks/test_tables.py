@@ -50,7 +50,7 @@ def test_pairs_of_runs_stand_where_they_belong(tmp_path):
     record = {"options": options, "rows": rows, "spread": spread}
     lines = rendered(tmp_path, parity_mnist_1000=record)["parity 1000"].splitlines()
     assert [cells_of(line)[1] for line in lines[2:9]] == [
-        "50.0 ± 1.0", "25.0", "25.0", "95", "96", "90 to 92", "**100**"
+        "50.0 ± 1.0", "25.0", "25.0 [22.4, 27.8]", "95", "96", "90 to 92", "**100.0 [99.6, 100.0]**"
     ]  # fmt: skip
     assert lines[-1] == "`parity_mnist_1000.json`: commit abc; a CPU, 2026-01-01."
 
@@ -71,15 +71,20 @@ def test_single_attacks(tmp_path):
         parity_pgd40={"options": {"num_steps": 40}, "pgd": pgd},
         parity_apgd_ce_runs={"apgd": apgd},
     )
-    norm = "0.3512 [0.35, 0.36] (mean 0.400 ± 0.010, found for 98.0 % of 100)"
+    norm = "0.3512 [0.35, 0.36] (mean 0.400 ± 0.010, found for 98.0 [93.0, 99.4] % of 100)"
     alone, beside = map(cells_of, found["parity fab"].splitlines()[2:4])
     assert alone == ["trained cleanly, Linf", norm, "", "", "1.423"]
-    assert beside == ["trained cleanly, Linf", norm, norm, "84 %", "0.112"]
+    assert beside == ["trained cleanly, Linf", norm, norm, "84 [76, 90]", "0.112"]
     assert found["parity fab"].endswith(
         "`parity_fab_l2_clean.json`, `parity_fab_linf_clean.json`: commit abc; a CPU, 2026-01-01."
     )
     row = cells_of(found["parity pgd"].splitlines()[2])
-    assert row[1:] == ["6.75 [6.27, 7.26]", "6.74 [6.27, 7.25]", "6.8", "3 images"]
+    assert row[1:] == [
+        "6.75 [6.27, 7.26]",
+        "6.74 [6.27, 7.25]",
+        "6.8",
+        "0.03 [0.01, 0.09] (3 images)",
+    ]
     rows = [cells_of(line)[2:] for line in found["parity runs"].splitlines()[2:5]]
     assert rows == [["84.50 ± 0.71", ""], ["84.80 ± 0.28", ""], ["84.75 ± 0.21", "99.9 to 100"]]
 
@@ -88,15 +93,15 @@ def test_costs_name_budget_survivors_and_rates(tmp_path):
     once, often = (
         {"median": 2.0, "least": least, "greatest": 2.0} for least in (2.0, 1.5)
     )  # fmt: skip
-    spread = dict.fromkeys((*ATTACKS[1:], "total"), once) | {"total": often}
+    ratios = dict.fromkeys((*ATTACKS[1:], "total"), once) | {"total": often}
     report = {
         "options": {"checkpoint": None, "resnet_width": 16, "number": 8, "num_steps": 20,
                     "num_queries": 1000},
-        "spread": spread,
+        "ratio": ratios,
         "accuracy": {"square": 0.5},
-        "spread_with_compilation": {"median": 0.75, "least": 0.7, "greatest": 0.8},
+        "ratio_with_compilation": {"median": 0.75, "least": 0.7, "greatest": 0.8},
         "evaluations": {"square": {"forward": 1000, "backward": 0}},
-        "running": {"square": 2.0},
+        "seconds": {"square": {"jaxadv": often}},
         "mflop_of_a_pass": {"forward": 60.0, "backward": 60.0},
     }  # fmt: skip
     text = rendered(tmp_path, autoattack_tiny=report)["cost"]
@@ -104,7 +109,7 @@ def test_costs_name_budget_survivors_and_rates(tmp_path):
         "50 % of 8", "2.0", "2.0", "2.0", "2.0", "**2.0 (1.5 to 2.0)**",
         "0.8 (0.7 to 0.8)",
     ]  # fmt: skip
-    assert "20 steps, 1,000 queries: square 30." in text
+    assert "20 steps, 1,000 queries: square 30 (30 to 40)." in text
 
 
 def test_statistics_of_batch_norm(tmp_path):
