@@ -244,99 +244,121 @@ def table(data: Data, setting: str = BASE, snapshot: str = "late") -> str:
 
 
 def verdict_table(data: Data) -> str:
-    """The hypotheses, in Markdown: the base setting, and the medians of the others."""
-    others = [setting for setting in data.settings if setting != BASE]
-    lines = [
-        "| " + " | ".join(["", "hypothesis", "verdict", "base: median [interval]", *others]) + " |",
-        "|---" * (4 + len(others)) + "|",
-    ]
+    """The hypotheses and their verdicts, in Markdown, with the base setting's medians."""
+    lines = ["| | hypothesis | verdict | base |", "|---" * 4 + "|"]
     for found in verdicts(data):
-        form = "{:+.0%}" if found.percent and len(found.names) > 1 else "{:.2f}"
-        form = "{:.0%}" if found.percent and len(found.names) == 1 else form
-        named = [
-            f"{name}: {m.text(form)}" if len(found.names) > 1 else m.text(form)
-            for name, m in zip(found.names, found.medians[BASE], strict=True)
-        ]
-        cells = [
-            ", ".join(form.format(m.value) if m.seeds else "" for m in found.medians[setting])
-            for setting in others
-        ]
-        row = [found.name, found.statement, f"**{found.verdict}**", "; ".join(named), *cells]
-        lines.append("| " + " | ".join(row) + " |")
-    return re.sub(r"(\d)%", r"\1 %", "\n".join(lines))
+        names = [f"{name}: " * (len(found.names) > 1) for name in found.names]
+        cells = _medians(found, BASE)
+        named = "; ".join(name + cell for name, cell in zip(names, cells, strict=True))
+        lines.append(f"| {found.name} | {found.statement} | **{found.verdict}** | {named} |")
+    return "\n".join(lines)
+
+
+def other_settings(data: Data) -> str:
+    """The medians of the other settings, in Markdown."""
+    others = [setting for setting in data.settings if setting != BASE]
+    lines = ["| " + " | ".join(["", "", *others]) + " |", "|---" * (2 + len(others)) + "|"]
+    for found in verdicts(data):
+        cells = ["; ".join(_medians(found, setting)) for setting in others]
+        lines.append("| " + " | ".join([found.name, found.statement, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _medians(found: Verdict, setting: str) -> list[str]:
+    form = "{:.2f}"
+    if found.percent:
+        form = "{:+.0%}" if len(found.names) > 1 else "{:.0%}"
+    return [_spaced(one.text(form)) for one in found.medians[setting]]
+
+
+def _spaced(text: str) -> str:
+    return re.sub(r"(\d)%", r"\1 %", text)
 
 
 def checks(data: Data) -> dict[str, Any]:
-    """How good the attacks are, over all cells: what the audit and the other end found."""
-    rows = [row for cell in data.cells for row in cell["rows"]]
-    steps = [step for row in rows for step in row["steps"].values()]
+    """How good the attacks are, over all cells: what the audit and the other end found.
+
+    Shares and medians are one number a seed, and their median over seeds.
+    """
+    seeds: dict[int, list[dict]] = collections.defaultdict(list)
+    for cell in data.cells:
+        seeds[cell["seed"]] += [row | {"norm": cell["norm"]} for row in cell["rows"]]
     images = data.cells[0]["images"]
-    total = lambda name: sum(step["violations"][name] for step in steps)
-    gaps = [gap for row in rows for gap in row["value_gaps"]]
-    count = lambda name: sum(step[name] for step in steps)
+    rows = [row for found in seeds.values() for row in found]
+    steps = lambda found: [step for row in found for step in row["steps"].values()]
+    part = lambda pick: median(
+        [float(np.mean([pick(step) for step in steps(found)])) / images for found in seeds.values()]
+    )
+    missed = lambda name: median(
+        [np.mean([row[name] for row in found]) for found in seeds.values()]
+    )
+    gaps = lambda found, norm: [
+        gap for row in found if row["norm"] == norm for gap in row["value_gaps"]
+    ]
     return {
-        "pairs": len(steps) * images,
-        "violations": {name: total(name) for name in ("one_start", "own_starts", "union")},
-        "missed_by_one_start": float(np.mean([row["missed_by_one_start"] for row in rows])),
-        "missed_by_one_end": float(np.mean([row["missed_by_one_end"] for row in rows])),
+        "pairs": len(steps(rows)) * images,
+        "violations": {
+            name: sum(step["violations"][name] for step in steps(rows))
+            for name in ("one_start", "own_starts", "union")
+        },
+        "violating": {
+            name: part(lambda step, name=name: step["violations"][name])
+            for name in ("one_start", "own_starts", "union")
+        },
+        "missed": {name: missed(f"missed_by_{name}") for name in ("one_start", "one_end")},
         "largest_gain_of_union": max(row["largest_gain_of_union"] for row in rows),
-        "median_gap": {
-            norm: float(
-                np.median([
-                    gap for cell in data.cells if cell["norm"] == norm
-                    for row in cell["rows"] for gap in row["value_gaps"]
-                ] or [np.nan])
+        "gap": {
+            norm: median(
+                [float(np.median(gaps(found, norm) or [np.nan])) for found in seeds.values()]
             )
             for norm in NORMS
         },
-        "gaps_below_1e-4": float(np.mean(np.array(gaps) < 1e-4)),
         "largest_residual": max(row["largest_residual"] for row in rows),
-        "undecided": count("undecided"),
-        "far": count("far"),
-        "far_but_continuous": count("far_but_continuous"),
-    }  # fmt: skip
+        **{
+            name: part(lambda step, name=name: step[name])
+            for name in ("far", "far_but_continuous", "undecided")
+        },
+    }
 
 
 def check_table(data: Data) -> str:
     """The same in Markdown."""
     found = checks(data)
-    part = lambda number: f"{number / found['pairs']:.1%}".replace("%", " %")
-    percent = lambda value: f"{value:.1%}".replace("%", " %")
+    violating, missed = found["violating"], found["missed"]
+    share = lambda value: _spaced(value.text("{:.1%}"))
     rows = [
-        (f"{found['pairs']:,} pairs of an image and a step that violate (MON), one start",
-         part(found["violations"]["one_start"])),
-        ("... one end's starts", part(found["violations"]["own_starts"])),
-        ("... union of both ends", part(found["violations"]["union"])),
-        ("searches that one start loses by more than 1e-6", percent(found["missed_by_one_start"])),
-        ("... one end's starts", percent(found["missed_by_one_end"])),
+        ("pairs of an image and a step that violate (MON), one start",
+         share(violating["one_start"])),
+        ("... one end's starts", share(violating["own_starts"])),
+        ("... union of both ends", share(violating["union"])),
+        ("searches that one start loses by more than 1e-6", share(missed["one_start"])),
+        ("... one end's starts", share(missed["one_end"])),
         ("... the largest loss of one end's starts", f"{found['largest_gain_of_union']:.2g}"),
-        ("gap to the second-best maximum, median, L2", f"{found['median_gap']['l2']:.2g}"),
-        ("... Linf", f"{found['median_gap']['linf']:.2g}"),
+        ("gap to the second-best maximum, L2", found["gap"]["l2"].text("{:.2g}")),
+        ("... Linf", found["gap"]["linf"].text("{:.2g}")),
         ("largest relative residual of an attack", f"{found['largest_residual']:.1g}"),
-        ("attacks that moved over a quarter of the diameter", f"{found['far']:,}"),
-        ("... of them continuously", f"{found['far_but_continuous']:,}"),
-        ("pairs not decided by following", part(found["undecided"])),
+        ("pairs whose attack moved over a quarter of the diameter", share(found["far"])),
+        ("... continuously", share(found["far_but_continuous"])),
+        ("pairs not decided by following", share(found["undecided"])),
     ]  # fmt: skip
-    return "\n".join(
-        [
-            "| check of the attacks | |",
-            "|---|---|",
-            *(f"| {a} | {b} |" for a, b in rows if b != "nan"),
-        ]
-    )
+    head = f"| check of the attacks, {found['pairs']:,} pairs | |"
+    return "\n".join([head, "|---|---|", *(f"| {a} | {b} |" for a, b in rows if b)])
 
 
 def text(data: Data) -> str:
     """What the markers of a page enclose."""
     seeds = len({cell["seed"] for cell in data.cells})
     commits = ", ".join(sorted({cell["environment"]["commit"] for cell in data.cells}))
-    devices = ", ".join(sorted({cell["environment"]["device"] for cell in data.cells}))
+    where = ("device", "date")
+    made = {", ".join(cell["environment"][key] for key in where) for cell in data.cells}
     sections = (
         f"Base setting at the end of training; medians over {seeds} seeds with 95 % bootstrap "
-        f"intervals (commit {commits}; {devices}):",
+        f"intervals (commit {commits}; {'; '.join(sorted(made))}):",
         table(data),
         "The registered hypotheses. Medians of ratios within a seed (differences for shares):",
         verdict_table(data),
+        "The same in the other settings, in the same order (late; equal loss):",
+        other_settings(data),
         check_table(data),
     )
     return "\n\n".join(sections)
