@@ -38,7 +38,7 @@ def _batch_norm(report: dict) -> str:
         "|---" * (len(FORMS) + 1) + "|",
     ]
     for mean in dict.fromkeys(mean for _, mean in errors):
-        cells = [f"{errors[form, mean]:.1e}".replace("e-0", "e-") for form in FORMS]
+        cells = [_range(errors[form, mean]) for form in FORMS]
         lines.append(f"| {mean:g} | {' | '.join(cells)} |")
     found = report["collectives"]
     ways = [found[form.split(",")[0]] for form in FORMS]
@@ -46,6 +46,11 @@ def _batch_norm(report: dict) -> str:
     names = " / ".join(ways[0])
     lines.append(f"| collectives per layer, {names} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _source(report, "batch_norm")])
+
+
+def _range(error: dict) -> str:
+    ends = (f"{error[key]:.1e}".replace("e-0", "e-") for key in ("least", "greatest"))
+    return " to ".join(ends)
 
 
 def _streaming(report: dict) -> str:

@@ -11,9 +11,9 @@ Inputs have standard deviation 1 and a mean of 0 to 1000, per channel. Forms:
 * combined: each device's moments around its own mean in one all-gather, then, in essence,
   :math:`\sigma^2 = E_d[\sigma_d^2] + \mathrm{Var}_d[\mu_d]`.
 
-Errors are against float64, the largest over channels: of the variance relative to it, of the mean
-and of the normalized input in standard deviations. Collectives are those of the compiled forward
-pass and of forward pass and gradient in the input.
+Errors are against float64, the largest over channels, for several draws of the input: of the
+variance relative to it, of the mean and of the normalized input in standard deviations. Collectives
+are those of the compiled forward pass and of forward pass and gradient in the input.
 """
 
 import functools
@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec
 from experiments.cli.options import Parser
 
 from ._report import provenance, save, use_devices
+from ._timing import summary
 
 MINIBATCHES = (0, 1, 10, 100)  # before the one that is measured
 AXIS = "batch"
@@ -41,6 +42,7 @@ def parse(arguments=None):
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--means", default="0,1,10,100,1000", help="in standard deviations")
+    parser.add_argument("--draws", type=int, default=8, help="of the input")
     parser.add_argument("--output", type=pathlib.Path, help="JSON")
     return parser.parse_args(arguments)
 
@@ -97,8 +99,8 @@ def normalizer(form, mesh):
 
 
 def errors(apply, x, shift):
-    """Errors of one form on one minibatch."""
-    y, mean, var = map(np.float64, jax.jit(apply)(x, jnp.asarray(shift, jnp.float32)))
+    """Errors of one compiled form on one minibatch."""
+    y, mean, var = map(np.float64, apply(x, jnp.asarray(shift, jnp.float32)))
     x = np.float64(x)
     true_mean, true_var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     exact = (x - true_mean) / np.sqrt(true_var + 1e-5)
@@ -125,22 +127,26 @@ def main(arguments=None):
     sharding = use_devices(options.devices)
     if sharding is None:
         raise SystemExit("--devices=1: nothing is synchronized; use at least 2")
-    rng = np.random.default_rng(0)
     size = (options.batch_size, options.image_size, options.image_size, options.channels)
-    draws = rng.normal(size=size)
+    draw = lambda number: np.random.default_rng(number).normal(size=size)
     found = {"accuracy": [], "collectives": {}}
     applies = {name: normalizer(form, sharding.mesh) for name, form in FORMS.items()}
-    print(f"{'mean':>6}  {'form':36}{'variance':>10}{'mean':>10}{'output':>10}")
+    compiled = {name: jax.jit(apply) for name, apply in applies.items()}
+    print(f"{'mean':>6}  {'form':36}{'variance':>20}{'mean':>20}{'output':>20}")
     for text in options.means.split(","):
         offset = float(text)
-        x = jax.device_put(np.float32(offset + draws), sharding)
-        measure = functools.partial(_row, found["accuracy"], offset)
-        measure("two passes", errors(applies["two passes"], x, np.zeros(options.channels)))
+        inputs = [
+            jax.device_put(np.float32(offset + draw(number)), sharding)
+            for number in range(options.draws)
+        ]
+        measure = functools.partial(_row, found["accuracy"], offset, inputs)
+        zeros = np.zeros(options.channels)
+        measure("two passes", compiled["two passes"], zeros)
         for number in MINIBATCHES:
             running = np.full(options.channels, (1 - 0.9**number) * offset)
-            measure(f"shifted, after {number} minibatches", errors(applies["shifted"], x, running))
-        measure("combined", errors(applies["combined"], x, np.zeros(options.channels)))
-    x = jax.device_put(np.float32(draws), sharding)
+            measure(f"shifted, after {number} minibatches", compiled["shifted"], running)
+        measure("combined", compiled["combined"], zeros)
+    x = jax.device_put(np.float32(draw(0)), sharding)
     for name, apply in applies.items():
         found["collectives"][name] = collectives(apply, x)
         print(f"{name:12}{found['collectives'][name]}")
@@ -148,9 +154,11 @@ def main(arguments=None):
     return found
 
 
-def _row(rows, offset, form, error):
+def _row(rows, offset, inputs, form, apply, shift):
+    each = [errors(apply, x, shift) for x in inputs]
+    error = summary({name: [one[name] for one in each] for name in each[0]})
     rows.append({"input_mean": offset, "form": form, "errors": error})
-    numbers = "".join(f"{error[name]:10.1e}" for name in ("variance", "mean", "normalized"))
+    numbers = "".join(f"{one['least']:10.1e} to {one['greatest']:.1e}" for one in error.values())
     print(f"{offset:6g}  {form:36}{numbers}", flush=True)
 
 

@@ -193,13 +193,23 @@ def test_the_claims_of_every_erratum_are_named():
 
 
 def test_the_numbers_of_the_errata_are_those_of_the_run():
-    """What "Found" quotes is a counterexample that the committed run printed, for this erratum."""
+    """What "Found" quotes is a counterexample that the committed run printed, for this erratum.
+
+    A bare decimal number in it is the tightness of one of its claims, or of one about the passage.
+    """
     run = json.loads(CLAIMS.read_text(encoding="utf-8"))
     assert {"seed": 0, "instances": 4000}.items() <= run["settings"].items()
-    printed = {}
+    printed, tightness = {}, {}
     for claim in run["claims"]:
         for number in re.findall(r"\bE\d+\b", claim["place"]):
             printed.setdefault(number, []).append(" ".join(claim["counterexample"].split()))
+            tightness.setdefault(number, []).append(claim["tightness"])
+        tightness.setdefault(claim["place"], []).append(claim["tightness"])
     for number, entry in ENTRIES.items():
         quoted = re.findall(r"`([^`]+)`", fields(entry).get("Found", ""))
         assert quoted == [text for text in printed.get(number, []) if text], number
+        bare = re.sub(r"`[^`]+`|\$[^$]+\$", "", fields(entry).get("Found", ""))
+        for decimal in re.findall(r"(?<![\d.])\d\.\d+", bare):
+            digits = len(decimal) - 2
+            known = tightness[number] + tightness.get(fields(entry)["Where"].strip("."), [])
+            assert decimal in [f"{one:.{digits}f}" for one in known if one is not None], number

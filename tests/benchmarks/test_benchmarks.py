@@ -89,8 +89,9 @@ def test_combined_statistics_are_as_accurate_as_two_passes_with_half_the_collect
         (row["input_mean"], row["form"]): row["errors"]["variance"] for row in found["accuracy"]
     }
     for mean in (0.0, 1000.0):
-        assert max(variance[mean, form] for form in ("two passes", "combined")) < 1e-6
-    assert variance[1000.0, "shifted, after 0 minibatches"] > 1e-2
+        good = [variance[mean, form]["greatest"] for form in ("two passes", "combined")]
+        assert max(good) < 1e-6
+    assert variance[1000.0, "shifted, after 0 minibatches"]["least"] > 1e-2
     for way, number in found["collectives"]["two passes"].items():
         assert found["collectives"]["combined"][way] == number / 2
         assert found["collectives"]["shifted"][way] == number / 2

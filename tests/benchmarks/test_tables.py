@@ -113,8 +113,9 @@ def test_costs_name_budget_survivors_and_rates(tmp_path):
 
 
 def test_statistics_of_batch_norm(tmp_path):
+    error = lambda mean: {"variance": {"least": mean + 1e-7, "greatest": mean + 2e-7}}
     accuracy = [
-        {"input_mean": mean, "form": form, "errors": {"variance": mean + 1e-7}}
+        {"input_mean": mean, "form": form, "errors": error(mean)}
         for mean in (0.0, 10.0)
         for form in _scale_tables.FORMS
     ]
@@ -122,6 +123,6 @@ def test_statistics_of_batch_norm(tmp_path):
     collectives = dict.fromkeys(("two passes", "shifted", "combined"), ways)
     record = {"accuracy": accuracy, "collectives": collectives}
     lines = rendered(tmp_path, batch_norm=record)["batch norm"].splitlines()
-    assert cells_of(lines[2]) == ["0", *["1.0e-7"] * 5]
-    assert cells_of(lines[3]) == ["10", *["1.0e+01"] * 5]
+    assert cells_of(lines[2]) == ["0", *["1.0e-7 to 2.0e-7"] * 5]
+    assert cells_of(lines[3]) == ["10", *["1.0e+01 to 1.0e+01"] * 5]
     assert cells_of(lines[4])[1:] == ["2 / 4"] * 5

@@ -290,7 +290,7 @@ def checks(data: Data) -> dict[str, Any]:
         [float(np.mean([pick(step) for step in steps(found)])) / images for found in seeds.values()]
     )
     missed = lambda name: median(
-        [np.mean([row[name] for row in found]) for found in seeds.values()]
+        [float(np.mean([row[name] for row in found])) for found in seeds.values()]
     )
     gaps = lambda found, norm: [
         gap for row in found if row["norm"] == norm for gap in row["value_gaps"]
