@@ -177,3 +177,25 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command()
     assert "contains Table 1" in capsys.readouterr().err
+
+
+def test_one_cpu_repeats_the_table_of_digits_and_another_reverses_the_lead():
+    def accuracies(name):
+        text = (readme_tables.ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8")
+        [row] = [row for row in json.loads(text)["rows"] if row["dataset"] == "digits"]
+        runs = {method: cell["runs"] for method, cell in row["cells"].items()}
+        values = {
+            method: [(run["robust"], run["autoattack"]) for run in found]
+            for method, found in runs.items()
+        }
+        return values, {run["commit"] for found in runs.values() for run in found}
+
+    shown, _ = accuracies("table1-digits-laptop/table1")
+    one, commit = accuracies("other-cpu/digits_xeon")
+    other, same = accuracies("other-cpu/digits")
+    assert one == shown
+    assert other != shown
+    assert commit == same
+    mean = lambda found, method: sum(run[1] for run in found[method]) / 3
+    assert mean(one, "at_ensgd") > mean(one, "at")
+    assert mean(other, "at_ensgd") < mean(other, "at")
