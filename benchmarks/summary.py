@@ -16,6 +16,7 @@ import sys
 from experiments.cli.options import Parser
 
 from . import _clone_table, _global_table, _parity_tables, _scale_tables
+from ._timing import summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -126,6 +127,11 @@ def _startup(report):
         if name in caches:
             what = f"time to the first minibatch, {run}, {name} cache"
         yield what, f"{_spread(found)} s"
+    for name in caches:
+        rows = [row["seconds"] for row in report[name]]
+        parts = summary({part: [row[part] for row in rows] for part in rows[0]})
+        text = "; ".join(f"{part} {_spread(found)}" for part, found in parts.items())
+        yield f"its parts, {run}, {name} cache", f"{text} s"
 
 
 def _matrix(report):
