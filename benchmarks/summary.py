@@ -59,7 +59,7 @@ def _training(report):
     size = f"PreActResNet-18 of width {options['width']}, batch {options['batch_size']}"
     peers = {"pytorch": "PyTorch", "torch.compile": "PyTorch with torch.compile"}
     for label, ratio in report["ratio"].items():
-        peer, name = label.split(", ")
+        peer, name = label.split(", ") if ", " in label else ("pytorch", label)  # first records
         memory = " channels_last" if options["channels_last"] else ""
         alone = ", one device" if options["devices"] == 1 else ""
         what = f"{_METHODS[name]}, PGD-10, {size}{alone}"
