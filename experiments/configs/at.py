@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.cifar10 --config=configs/at.py
 Time:      200 epochs of PreActResNet-18; the AWP authors report 276 s per epoch on their GPU. On a
-           2-core CPU it would take about 42 days: use --config=configs/at.py:laptop.
+           CPU it is impractical: use --config=configs/at.py:laptop.
 Paper:     Table 1, CIFAR-10, PreActResNet-18: 48.0 +- 0.2 % under AutoAttack (mean +- std, 3 runs;
            checkpoint chosen on test PGD-20).
 """

@@ -135,3 +135,34 @@ def test_a_run_is_recorded_once(tmp_path, monkeypatch):
     changed = file.stat().st_mtime_ns
     cifar10_cpu.run(["at"], 1, None)
     assert file.stat().st_mtime_ns == changed
+
+
+def test_the_records_bear_the_verdicts_of_the_page():
+    """What docs/results.md says in words about all of CIFAR-10."""
+    read = lambda name: json.loads((cifar10_cpu.RESULTS / f"{name}.json").read_text("utf-8"))
+    rows = lambda method, seed: read(f"{method}-seed{seed}")["metrics"]
+    pairs = read("comparison")["pairs"]
+    pair = {(p["method"], p["minus"], p["attack"]): p for p in pairs}
+    for seed in range(3):
+        # Faster between the warm-up and the first drop of the rate, and only there.
+        ahead = [
+            ours["selection_robust"] > theirs["selection_robust"]
+            for ours, theirs in zip(rows("at_ensgd", seed), rows("at", seed), strict=True)
+        ]
+        assert ahead[2] and ahead[3]
+        # Lower on training images, AWP lower than AT too.
+        for lower, upper in (("at_ensgd", "at"), ("awp_ensgd", "awp"), ("awp", "at")):
+            last = [rows(method, seed)[-1]["train_robust"] for method in (lower, upper)]
+            assert last[0] < last[1]
+        run = lambda method, seed=seed: read(f"{method}-seed{seed}")["run"]
+        assert run("at_ensgd")["autoattack"] < run("at")["autoattack"]
+    contains = lambda p: p["interval"][0] <= 0 <= p["interval"][1]
+    for attack in ("pgd", "autoattack"):
+        assert contains(pair["at_ensgd", "at", attack])
+        assert contains(pair["awp", "at", attack])
+        assert contains(pair["awp_ensgd", "awp", attack])
+    assert pair["awp", "at", "clean"]["interval"][1] < 0
+    for other in ("awp", "at_ensgd"):
+        assert pair["awp_ensgd", other, "clean"]["interval"][1] < 0
+    second = [p for p in pairs if "2nd" in p["method"]]
+    assert len(second) == 6 and all(map(contains, second))

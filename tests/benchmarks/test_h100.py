@@ -148,3 +148,10 @@ def test_programs_are_lowered_from_shapes(what):
 @pytest.mark.parametrize("what", ["awp", "trades", "entropy_sgd", "apgd-t", "fab-t"])
 def test_more_programs_are_lowered_from_shapes(what):
     assert programs.lower(programs.TINY._replace(what=what), jax.devices()).as_text()
+
+
+def test_the_page_quotes_the_all_reduces_of_the_record():
+    programs = json.loads(RESULTS.read_text(encoding="utf-8"))["programs"]
+    local, synced = (table.reductions(programs[name])[0] for name in ("at_4_local", "at_4"))
+    page = " ".join((ROOT / "docs" / "scale.md").read_text(encoding="utf-8").split())
+    assert f"has {local} all-reduces a minibatch instead of {synced}," in page
