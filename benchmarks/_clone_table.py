@@ -9,23 +9,23 @@ def sentence(report: dict) -> str:
 
     Example:
         >>> seconds = {name: dict(median=90, least=60, greatest=120, calls=3)
-        ...            for name in (FIRST, "make setup", "make test")}
+        ...            for name in (FIRST, "make setup")}
         >>> found = dict(device="a CPU", date="2026-11-29")
         >>> print(sentence({"seconds": seconds, "environment": found}))
-        `make reproduce` takes 1.5 minutes (1.0 to 2.0), 1.5 of them for the installation, and
-        `make test` 1.5 (1.0 to 2.0) after it: 3 fresh clones on a CPU, 2026-11-29
+        `make reproduce` takes 1.5 minutes (1.0 to 2.0), 1.5 (1.0 to 2.0) of them for the
+        installation: 3 fresh clones on a CPU, 2026-11-29
         ([fresh_clone.json](benchmarks/results/fresh_clone.json)).
     """
-    spread = {
-        name: "{median:.1f}{} ({least:.1f} to {greatest:.1f})".format(
-            " minutes" * (name == FIRST), **{key: found[key] / 60 for key in KEYS}
-        )
-        for name, found in report["seconds"].items()
+    minutes = {
+        name: {key: found[key] / 60 for key in KEYS} for name, found in report["seconds"].items()
     }
-    setup, where = report["seconds"]["make setup"], report["environment"]
+    whole, setup = (
+        ("{median:.1f}" + unit + " ({least:.1f} to {greatest:.1f})").format(**minutes[name])
+        for name, unit in ((FIRST, " minutes"), ("make setup", ""))
+    )
+    calls, where = report["seconds"][FIRST]["calls"], report["environment"]
     return (
-        f"`make reproduce` takes {spread[FIRST]}, {setup['median'] / 60:.1f} of them for the "
-        f"installation, and\n`make test` {spread['make test']} after it: {setup['calls']} fresh "
+        f"`make reproduce` takes {whole}, {setup} of them for the\ninstallation: {calls} fresh "
         f"clones on {where['device']}, {where['date']}\n"
         "([fresh_clone.json](benchmarks/results/fresh_clone.json))."
     )

@@ -2,9 +2,10 @@ r"""What a newcomer waits for: the README's commands in a fresh clone of the las
 
     python -m benchmarks.fresh_clone --output=fresh_clone.json
 
-Seconds of `make setup` (the package index included, without pip's cache), of `make reproduce` and
-`make test` after it, and of `pip install .` in an environment of its own; the megabytes that each
-environment takes, and the memory of the largest process. Every repeat clones anew.
+Seconds of `make setup` (the package index included, without pip's cache), of `make reproduce` after
+it, with ``--test`` of `make test`, and of `pip install .` in an environment of its own; the
+megabytes that each environment takes, and the memory of the largest process. Every repeat clones
+anew.
 """
 
 import os
@@ -21,13 +22,13 @@ from ._report import provenance, save
 from ._timing import summary
 
 ROOT = pathlib.Path(__file__).parents[1]
-MAKE = ("setup", "reproduce", "test")
 
 
 def parse(arguments=None):
     """The command line."""
     parser = Parser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--test", action="store_true", help="make test, too")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -57,10 +58,10 @@ def megabytes(folder: pathlib.Path) -> float:
     return sum(path.stat().st_size for path in files) / 1e6
 
 
-def measure(folder: pathlib.Path) -> dict[str, dict[str, float]]:
+def measure(folder: pathlib.Path, targets: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Runs every command once, in a clone in this folder."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    found = {f"make {name}": timed(["make", name], folder) for name in MAKE}
+    found = {f"make {name}": timed(["make", name], folder) for name in targets}
     own = folder.parent / "own"
     subprocess.run([sys.executable, "-m", "venv", str(own)], check=True)
     pip = [str(own / "bin" / "python"), "-m", "pip", "install", "--quiet", "."]
@@ -78,10 +79,11 @@ def main(arguments=None) -> dict:
     """Measures and returns the report it writes."""
     options = parse(arguments)
     report = provenance(options)
+    targets = ("setup", "reproduce", *["test"] * options.test)
     rows = []
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(pathlib.Path(folder) / "clone"))
+            rows.append(measure(pathlib.Path(folder) / "clone", targets))
         print(", ".join(f"{name} {s:.0f} s" for name, s in rows[-1]["seconds"].items()), flush=True)
     for kind in rows[0]:
         report[kind] = summary({name: [row[kind][name] for row in rows] for name in rows[0][kind]})

@@ -58,10 +58,16 @@ def test_the_tables_of_speeds_are_those_of_the_results(capsys):
 def test_a_command_is_timed_with_its_largest_process(tmp_path):
     folder = tmp_path / "clone"
     folder.mkdir()
-    child = (
-        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'b = bytearray(3 << 28)'])"
+    large = "b = bytearray(3 << 28)"
+    # A small process asks: what it forks counts as large as itself.
+    asks = (
+        "import pathlib, subprocess, sys\nfrom benchmarks import fresh_clone\n"
+        f'parent = \'import subprocess, sys; subprocess.run([sys.executable, "-c", "{large}"])\'\n'
+        f"words = [sys.executable, '-c', parent]\n"
+        f"print(*fresh_clone.timed(words, pathlib.Path({str(folder)!r})))"
     )
-    seconds, gib = fresh_clone.timed([sys.executable, "-c", child], folder)
+    done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True)
+    seconds, gib = map(float, done.stdout.split())
     assert seconds > 0
     assert 0.75 < gib < 1
     with pytest.raises(SystemExit, match="no such target"):
