@@ -174,7 +174,8 @@ def _fresh(report):
     for name, found in report["seconds"].items():
         gib = report["gib"].get(name)
         size = f", largest process {_spread(gib)} GiB" if gib else ""
-        yield f"`{name}`, fresh clone", f"{_spread(found)} s{size}"
+        command, _, what = name.partition(", ")
+        yield f"`{command}`, fresh clone{' ' * bool(what)}{what}", f"{_spread(found)} s{size}"
     for name, found in report["megabytes"].items():
         yield f"`{name}`, environment", f"{found['median']:.0f} MB"
 
