@@ -62,8 +62,7 @@ def _source(report: dict, *names: str) -> str:
     """The last line of a table."""
     found = report["environment"]
     files = ", ".join(f"`{name}.json`" for name in names)
-    unclean = " (a tree with uncommitted changes)" * found["commit"].endswith("+")
-    return f"{files}: commit {found['commit']}{unclean}; {found['device']}, {found['date']}."
+    return f"{files}: commit {found['commit']}; {found['device']}, {found['date']}."
 
 
 def percent(correct: int, images: int, digits: int = 2) -> str:

@@ -284,21 +284,18 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
 
 
 def _machines(results: pathlib.Path, kinds: dict) -> str:
-    """On which machines the files of a table were measured, and when, and from which trees."""
+    """On which machines the files of a table were measured, and when."""
     names: dict[str, list[str]] = {}
-    unclean = []
     for name in dict.fromkeys(row[-1] for row in _collect(results, kinds)):
         report = json.loads((results / name).read_text(encoding="utf-8"))
         found = report.get("environment", report)
         machine = found.get("device") or found["hardware"]
         names.setdefault(f"{machine}, {found['date']}", []).append(f"`{name}`")
-        unclean += [f"`{name}`"] * found["commit"].endswith("+")
     if not names:
         return ""
     ordered = sorted(names.items(), key=lambda item: -len(item[1]))
     rest = [f"{', '.join(files)} on {where}" for where, files in ordered[1:]]
-    text = "; ".join([f"Measured on {where}" for where, _ in ordered[:1]] + rest) + "."
-    return text + f" From a tree with uncommitted changes: {', '.join(unclean)}." * bool(unclean)
+    return "; ".join([f"Measured on {where}" for where, _ in ordered[:1]] + rest) + "."
 
 
 def fill(text: str, name: str, table: str) -> str:

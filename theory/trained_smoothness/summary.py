@@ -303,7 +303,7 @@ def checks(data: Data) -> dict[str, Any]:
         },
         "violating": {
             name: part(lambda step, name=name: step["violations"][name])
-            for name in ("one_start", "own_starts", "union")
+            for name in ("one_start", "own_starts")
         },
         "missed": {name: missed(f"missed_by_{name}") for name in ("one_start", "one_end")},
         "largest_gain_of_union": max(row["largest_gain_of_union"] for row in rows),
@@ -330,7 +330,7 @@ def check_table(data: Data) -> str:
         ("pairs of an image and a step that violate (MON), one start",
          share(violating["one_start"])),
         ("... one end's starts", share(violating["own_starts"])),
-        ("... union of both ends", share(violating["union"])),
+        ("... union of both ends, in all", f"{found['violations']['union']:,}"),
         ("searches that one start loses by more than 1e-6", share(missed["one_start"])),
         ("... one end's starts", share(missed["one_end"])),
         ("... the largest loss of one end's starts", f"{found['largest_gain_of_union']:.2g}"),
@@ -341,7 +341,7 @@ def check_table(data: Data) -> str:
         ("... continuously", share(found["far_but_continuous"])),
         ("pairs not decided by following", share(found["undecided"])),
     ]  # fmt: skip
-    head = f"| check of the attacks, {found['pairs']:,} pairs | |"
+    head = f"| check of the attacks, {found['pairs']:,} pairs | median over seeds |"
     return "\n".join([head, "|---|---|", *(f"| {a} | {b} |" for a, b in rows if b)])
 
 
