@@ -209,9 +209,8 @@ def _sources(results: Mapping[str, dict]) -> list[str]:
             sorted({str(run[name]) for run in runs})
         )
         if runs:
-            dirty = " (+: with uncommitted changes)" * ("+" in every("commit"))
             lines.append(
-                f"* [{link.removeprefix('../')}]({link}): commit {every('commit')}{dirty}; "
+                f"* [{link.removeprefix('../')}]({link}): commit {every('commit')}; "
                 f"{every('device', ' and ')}; {every('precision')}; {every('test_images')} test "
                 f"images, checkpoint selected on {every('selection')} images."
             )
