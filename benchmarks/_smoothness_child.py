@@ -1,6 +1,7 @@
 """A process of `smoothness_speed.py`: one snapshot measured for every line of its input.
 
-Runs with either version of the folder `theory` on its path; prints seconds and the mean loss found.
+Runs with either version of the folder `theory` on its path; prints seconds and the mean loss found,
+or for the line "profile" where the time goes.
 """
 
 import importlib
@@ -62,7 +63,11 @@ def main() -> None:
     begin = time.perf_counter()
     measure()
     print(json.dumps({"first call": time.perf_counter() - begin}), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line.strip() == "profile":
+            trace = importlib.import_module("benchmarks._trace")
+            print(json.dumps(trace.of_jax(measure)), flush=True)
+            continue
         begin = time.perf_counter()
         loss = measure()
         print(json.dumps({"seconds": time.perf_counter() - begin, "loss": loss}), flush=True)

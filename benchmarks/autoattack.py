@@ -8,11 +8,12 @@ The second command uses a finished run's network and test images. The third uses
 random images, the network's own predictions as labels and a radius at which nothing breaks: no
 image ever leaves, so it compares only the passes. Both implementations run the standard version on
 the same images. Each repeat runs ours with empty caches, which includes compilation, ours again,
-which excludes it, and the reference.
-``--num_steps`` and ``--num_queries`` shorten both.
+which excludes it, and the reference. ``--num_steps`` and ``--num_queries`` shorten both.
+``--profile`` also traces each attack on the first images with a short budget, see ``_trace.py``.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,13 +24,14 @@ from experiments.cli.options import Parser
 from experiments.evaluation import subjects
 from jaxadv.attacks import autoattack
 
-from . import _torch_resnet
+from . import _torch_resnet, _trace
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._reference import run_reference
 from ._report import provenance, save
 from ._timing import ratio, summary
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+PROFILED = dict(number=16, num_steps=10, num_queries=200)
 
 
 def parse(arguments=None):
@@ -54,6 +56,7 @@ def parse(arguments=None):
         "--threads", type=int, default=0, help="PyTorch threads; default: PyTorch's own"
     )
     parser.add_argument("--repeats", type=int, default=1, help="of all, in turn")
+    parser.add_argument("--profile", action="store_true", help="also trace where the time goes")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -68,6 +71,43 @@ def mflop(model, x) -> dict[str, float]:
     return {name: float(flops) / len(x) / 1e6 for name, flops in passes.items()}
 
 
+def subject(options) -> tuple[Any, Callable, np.ndarray, np.ndarray, float]:
+    """The network of a command line in JAX and PyTorch, its images, labels and radius."""
+    eps = options.eps
+    if options.resnet_width:
+        model, torch_fn = resnets(options.resnet_width, plain=options.plain)
+        x = np.random.default_rng(0).uniform(size=(options.number, 32, 32, 3)).astype(np.float32)
+        y = np.asarray(model(jnp.asarray(x)).argmax(1), np.int32)
+        return model, torch_fn, x, y, 2e-4 if eps is None else eps
+    if options.run:
+        found = subjects.from_run(options.run, "selected", "test").first(options.number)
+        x, y = np.float32(found.images) / 255, np.asarray(found.labels)
+        eps = (found.eps or 8 / 255) if eps is None else eps
+        return found.logits_fn(), _torch_resnet.eval_fn(found), x, y, eps
+    checkpoint = load_checkpoint(options.checkpoint)
+    x, y = load_images(options.data or checkpoint.dataset, options.number)
+    eps = checkpoint.eps if eps is None else eps
+    return jax_model(checkpoint), torch_model(checkpoint), x, y, eps
+
+
+def profile(model, torch_fn, x, y, budget: dict[str, Any]) -> dict[str, dict]:
+    """Traces of each attack alone, on both sides."""
+    number, budget = PROFILED["number"], budget | PROFILED
+    del budget["number"]
+    x, y, calls = x[:number], y[:number], {}
+    for name in ATTACKS:
+        calls[f"jaxadv, {name}"] = lambda name=name: autoattack(
+            jax.random.key(0), model, jnp.asarray(x), jnp.asarray(y), progress=False,
+            version="custom", attacks=[name], **budget,
+        )  # fmt: skip
+        calls[f"pyautoattack, {name}"] = lambda name=name: run_reference(
+            torch_fn, x, y, seed=0, attacks=(name,), **budget
+        )
+    for call in calls.values():
+        call()
+    return _trace.of_all(calls)
+
+
 def main(arguments=None) -> dict:
     """Runs both and returns the report it writes."""
     options = parse(arguments)
@@ -75,22 +115,7 @@ def main(arguments=None) -> dict:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    model: Any
-    if options.resnet_width:
-        model, torch_fn = resnets(options.resnet_width, plain=options.plain)
-        x = np.random.default_rng(0).uniform(size=(options.number, 32, 32, 3)).astype(np.float32)
-        y = np.asarray(model(jnp.asarray(x)).argmax(1), np.int32)
-        eps = 2e-4 if options.eps is None else options.eps
-    elif options.run:
-        subject = subjects.from_run(options.run, "selected", "test").first(options.number)
-        model, torch_fn = subject.logits_fn(), _torch_resnet.eval_fn(subject)
-        x, y = np.float32(subject.images) / 255, np.asarray(subject.labels)
-        eps = (subject.eps or 8 / 255) if options.eps is None else options.eps
-    else:
-        checkpoint = load_checkpoint(options.checkpoint)
-        model, torch_fn = jax_model(checkpoint), torch_model(checkpoint)
-        x, y = load_images(options.data or checkpoint.dataset, options.number)
-        eps = checkpoint.eps if options.eps is None else options.eps
+    model, torch_fn, x, y, eps = subject(options)
     budget: dict[str, Any] = dict(
         norm=options.norm,
         eps=eps,
@@ -133,6 +158,8 @@ def main(arguments=None) -> dict:
         "evaluations": {name: cost._asdict() for name, cost in result.evaluations.items()},
         "mflop_of_a_pass": passes,
     }
+    if options.profile:
+        report["profile"] = profile(model, torch_fn, x, y, budget)
     for name, found in seconds.items():
         ours, theirs = (found[side]["median"] for side in ("jaxadv", "reference"))
         print(f"{name:9} jaxadv {ours:8.1f} s  reference {theirs:8.1f} s  "

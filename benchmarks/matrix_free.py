@@ -7,6 +7,7 @@ Seconds per example for D's norm with `jaxadv.theory.matrix_free_jacobian`, for 
 with a smooth activation on 32x32x3 images, random weights, in float32 (attack and norm timed
 separately, excluding the first example, which compiles); and for multi-layer perceptrons small
 enough for the dense `jaxadv.theory.attack_jacobian`, in float64, comparing the two norms.
+``--profile`` also traces the attack and the norm of the last example, see ``_trace.py``.
 """
 
 import functools
@@ -20,6 +21,7 @@ import numpy as np
 from experiments.cli.options import Parser
 from jaxadv import losses, models, theory
 
+from . import _trace
 from ._report import provenance, save
 from ._timing import alternate, summary
 
@@ -37,6 +39,7 @@ def parse(arguments=None):
     parser.add_argument("--repeats", type=int, default=5, help="calls for a perceptron")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--eps", type=float, default=0.25, help="L2")
+    parser.add_argument("--profile", action="store_true", help="also trace where the time goes")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -58,15 +61,18 @@ def network(options, width: int) -> dict:
         return losses.cross_entropy(logits, label[None])[0]
 
     rng = np.random.default_rng(0)
-    rows = []
+    rows, attack, jacobian = [], None, None
     for _ in range(1 + options.samples):
         x = jnp.asarray(rng.uniform(size=(size, size, 3)), jnp.float32)
         label = jnp.asarray(rng.integers(10), jnp.int32)
         loss = functools.partial(example_loss, label)
+        ball: dict[str, Any] = dict(norm="l2", eps=options.eps)
+        attack = functools.partial(theory.climb_attack, loss, params, x, x, **ball)
         started = time.perf_counter()
-        x_adv = theory.climb_attack(loss, params, x, x, norm="l2", eps=options.eps)
+        x_adv = attack()
         attacked = time.perf_counter()
-        found = theory.matrix_free_jacobian(loss, params, x, x_adv, norm="l2", eps=options.eps)
+        jacobian = functools.partial(theory.matrix_free_jacobian, loss, params, x, x_adv, **ball)
+        found = jacobian()
         norm = found.norm() if found.kind not in ("degenerate", "unconverged") else None
         rows.append(
             {
@@ -78,7 +84,13 @@ def network(options, width: int) -> dict:
                 "lanczos_steps": norm and norm.iterations,
             }
         )
-    return {
+    profile = {}
+    if options.profile:
+        calls = {"jaxadv, attack": lambda: attack().block_until_ready()}
+        if rows[-1]["norm"]:
+            calls["jaxadv, norm"] = lambda: jacobian().norm()
+        profile = {"profile": _trace.of_all(calls)}
+    return profile | {
         "width": width,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "pixels": size * size * 3,

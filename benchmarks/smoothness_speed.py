@@ -6,7 +6,8 @@ A snapshot of a trained network is measured by both versions in turn: that of co
 worktree of its own, searches from one random start at the snapshot and 1 % and 0.1 % of the
 weights' norm further; this one from ``--starts``, hands every end the others' candidates, audits,
 and follows each attack from one end to the other. The same weights, images and machine; warmed up
-first. "loss" is the mean loss of the attacks at the snapshot.
+first. "loss" is the mean loss of the attacks at the snapshot. ``--profile`` also traces this
+version, see ``_trace.py``.
 """
 
 import json
@@ -39,6 +40,7 @@ def parse(arguments=None):
     parser.add_argument("--epochs", type=int, default=6, help="that the network is trained for")
     parser.add_argument("--starts", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="also trace where the time goes")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -78,10 +80,10 @@ def answer(child: subprocess.Popen) -> dict:
     return json.loads(line)
 
 
-def ask(child: subprocess.Popen) -> dict:
+def ask(child: subprocess.Popen, what: str = "") -> dict:
     """One measurement by a child."""
     assert child.stdin is not None
-    child.stdin.write("\n")
+    child.stdin.write(f"{what}\n")
     child.stdin.flush()
     return answer(child)
 
@@ -97,11 +99,13 @@ def compare(trees: dict[str, pathlib.Path], file: pathlib.Path, options) -> dict
         for repeat in range(options.repeats):
             for version in list(trees)[:: 1 if repeat % 2 == 0 else -1]:
                 found[version].append(ask(children[version]))
+        traced = {"jaxadv": ask(children["new"], "profile")} if options.profile else {}
     finally:
         for child in children.values():
             child.communicate()
     times = {version: [row["seconds"] for row in rows] for version, rows in found.items()}
-    return {
+    profile = {"profile": traced} if traced else {}
+    return profile | {
         "seconds": summary(times),
         "first call": first,
         "ratio": ratio(times, "new", "old"),

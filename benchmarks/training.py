@@ -9,7 +9,8 @@ minibatches (ensgd). Both sides start from the same weights, use the same miniba
 in one process, after a check that their gradients agree on one minibatch. The first call compiles
 and is reported separately. The PyTorch side is ``_torch_training.py``; ``--channels_last`` sets its
 memory format. "torch.compile" is the same with its network compiled by Inductor, which needs a C++
-compiler; ``--no-compile`` leaves it out.
+compiler; ``--no-compile`` leaves it out. ``--profile`` traces two more calls of each, see
+``_trace.py``.
 """
 
 import jax
@@ -20,7 +21,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from experiments.cli.options import Parser
 from jaxadv import models, objectives, optim, training
 
-from . import _torch_resnet
+from . import _torch_resnet, _trace
 from ._report import provenance, save, use_devices
 from ._timing import alternate, ratio, summary
 from ._torch_training import Trainer
@@ -49,6 +50,7 @@ def parse(arguments=None):
     parser.add_argument(
         "--devices", type=int, default=1, help="number of JAX devices; minibatches are split evenly"
     )
+    parser.add_argument("--profile", action="store_true", help="also trace where the time goes")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -206,6 +208,9 @@ def main(arguments=None) -> dict:
             print(f"{label:22} {report['seconds'][label]['median']:8.3f} s, ratio "
                   f"{found['median']:5.2f} ({found['least']:.2f} to {found['greatest']:.2f})",
                   flush=True)  # fmt: skip
+        if options.profile:
+            found = report.setdefault("profile", {})
+            found |= _trace.of_all({label: calls[label] for label in (ours, *peers)})
     save(report, options.output)
     return report
 

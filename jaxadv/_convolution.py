@@ -27,7 +27,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from . import _grouped
+from . import _channels, _grouped
 from .types import Array
 
 Pair: TypeAlias = tuple[int, int]
@@ -212,7 +212,11 @@ def _convolve(
         if not explicit:
             return run(a, b, dimension_numbers=numbers)
         a, b = _transposed(a, numbers[0], LAYOUT[0]), _transposed(b, numbers[1], LAYOUT[1])
-        found = run(a, b, dimension_numbers=LAYOUT)
+        run = functools.partial(run, dimension_numbers=LAYOUT)
+        if missing == "kernel":  # its "channels" are images
+            found = run(a, b)
+        else:
+            found = _channels.convolve(run, a, b, size=size, **options)
         return restore(_transposed(found, LAYOUT[2], numbers[2]), missing)
 
     mapped: Callable[[Array, Array], Array] = one
