@@ -1,9 +1,12 @@
 """Zero channels with which XLA's CPU convolutions of few channels are fast.
 
-XLA computes a convolution on CPU by YNNPACK, at twice the rate of its older library, Eigen, if
+On a core, XLA computes a convolution by YNNPACK, at twice the rate of its older library, Eigen, if
 images or result have more than 16 channels, the result is no larger than the images, and there are
 no zeros between pixels (``xla/backends/cpu/ynn_support.cc``). YNNPACK itself is fast at one, two,
 and multiples of four input channels. Zeros in images and kernel change rounding only.
+
+Not for a program that has all cores to itself: before jaxlib 0.12 YNNPACK uses one of them, Eigen
+all.
 """
 
 import math

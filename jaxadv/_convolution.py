@@ -12,12 +12,15 @@ for, which need not be the one that traces:
   and OIHW kernels. Outside loops XLA rewrites them into the fast form; inside ``scan``,
   ``fori_loop`` and ``while_loop`` it does not, and they are 2 to 200 times slower
   (``benchmarks/conv.py``). So the *operands* are permuted instead, and 1x1 convolutions are
-  matrix products. Groups are computed in the forms of :mod:`jaxadv._grouped`.
+  matrix products. Groups are computed in the forms of :mod:`jaxadv._grouped`, few channels in those
+  of :mod:`jaxadv._channels`.
 * Everywhere else: convolutions with dimension numbers, those of JAX's own derivatives.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -155,6 +158,7 @@ def _convolve(
     dilation: Pair = (1, 1),
     layout: Layout = LAYOUT,
     groups: int = 1,
+    one_core: bool = False,
 ) -> Array:
     """The missing array from the two others, given in the order images, kernel, result.
 
@@ -171,6 +175,7 @@ def _convolve(
       dilation: of the kernel.
       layout: of the three arrays.
       groups: of channels and of features.
+      one_core: whether a core computes it while the others are busy.
     """
     sizes: dict[_Role, Pair] = {missing: size}
     first, second = _given(missing)
@@ -197,7 +202,7 @@ def _convolve(
         channels, features = _of_a_group(a, b, missing, groups)
         if groups > 1 and not _grouped.is_depthwise(channels, features):
             again = dict(missing=missing, size=size, strides=strides, padding=padding, maps=1)
-            again |= dict(precision=precision, explicit=True, dilation=dilation)
+            again |= dict(precision=precision, explicit=True, dilation=dilation, one_core=one_core)
             dense = functools.partial(_convolve, **again)
             return restore(_grouped.blocks(a, b, missing, groups, channels, dense), missing)
         if is_product:
@@ -213,10 +218,10 @@ def _convolve(
             return run(a, b, dimension_numbers=numbers)
         a, b = _transposed(a, numbers[0], LAYOUT[0]), _transposed(b, numbers[1], LAYOUT[1])
         run = functools.partial(run, dimension_numbers=LAYOUT)
-        if missing == "kernel":  # its "channels" are images
-            found = run(a, b)
-        else:
+        if one_core and missing != "kernel":  # whose "channels" are images
             found = _channels.convolve(run, a, b, size=size, **options)
+        else:
+            found = run(a, b)
         return restore(_transposed(found, LAYOUT[2], numbers[2]), missing)
 
     mapped: Callable[[Array, Array], Array] = one
@@ -382,8 +387,28 @@ def _abstract(a: ShapedArray, b: ShapedArray, **params: Any) -> ShapedArray:
     return jax.make_jaxpr(native)(a, b).out_avals[0]
 
 
-def _lowered(a: Array, b: Array, *, cpu: bool, explicit: bool, **params: Any) -> Array:
-    return _convolve(a, b, explicit=explicit or cpu, **params)
+_sharing: contextvars.ContextVar[bool] = contextvars.ContextVar("sharing_cores", default=False)
+
+
+@contextlib.contextmanager
+def sharing_cores() -> Iterator[None]:
+    """Convolutions lowered inside are for programs that run beside others, a core each."""
+    token = _sharing.set(True)
+    try:
+        yield
+    finally:
+        _sharing.reset(token)
+
+
+def _on_cpu(context: Any, a: Any, b: Any, **params: Any) -> Any:
+    """The lowering for CPU. Programs for several CPU devices share the cores, too."""
+    # Inside ``shard_map`` the mesh says how many devices there are.
+    spread: Any = context.module_context.axis_context
+    devices = getattr(spread, "num_devices", None) or getattr(spread.mesh, "size", 1)
+    one_core = _sharing.get() or devices > 1
+    form = functools.partial(_convolve, one_core=one_core)
+    rule = mlir.lower_fun(form, multiple_results=False)
+    return rule(context, a, b, **params | {"explicit": True})
 
 
 conv_p = Primitive("jaxadv_conv")
@@ -393,8 +418,7 @@ _STATIC = (
 )  # fmt: skip
 conv_p.def_impl(jax.jit(conv_p.bind, static_argnames=_STATIC))
 conv_p.def_abstract_eval(_abstract)
-for _platform in (None, "cpu"):
-    _rule = functools.partial(_lowered, cpu=_platform == "cpu")
-    mlir.register_lowering(conv_p, mlir.lower_fun(_rule, multiple_results=False), _platform)
+mlir.register_lowering(conv_p, mlir.lower_fun(_convolve, multiple_results=False))
+mlir.register_lowering(conv_p, _on_cpu, "cpu")
 ad.defbilinear(conv_p, *(functools.partial(_adjoint, which) for which in (0, 1)))
 batching.primitive_batchers[conv_p] = _batch

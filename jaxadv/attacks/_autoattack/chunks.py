@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from ..._convolution import sharing_cores
 from ...types import Array
 from .. import _driver as driver
 from .._driver import Stream
@@ -117,6 +118,7 @@ class Chunks:
         )
         return np.concatenate([look(ids) for ids in pieces])
 
+    @sharing_cores()
     def _logits(
         self,
         models: dict[int, Partial],
@@ -162,6 +164,7 @@ class Chunks:
             wrong += self._wrong(logits, ids)
         return wrong > votes / 2, logits, votes
 
+    @sharing_cores()
     def _run(self, place: int, run: int, ids: np.ndarray) -> Outcome:
         """The outcome of one run of an attack on a chunk, a row per image, on the host.
 
