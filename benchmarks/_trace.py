@@ -1,6 +1,7 @@
 """Where compiled programs spend their time: traces of XLA and of PyTorch, by kind of operation."""
 
 import collections
+import itertools
 import pathlib
 import re
 import tempfile
@@ -12,8 +13,7 @@ from jax.extend import backend
 
 CONVOLUTIONS, PRODUCTS, FACTORS = "convolutions", "matrix products", "factorizations"
 SUMS, COPIES, EXCHANGE, ELEMENTWISE = "sums", "copies", "exchange", "elementwise"
-OUTSIDE = "outside operations"  # starts, waits, Python
-KINDS = (CONVOLUTIONS, PRODUCTS, FACTORS, SUMS, COPIES, EXCHANGE, ELEMENTWISE, OUTSIDE)
+KINDS = (CONVOLUTIONS, PRODUCTS, FACTORS, SUMS, COPIES, EXCHANGE, ELEMENTWISE)
 
 _NAMED = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -40,8 +40,10 @@ _COPYING = {
 }  # fmt: skip
 
 
-def kinds_of(program: str) -> dict[str, str]:
-    """The kind of every operation of a program in HLO text, by name; control flow is left out.
+def kinds_of(program: str) -> dict[str, tuple[str, bool]]:
+    """The kind of every operation of a program in HLO text, and whether it is a bare convolution.
+
+    By name; control flow is left out.
 
     A fusion counts as the first of its operations' kinds in the order of `KINDS`, and as a copy if
     it only moves numbers.
@@ -53,7 +55,7 @@ def kinds_of(program: str) -> dict[str, str]:
         ...   %y.1 = f32[2,2]{0,1} transpose(%x), dimensions={1,0}
         ...   ROOT %z = f32[2,2]{1,0} dot(%x, %y.1), lhs_contracting_dims={1}
         ... }''')
-        {'x': 'copies', 'y.1': 'copies', 'z': 'matrix products'}
+        {'x': ('copies', False), 'y.1': ('copies', False), 'z': ('matrix products', False)}
     """
     inside: dict[str, list[tuple[str, str, str]]] = {}
     current: list[tuple[str, str, str]] = []
@@ -72,7 +74,7 @@ def kinds_of(program: str) -> dict[str, str]:
         return COPIES if opcode in _COPYING else _OF_OPCODE.get(opcode, ELEMENTWISE)
 
     return {
-        name: of(opcode, rest)
+        name: (of(opcode, rest), opcode == "convolution")
         for operations in inside.values()
         for name, opcode, rest in operations
         if opcode not in _CONTROL
@@ -87,7 +89,8 @@ def of_all(calls: dict[str, Callable[[], object]]) -> dict[str, dict]:
     found = {}
     for label, call in calls.items():
         found[label] = (of_jax if label.startswith("jaxadv") else of_torch)(call)
-        print(f"{label}: {shares(found[label]['kinds'])}", flush=True)
+        one = found[label]
+        print(f"{label}: {one['seconds']:.3f} s; {shares(one['kinds'])}", flush=True)
     return found
 
 
@@ -104,10 +107,10 @@ def shares(spent: dict[str, float], least: float = 0.005) -> str:
 
 
 def of_jax(call: Callable[[], object], repeats: int = TRACED) -> dict:
-    """Traces a warm call: seconds of a call by kind of operation, and by program.
+    """Traces a warm call: its seconds, and those of its operations by kind and by program.
 
-    Several devices run at the same time: the seconds are means over them. Operations that one
-    device runs at the same time count each, so that the sum may exceed the call's.
+    Those of operations are summed over threads. A convolution that is not part of a fusion runs in
+    tasks, on several threads; it counts until the next operation of the thread that started it.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -116,36 +119,38 @@ def of_jax(call: Callable[[], object], repeats: int = TRACED) -> dict:
                 call()
             seconds = (time.perf_counter() - started) / repeats
         (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
-        events = list(_operations(jax.profiler.ProfileData.from_file(str(file))))
-    known = _programs()
-    kinds, programs = collections.Counter(), collections.Counter()
-    devices = {device for *_, device in events}
-    for program, name, spent, _ in events:
-        if kind := known.get(program, {}).get(name):
-            share = spent / repeats / len(devices)
-            kinds[kind] += share
-            programs[program] += share
+        data = jax.profiler.ProfileData.from_file(str(file))
+        known, kinds, programs = _programs(), collections.Counter(), collections.Counter()
+        for program, kind, spent in _operations(data, known):
+            kinds[kind] += spent / repeats
+            programs[program] += spent / repeats
     if not kinds:
         raise SystemExit("the trace names no operation; this JAX traces something else")
-    kinds[OUTSIDE] = max(seconds - kinds.total(), 0.0)
     return {"seconds": seconds, "kinds": dict(kinds), "programs": dict(programs.most_common())}
 
 
-def _operations(data: jax.profiler.ProfileData) -> Iterable[tuple[str, str, float, int]]:
-    """Program, name, seconds and device of every operation that was run."""
-    for plane in data.planes:
-        for line in plane.lines:
-            for event in line.events:
-                stats = dict(event.stats)
-                if "hlo_op" in stats:
-                    device = int(stats.get("device_ordinal", 0))
-                    name, program = str(stats["hlo_op"]), str(stats["hlo_module"])
-                    yield program, name, event.duration_ns / 1e9, device
+def _operations(
+    data: jax.profiler.ProfileData, known: dict[str, dict[str, tuple[str, bool]]]
+) -> Iterable[tuple[str, str, float]]:
+    """Program, kind and seconds of every operation that was run, thread by thread."""
+    for line in (line for plane in data.planes for line in plane.lines):
+        found = []
+        for event in line.events:
+            stats = dict(event.stats)
+            program, name = str(stats.get("hlo_module")), str(stats.get("hlo_op"))
+            if kind := known.get(program, {}).get(name):
+                found.append((event.start_ns, event.duration_ns, program, *kind))
+        found.sort()
+        for this, following in itertools.zip_longest(found, found[1:]):
+            start, spent, program, kind, in_tasks = this
+            if in_tasks and following is not None and following[2] == program:
+                spent = following[0] - start
+            yield program, kind, spent / 1e9
 
 
-def _programs() -> dict[str, dict[str, str]]:
-    """Kinds of operations by program, of everything that is compiled."""
-    found: dict[str, dict[str, str]] = {}
+def _programs() -> dict[str, dict[str, tuple[str, bool]]]:
+    """Kind of each operation of all that is compiled, by program, and whether it runs in tasks."""
+    found: dict[str, dict[str, tuple[str, bool]]] = {}
     for executable in backend.get_backend().live_executables():
         for module in executable.hlo_modules():
             found.setdefault(module.name, {}).update(kinds_of(module.to_string()))
@@ -153,7 +158,7 @@ def _programs() -> dict[str, dict[str, str]]:
 
 
 def of_torch(call: Callable[[], object], repeats: int = TRACED) -> dict:
-    """The same for PyTorch: seconds of a call by kind of operator, without their children."""
+    """The same for PyTorch, by kind of operator, without the operators that it calls."""
     from torch.profiler import ProfilerActivity, profile  # pyright: ignore[reportMissingImports]
 
     with profile(activities=[ProfilerActivity.CPU]) as trace:
@@ -163,23 +168,23 @@ def of_torch(call: Callable[[], object], repeats: int = TRACED) -> dict:
         seconds = (time.perf_counter() - started) / repeats
     kinds = collections.Counter()
     for event in trace.key_averages():
-        kinds[_of_operator(event.key)] += event.self_cpu_time_total / 1e6 / repeats
-    del kinds[OUTSIDE]
-    kinds[OUTSIDE] = max(seconds - kinds.total(), 0.0)
+        if kind := _of_operator(event.key):
+            kinds[kind] += event.self_cpu_time_total / 1e6 / repeats
     return {"seconds": seconds, "kinds": dict(kinds)}
 
 
-def _of_operator(name: str) -> str:
-    """The kind of one of PyTorch's operators."""
+def _of_operator(name: str) -> str | None:
+    """The kind of one of PyTorch's operators; what a compiled graph does itself is elementwise."""
     word = name.lower()
-    if not word.startswith(("aten::", "cpp_fused", "mkldnn", "graph_", "inductor")):
-        return OUTSIDE
+    if "compiled" in word:
+        return ELEMENTWISE
+    if not word.startswith(("aten::", "mkldnn::")):
+        return None
     for part, kind in (
         ("conv", CONVOLUTIONS),
         ("mm", PRODUCTS),
         ("linear", PRODUCTS),
         ("copy", COPIES),
-        ("contiguous", COPIES),
         ("clone", COPIES),
         ("sum", SUMS),
         ("mean", SUMS),
