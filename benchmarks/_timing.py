@@ -65,3 +65,15 @@ def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> dict[str, fl
     """
     found = [their / our for our, their in zip(times[ours], times[theirs], strict=True)]
     return {"median": statistics.median(found), "least": min(found), "greatest": max(found)}
+
+
+def shares(spent: dict[str, float], least: float = 0.005) -> str:
+    """Parts of the whole in words, largest first.
+
+    Example:
+        >>> shares({"a": 1.0, "b": 3.0, "c": 0.001})
+        'b 75 %, a 25 %'
+    """
+    whole = sum(spent.values())
+    parts = sorted(((part / whole, name) for name, part in spent.items()), reverse=True)
+    return ", ".join(f"{name} {100 * part:.0f} %" for part, name in parts if part >= least)

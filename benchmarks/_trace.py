@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 import jax
 from jax.extend import backend
 
+from ._timing import shares
+
 CONVOLUTIONS, PRODUCTS, FACTORS = "convolutions", "matrix products", "factorizations"
 SUMS, COPIES, EXCHANGE, ELEMENTWISE = "sums", "copies", "exchange", "elementwise"
 KINDS = (CONVOLUTIONS, PRODUCTS, FACTORS, SUMS, COPIES, EXCHANGE, ELEMENTWISE)
@@ -92,18 +94,6 @@ def of_all(calls: dict[str, Callable[[], object]]) -> dict[str, dict]:
         one = found[label]
         print(f"{label}: {one['seconds']:.3f} s; {shares(one['kinds'])}", flush=True)
     return found
-
-
-def shares(spent: dict[str, float], least: float = 0.005) -> str:
-    """Parts of the whole in words, largest first.
-
-    Example:
-        >>> shares({"a": 1.0, "b": 3.0, "c": 0.001})
-        'b 75 %, a 25 %'
-    """
-    whole = sum(spent.values())
-    parts = sorted(((part / whole, name) for name, part in spent.items()), reverse=True)
-    return ", ".join(f"{name} {100 * part:.0f} %" for part, name in parts if part >= least)
 
 
 def of_jax(call: Callable[[], object], repeats: int = TRACED) -> dict:

@@ -16,15 +16,15 @@ import sys
 from experiments.cli.options import Parser
 
 from . import _clone_table, _global_table, _parity_tables, _scale_tables
-from ._timing import summary
+from ._timing import shares, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SPEED, MEASURES, RATES = "speed", "measures", "rates"  # marker names
+SPEED, MEASURES, RATES, PROFILES = "speed", "measures", "rates", "profiles"  # marker names
 GLOBAL, CLONE = "global attacks", "fresh clone"
 PAGES = {
     ROOT / "README.md": (CLONE,),
-    ROOT / "benchmarks" / "README.md": (SPEED, MEASURES, RATES),
+    ROOT / "benchmarks" / "README.md": (SPEED, MEASURES, PROFILES, RATES),
     ROOT / "docs" / "theory.md": (GLOBAL,),
     ROOT / "docs" / "autoattack.md": _parity_tables.MARKERS,
     ROOT / "docs" / "scale.md": _scale_tables.MARKERS,
@@ -59,7 +59,7 @@ def _training(report):
     size = f"PreActResNet-18 of width {options['width']}, batch {options['batch_size']}"
     peers = {"pytorch": "PyTorch", "torch.compile": "PyTorch with torch.compile"}
     for label, ratio in report["ratio"].items():
-        peer, name = label.split(", ") if ", " in label else ("pytorch", label)  # first records
+        peer, name = label.split(", ")
         memory = " channels_last" if options["channels_last"] else ""
         alone = ", one device" if options["devices"] == 1 else ""
         what = f"{_METHODS[name]}, PGD-10, {size}{alone}"
@@ -82,7 +82,7 @@ def _autoattack(report):
     parts = ", ".join(f"{n} {one['median']:.1f}" for n, one in ratio.items() if n != "total")
     named = _parity_tables.network(options)
     what = f"AutoAttack, {named}, {options['number']} images ({parts})"
-    yield what, "pyautoattack", _spread(ratio["total"]), "1.5"
+    yield what, "pyautoattack", _spread(ratio["total"]), "3" if options["checkpoint"] else "1.3"
 
 
 def _plain(options):
@@ -212,6 +212,29 @@ def _smoothness(report):
     yield what, f"one start (commit {options['old'][:7]})", _spread(report["ratio"]), "1"
 
 
+def _profiles(report):
+    """One row for every call that was traced."""
+    options = report["options"]
+    parts = [("", report)] + [(f", width {n['width']}", n) for n in report.get("networks", ())]
+    for part, found in parts:
+        for label, one in found.get("profile", {}).items():
+            side, _, call = label.partition(", ")
+            what = f"{_traced(options)}{part}{f', {call}' if call else ''}"
+            yield what, side, shares(one["kinds"])
+
+
+def _traced(options) -> str:
+    """What was traced, in words."""
+    if "starts" in options:
+        return f"theory.trained_smoothness, {options['norm'].capitalize()}, a snapshot"
+    if "widths" in options:
+        return "norm of the attack Jacobian, PreActResNet-18"
+    if "methods" in options:
+        return f"training, width {options['width']}, batch {options['batch_size']}"
+    network = _parity_tables.network(options | {"num_steps": 100, "num_queries": 5000})
+    return f"AutoAttack, {network}"
+
+
 def _conv(report):
     for row in report["networks"]:
         size = f"PreActResNet-18 of width {row['width']}, batch {row['batch']}"
@@ -254,6 +277,7 @@ _MEASURES = {
     "streaming": _streaming,
 }
 _RATES = {"rates": _gflops}
+_PROFILES = dict.fromkeys(("training", "autoattack", "matrix", "smoothness"), _profiles)
 
 
 def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
@@ -274,7 +298,10 @@ def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
     speed += ["", _machines(results, _ROWS)]
     measures += ["", _machines(results, _MEASURES)]
     rates += ["", _machines(results, _RATES)]
-    tables = {SPEED: speed, MEASURES: measures, RATES: rates}
+    traced = ["| what | whose | time in operations | file |", "|---|---|---|---|"]
+    traced += [f"| {' | '.join(row[:-1])} | `{row[-1]}` |" for row in _collect(results, _PROFILES)]
+    traced += ["", _machines(results, _PROFILES)]
+    tables = {SPEED: speed, MEASURES: measures, RATES: rates, PROFILES: traced}
     for name, render_one in ((GLOBAL, _global_table.render), (CLONE, _clone_table.sentence)):
         path = results / f"{name.replace(' ', '_')}.json"
         if path.exists():
