@@ -220,7 +220,11 @@ def _profiles(report):
         for label, one in found.get("profile", {}).items():
             side, _, call = label.partition(", ")
             what = f"{_traced(options)}{part}{f', {call}' if call else ''}"
-            yield what, side, shares(one["kinds"])
+            text = shares(one["kinds"])
+            if "starts" in options:  # of several programs
+                names = {name.removeprefix("jit_"): t for name, t in one["programs"].items()}
+                text += f"; by program: {shares(names, least=0.02)}"
+            yield what, side, text
 
 
 def _traced(options) -> str:
