@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 from jax.extend import backend
@@ -110,17 +111,25 @@ def of_jax(call: Callable[[], object], repeats: int = TRACED) -> dict:
             seconds = (time.perf_counter() - started) / repeats
         (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
-        known, kinds, programs = _programs(), collections.Counter(), collections.Counter()
+        known, kinds, programs = _programs(), _zeros(), _zeros()
         for program, kind, spent in _operations(data, known):
             kinds[kind] += spent / repeats
             programs[program] += spent / repeats
     if not kinds:
         raise SystemExit("the trace names no operation; this JAX traces something else")
-    return {"seconds": seconds, "kinds": dict(kinds), "programs": dict(programs.most_common())}
+    return {
+        "seconds": seconds,
+        "kinds": dict(kinds),
+        "programs": dict(sorted(programs.items(), key=lambda item: -item[1])),
+    }
+
+
+def _zeros() -> dict[str, float]:
+    return collections.defaultdict(float)
 
 
 def _operations(
-    data: jax.profiler.ProfileData, known: dict[str, dict[str, tuple[str, bool]]]
+    data: Any, known: dict[str, dict[str, tuple[str, bool]]]
 ) -> Iterable[tuple[str, str, float]]:
     """Program, kind and seconds of every operation that was run, thread by thread."""
     for line in (line for plane in data.planes for line in plane.lines):
@@ -156,7 +165,7 @@ def of_torch(call: Callable[[], object], repeats: int = TRACED) -> dict:
         for _ in range(repeats):
             call()
         seconds = (time.perf_counter() - started) / repeats
-    kinds = collections.Counter()
+    kinds = _zeros()
     for event in trace.key_averages():
         if kind := _of_operator(event.key):
             kinds[kind] += event.self_cpu_time_total / 1e6 / repeats

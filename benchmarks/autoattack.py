@@ -71,7 +71,7 @@ def mflop(model, x) -> dict[str, float]:
     return {name: float(flops) / len(x) / 1e6 for name, flops in passes.items()}
 
 
-def subject(options) -> tuple[Any, Callable, np.ndarray, np.ndarray, float]:
+def subject(options) -> tuple[Any, Callable, Any, Any, float]:
     """The network of a command line in JAX and PyTorch, its images, labels and radius."""
     eps = options.eps
     if options.resnet_width:

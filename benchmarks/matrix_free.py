@@ -12,6 +12,7 @@ enough for the dense `jaxadv.theory.attack_jacobian`, in float64, comparing the 
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,7 +62,9 @@ def network(options, width: int) -> dict:
         return losses.cross_entropy(logits, label[None])[0]
 
     rng = np.random.default_rng(0)
-    rows, attack, jacobian = [], None, None
+    rows: list[dict] = []
+    attack: Any = None
+    jacobian: Any = None
     for _ in range(1 + options.samples):
         x = jnp.asarray(rng.uniform(size=(size, size, 3)), jnp.float32)
         label = jnp.asarray(rng.integers(10), jnp.int32)
@@ -86,6 +89,7 @@ def network(options, width: int) -> dict:
         )
     profile = {}
     if options.profile:
+        calls: dict[str, Callable[[], object]]
         calls = {"jaxadv, attack": lambda: attack().block_until_ready()}
         if rows[-1]["norm"]:
             calls["jaxadv, norm"] = lambda: jacobian().norm()
