@@ -78,7 +78,8 @@ def test_the_programs_with_entropy_sgd_as(preset, monkeypatch):
 )
 def test_the_gradients_of(name, dtype):
     """In the images and the parameters; narrow networks have the same operations as wide ones."""
-    width = 16 if name.startswith("xcit") else 2  # a multiple of its heads
+    widths = {"xcit": 16, "convnext": 4}  # multiples of what they are divided into
+    width = next((w for family, w in widths.items() if name.startswith(family)), 2)
     options = build.width_options(name, width)
     module = models.build(name, num_classes=4, dtype=jnp.dtype(dtype), **options)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
