@@ -129,7 +129,7 @@ def _zeros() -> dict[str, float]:
 
 
 def _operations(
-    data: Any, known: dict[str, dict[str, tuple[str, bool]]]
+    data: Any, known: dict[Any, dict[str, tuple[str, bool]]]
 ) -> Iterable[tuple[str, str, float]]:
     """Program, kind and seconds of every operation that was run, thread by thread."""
     for line in (line for plane in data.planes for line in plane.lines):
@@ -137,7 +137,8 @@ def _operations(
         for event in line.events:
             stats = dict(event.stats)
             program, name = str(stats.get("hlo_module")), str(stats.get("hlo_op"))
-            if kind := known.get(program, {}).get(name):
+            number = stats.get("program_id")
+            if kind := known.get(number, {}).get(name):
                 found.append((event.start_ns, event.duration_ns, program, *kind))
         found.sort()
         for this, following in itertools.zip_longest(found, found[1:]):
@@ -147,13 +148,43 @@ def _operations(
             yield program, kind, spent / 1e9
 
 
-def _programs() -> dict[str, dict[str, tuple[str, bool]]]:
-    """Kind of each operation of all that is compiled, by program, and whether it runs in tasks."""
-    found: dict[str, dict[str, tuple[str, bool]]] = {}
-    for executable in backend.get_backend().live_executables():
-        for module in executable.hlo_modules():
-            found.setdefault(module.name, {}).update(kinds_of(module.to_string()))
-    return found
+def _programs() -> dict[Any, dict[str, tuple[str, bool]]]:
+    """Kind of each operation of all that is compiled, and whether it runs in tasks.
+
+    By the number of the program: names are those of functions, and many programs share one.
+    """
+    return {
+        _number(module.as_serialized_hlo_module_proto()): kinds_of(module.to_string())
+        for executable in backend.get_backend().live_executables()
+        for module in executable.hlo_modules()
+    }
+
+
+def _number(proto: bytes) -> int | None:
+    """Field 5 of a serialized HloModuleProto: the number by which traces know the program."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = proto[place]
+            place += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while place < len(proto):
+        field, kind = divmod(varint(), 8)
+        if kind == 0:
+            value = varint()
+            if field == 5:
+                return value
+        else:
+            length = {1: 8, 5: 4}[kind] if kind in (1, 5) else varint()
+            place += length
+    return None
 
 
 def of_torch(call: Callable[[], object], repeats: int = TRACED) -> dict:

@@ -68,6 +68,30 @@ def test_a_trace_finds_what_takes_the_time():
         assert np.isclose(sum(found["programs"].values()), sum(found["kinds"].values()))
 
 
+def test_programs_of_one_name_are_told_apart():
+    """Their operations have the same names, too."""
+
+    def compiled(function):
+        def f(x):
+            return function(x)
+
+        return jax.jit(f)
+
+    def conv(x):
+        x, w = x.reshape(1, 64, 64, 32), jnp.ones((3, 3, 32, 32))
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+
+    # Both are one operation, "ynn_fusion", of a program "jit_f".
+    x = jnp.ones((512, 256))
+    product, convolution = compiled(lambda x: x @ x.T), compiled(conv)
+    for program in (product, convolution):
+        program(x)
+    for program, kind in ((product, "matrix products"), (convolution, "convolutions")):
+        found = _trace.of_jax(lambda program=program: program(x).block_until_ready())["kinds"]
+        assert max(found, key=found.__getitem__) == kind
+
+
 def test_operators_of_pytorch():
     names = ("aten::mkldnn_convolution", "aten::addmm", "aten::copy_", "aten::mul",
              "Torch-Compiled Region: 0/0", "Optimizer.step")  # fmt: skip
