@@ -7,11 +7,11 @@ from .h100 import table
 
 MARKERS = ("batch norm", "streaming", "h100")
 FORMS = {
-    "two passes": "two passes (used)",
+    "two passes": "two passes (accelerators)",
     "shifted, after 0 minibatches": "shifted by 0, the initial running mean",
     "shifted, after 10 minibatches": "after 10 minibatches",
     "shifted, after 100 minibatches": "after 100",
-    "combined": "combined",
+    "combined": "combined (CPU)",
 }
 
 

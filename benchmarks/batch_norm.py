@@ -4,12 +4,13 @@ r"""BatchNorm statistics over several devices: accuracy in float32, and collecti
 
 Inputs have standard deviation 1 and a mean of 0 to 1000, per channel. Forms:
 
-* two passes: the mean, then the mean square around it, as in `jaxadv.models.BatchNorm`;
+* two passes: the mean, then the mean square around it, as `jaxadv.models.BatchNorm` on
+  accelerators;
 * shifted by c: the means of x - c and (x - c)^2 in one all-reduce,
   :math:`\sigma^2 = E[(x - c)^2] - E[x - c]^2`, for the running mean c after a number of
   minibatches (at 0 it is 0, its initial value);
 * combined: each device's moments around its own mean in one all-gather, then, in essence,
-  :math:`\sigma^2 = E_d[\sigma_d^2] + \mathrm{Var}_d[\mu_d]`.
+  :math:`\sigma^2 = E_d[\sigma_d^2] + \mathrm{Var}_d[\mu_d]`, as on several CPU devices.
 
 Errors are against float64, the largest over channels, for several draws of the input: of the
 variance relative to it, of the mean and of the normalized input in standard deviations. Collectives

@@ -9,7 +9,8 @@ the same.
 
 Replaced are 2-D convolutions of floats in every layout, with strides, padding, kernel dilation and
 feature groups. Transposed (``lhs_dilation``), 1-D and 3-D convolutions, and those with
-``batch_group_count``, ``preferred_element_type`` or ``out_sharding``, stay as they are.
+``batch_group_count``, ``preferred_element_type`` or ``out_sharding``, stay as they are. BatchNorm
+of :mod:`jaxadv.models` gets the form for the devices of a training program.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
+from ._batch_norm import batch_norm_p, spread
 from ._convolution import conv_p, parameters
 
 _NESTED = (
@@ -140,6 +142,8 @@ def _each(value: Any, inside: Callable[[Any], Any]) -> Any:
 
 def _equation(equation: jex.JaxprEqn, inside: Callable[[Any], Any]) -> jex.JaxprEqn:
     name, params = equation.primitive.name, equation.params
+    if name == batch_norm_p.name:
+        return spread(equation)
     if name == "conv_general_dilated":
         options = _options(equation)
         return equation if options is None else equation.replace(primitive=conv_p, params=options)

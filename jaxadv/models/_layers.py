@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxadv.types import Array
+from .._batch_norm import batch_norm, normalized
+from ..types import Array
 
 Activation: TypeAlias = str | Callable[[Array], Array]
 Standardize: TypeAlias = Literal["image"] | None
@@ -109,7 +110,8 @@ class BatchNorm(nn.Module):
     mutable, the running ones move toward them:
     ``running = momentum * running + (1 - momentum) * batch``. PyTorch, and thus the reference
     results, keep the unbiased variance, n/(n-1) times the biased one; Flax's own BatchNorm keeps
-    the biased one. Statistics are at least float32 for any input.
+    the biased one. Statistics are at least float32 for any input. In a training program for several
+    CPU devices their exchange has another form, with other last bits.
 
     Attributes:
       momentum: weight of the old running statistics (1 minus PyTorch's momentum).
@@ -133,15 +135,13 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            axes = tuple(range(x.ndim - 1))
             count = math.prod(x.shape[:-1])
             if count < 2:
                 raise ValueError(
                     f"BatchNorm got {count} value per channel (shape {x.shape}); with train=True "
                     "it needs at least 2: use a larger batch or larger images."
                 )
-            mean = jnp.mean(wide, axes)
-            var = jnp.mean(jnp.square(wide - jnp.expand_dims(mean, axes)), axes)
+            y, mean, var = batch_norm(wide, scale, bias, epsilon=self.epsilon)
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 kept = var * (count / (count - 1)) if self.unbiased else var
                 for running, batch in ((running_mean, mean), (running_var, kept)):
@@ -150,9 +150,7 @@ class BatchNorm(nn.Module):
                     running.value = new.astype(old.dtype)
         else:
             mean, var = running_mean.value, running_var.value
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        shape = (1,) * (x.ndim - 1) + shape
-        y = (wide - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+            y = normalized(wide, mean, var, scale, bias, epsilon=self.epsilon)
         return y.astype(x.dtype)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._batch_norm import spread_over
 from .._devices import all_at_once, batch_axis, on_each_device
 from .._rewrite import fast_convolutions
 from .._transfers import on_host
@@ -104,6 +105,7 @@ class Program:
         self.attack_scale = attack_scale
         self.sharding = sharding
         self._axis, self._spread = None, all_at_once
+        self._spread_over = lambda: spread_over(sharding if sync_batch_norm else None)
         if sharding is not None and not sync_batch_norm:
             self._axis = batch_axis(sharding, batch_size)
             self._spread = functools.partial(on_each_device, sharding=sharding)
@@ -203,6 +205,7 @@ class Program:
             ``num_steps`` is traced, at most an epoch of minibatches: one compilation serves all.
         """
 
+        @self._spread_over()
         def run(
             state: TrainState, data: Source, key: Key, num_steps: Array
         ) -> tuple[TrainState, Metrics]:
@@ -250,6 +253,7 @@ class Program:
             ``(state, data, key) -> (state, Metrics)``. ``state`` is donated.
         """
 
+        @self._spread_over()
         def run(state: TrainState, data: Source, key: Key) -> tuple[TrainState, Metrics]:
             num_steps = n_in + extra_minibatch
             minibatch = self._feed.minibatches(data, key, state, num_steps)
@@ -303,6 +307,7 @@ class Program:
             ``dry_feed`` of the EntropySGD code of Chaudhari et al.; docs/formulas.md D.7.
         """
 
+        @self._spread_over()
         def run(
             state: TrainState, data: Source, key: Key, first: Array | int, end: Array | int
         ) -> PyTree:

@@ -11,6 +11,11 @@ _RESULT = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _SHAPE = re.compile(r"[a-z]+[0-9]+\[([0-9,]*)\]")
 
 
+def counts(text: str) -> dict[str, int]:
+    """Number of collectives of each kind in a compiled program's text."""
+    return dict(collections.Counter(kind for _, kind in _RESULT.findall(text)))
+
+
 def by_loop_depth(text: str) -> dict[int, list[int]]:
     """Sizes in elements of the collectives in a compiled program's text, by depth of loops."""
     starts = list(_COMPUTATION.finditer(text))
