@@ -9,7 +9,8 @@ random images, the network's own predictions as labels and a radius at which not
 image ever leaves, so it compares only the passes. Both implementations run the standard version on
 the same images. Each repeat runs ours with empty caches, which includes compilation, ours again,
 which excludes it, and the reference. ``--num_steps`` and ``--num_queries`` shorten both.
-``--profile`` also traces each attack on the first images with a short budget, see ``_trace.py``.
+``--profile`` also traces each attack on the first images with a short budget, see ``_trace.py``;
+with ``--repeats=0`` it does nothing else.
 """
 
 import time
@@ -108,21 +109,8 @@ def profile(model, torch_fn, x, y, budget: dict[str, Any]) -> dict[str, dict]:
     return _trace.of_all(calls)
 
 
-def main(arguments=None) -> dict:
-    """Runs both and returns the report it writes."""
-    options = parse(arguments)
-    import torch  # pyright: ignore[reportMissingImports]
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    model, torch_fn, x, y, eps = subject(options)
-    budget: dict[str, Any] = dict(
-        norm=options.norm,
-        eps=eps,
-        batch_size=options.batch_size,
-        num_steps=options.num_steps,
-        num_queries=options.num_queries,
-    )
+def measure(options, model, torch_fn, x, y, budget: dict[str, Any]) -> dict:
+    """Runs both on all images, in turn; prints and returns seconds, ratios, and verdicts."""
     runs: dict[str, list[dict[str, float]]] = {"compiling": [], "jaxadv": [], "reference": []}
     result, verdicts = None, {}
     for _ in range(options.repeats):
@@ -143,28 +131,51 @@ def main(arguments=None) -> dict:
     }
     seconds = {name: summary(found) for name, found in times.items()}
     spread = {name: ratio(found, "jaxadv", "reference") for name, found in times.items()}
-    passes = mflop(model, jnp.asarray(x)[:8])
+    compiling = ratio(times["total"], "compiling", "reference")
+    for name, found in seconds.items():
+        ours, theirs = (found[side]["median"] for side in ("jaxadv", "reference"))
+        print(f"{name:9} jaxadv {ours:8.1f} s  reference {theirs:8.1f} s  "
+              f"ratio {spread[name]['median']:5.2f}")  # fmt: skip
+    print(f"with compilation: ratio {compiling['median']:.2f}")
+    return {
+        "seconds": seconds,
+        "ratio": spread,
+        "ratio_with_compilation": compiling,
+        "accuracy": result.accuracy,
+        "reference_accuracy": {name: float(v.mean()) for name, v in verdicts.items()},
+        "agreement": float(np.mean(result.robust == verdicts["square"])),
+        "evaluations": {name: cost._asdict() for name, cost in result.evaluations.items()},
+    }
+
+
+def main(arguments=None) -> dict:
+    """Runs both and returns the report it writes."""
+    options = parse(arguments)
+    if not options.repeats and not options.profile:
+        raise SystemExit("--repeats=0: nothing to do; add --profile to only trace")
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model, torch_fn, x, y, eps = subject(options)
+    budget: dict[str, Any] = dict(
+        norm=options.norm,
+        eps=eps,
+        batch_size=options.batch_size,
+        num_steps=options.num_steps,
+        num_queries=options.num_queries,
+    )
     report = {
         **provenance(options),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "precision": "float32",
-        "seconds": seconds,
-        "ratio": spread,
-        "ratio_with_compilation": ratio(times["total"], "compiling", "reference"),
-        "accuracy": result.accuracy,
-        "reference_accuracy": {name: float(v.mean()) for name, v in verdicts.items()},
-        "agreement": float(np.mean(result.robust == verdicts["square"])),
-        "evaluations": {name: cost._asdict() for name, cost in result.evaluations.items()},
-        "mflop_of_a_pass": passes,
+        "mflop_of_a_pass": mflop(model, jnp.asarray(x)[:8]),
     }
+    if options.repeats:
+        report |= measure(options, model, torch_fn, x, y, budget)
     if options.profile:
         report["profile"] = profile(model, torch_fn, x, y, budget)
-    for name, found in seconds.items():
-        ours, theirs = (found[side]["median"] for side in ("jaxadv", "reference"))
-        print(f"{name:9} jaxadv {ours:8.1f} s  reference {theirs:8.1f} s  "
-              f"ratio {spread[name]['median']:5.2f}")  # fmt: skip
-    print(f"with compilation: ratio {report['ratio_with_compilation']['median']:.2f}")
     save(report, options.output)
     return report
 

@@ -281,7 +281,7 @@ _MEASURES = {
     "streaming": _streaming,
 }
 _RATES = {"rates": _gflops}
-_PROFILES = dict.fromkeys(("training", "autoattack", "matrix", "smoothness"), _profiles)
+_PROFILES = dict.fromkeys(("training", "traces", "matrix", "smoothness"), _profiles)
 
 
 def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
