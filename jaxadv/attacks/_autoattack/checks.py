@@ -101,10 +101,18 @@ def _repeatable(call: Forward, images: Array, logits: np.ndarray) -> Check:
 
 
 def _composition(call: Forward, images: Array, logits: np.ndarray, scale: float) -> Check:
-    alone = np.concatenate([np.asarray(call(images[i : i + 1], 0)) for i in range(len(images))])
-    # Change the neighbors too: a single image would be compared with itself.
-    mixed = np.asarray(call(jnp.concatenate([images, 1 - images]), 0))[: len(images)]
-    apart = float(max(np.abs(alone - logits).max(), np.abs(mixed - logits).max()) / scale)
+    others, rows = 1 - images, np.arange(len(images))
+    if len(images) == 1:
+        pairs = [(images, others), (others, images)]
+        trials = [(jnp.concatenate(pair), [i], [0]) for i, pair in enumerate(pairs)]
+    else:
+        # Uncompiled, a new shape compiles every operation, so two trials have the shape of the
+        # first call: every other image is replaced, so that the rest have new neighbors.
+        trials = [(images[-1:], [0], rows[-1:])]
+        for kept in (rows[::2], rows[1::2]):
+            trials.append((others.at[kept].set(images[kept]), kept, kept))
+    moved = [np.asarray(call(x, 0))[kept] - logits[own] for x, kept, own in trials]
+    apart = float(max(np.abs(difference).max() for difference in moved) / scale)
     good = apart <= _ROUNDING
     message = "the logits of an image depend on its batch: is BatchNorm in train mode?"
     return Check("batch", good, "logits do not depend on the batch" if good else message, apart)
