@@ -4,6 +4,9 @@ Wrong shapes, dtypes, ranges and labels are errors before anything runs. The che
 the model on the first images and return data; none stops the evaluation.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +22,27 @@ _BLACK_BOX_RATE, _LEVEL = 0.002, 0.01
 _ROUNDING = 1e-4  # relative change of float32 logits between batch shapes
 
 
+def margin_gradient(model: Callable[[Array], Array], images: Array, labels: Array) -> Array:
+    """The gradient of the margin of each image, in the images."""
+    return jax.grad(lambda points: losses.margin(model(points), labels).sum())(images)
+
+
+compiled_gradient = jax.jit(margin_gradient)  # of a program, see :mod:`jaxadv._program`
+
+
 def check_model(
-    call: Forward, traced: Forward, images: Array, labels: Array, randomized: bool
+    call: Forward,
+    gradient: Callable[[Array, Array], Array],
+    images: Array,
+    labels: Array,
+    randomized: bool,
 ) -> list[Check]:
     """The checks before the attacks.
 
     Args:
         call: maps images and the number of the evaluation to logits, as the caller's function.
-        traced: the same, traced for these images: what the attacks differentiate.
+        gradient: of the margin in the images, of the model that the attacks differentiate; a
+            function of images and labels.
         images: the first few images of the data set.
         labels: theirs.
         randomized: whether the model is declared randomized.
@@ -43,7 +59,7 @@ def check_model(
         found.append(_repeatable(call, images, logits))
         if found[-1].passed:
             found.append(_composition(call, images, logits, scale))
-    found.append(_gradients(traced, images, labels))
+    found.append(_gradients(gradient(images, labels)))
     return found
 
 
@@ -102,6 +118,7 @@ def _repeatable(call: Forward, images: Array, logits: np.ndarray) -> Check:
 
 def _composition(call: Forward, images: Array, logits: np.ndarray, scale: float) -> Check:
     others, rows = 1 - images, np.arange(len(images))
+    trials: list[tuple[Array, Any, Any]] = []
     if len(images) == 1:
         pairs = [(images, others), (others, images)]
         trials = [(jnp.concatenate(pair), [i], [0]) for i, pair in enumerate(pairs)]
@@ -118,14 +135,13 @@ def _composition(call: Forward, images: Array, logits: np.ndarray, scale: float)
     return Check("batch", good, "logits do not depend on the batch" if good else message, apart)
 
 
-def _gradients(traced: Forward, images: Array, labels: Array) -> Check:
-    total = lambda points: losses.margin(traced(points, 0), labels).sum()
-    gradients = jax.grad(total)(images).reshape(len(images), -1)
+def _gradients(gradients: Array) -> Check:
+    gradients = gradients.reshape(len(gradients), -1)
     zero = int((jnp.abs(gradients).max(axis=1) == 0).sum())
     bad = int((~jnp.isfinite(gradients)).any(axis=1).sum())
     if bad:
         return Check("gradients", False, f"gradients of {bad} images are not finite", bad)
-    message = f"gradients of {zero} of {len(images)} images are zero"
+    message = f"gradients of {zero} of {len(gradients)} images are zero"
     if zero:
         message += ": gradient-based attacks cannot be trusted"
     return Check("gradients", zero == 0, message, zero)

@@ -266,13 +266,12 @@ def _check_model(logits_fn: Callable[..., Array], problem: Problem) -> list[chec
     if problem.randomized:
         key = problem.key
         call = lambda images, number: logits_fn(images, jax.random.fold_in(key, number))
-        traced = call
+        gradient = functools.partial(checks.margin_gradient, lambda images: call(images, 0))
     else:
         call = lambda images, number: logits_fn(images)
-        program = problem.model(len(images))
-        traced = lambda images, number: program(images)
+        gradient = functools.partial(checks.compiled_gradient, problem.model(len(images)))
     points, classes = jax.device_put((images, labels))
-    return checks.check_model(call, traced, points, classes, problem.randomized)
+    return checks.check_model(call, gradient, points, classes, problem.randomized)
 
 
 def _default_radius(norm: str) -> float:
