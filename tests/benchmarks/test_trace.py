@@ -86,7 +86,7 @@ def test_programs_of_one_name_are_told_apart():
     x = jnp.ones((512, 256))
     product, convolution = compiled(lambda x: x @ x.T), compiled(conv)
     for program in (product, convolution):
-        program(x)
+        program(x).block_until_ready()  # or it would still run when the first trace begins
     for program, kind in ((product, "matrix products"), (convolution, "convolutions")):
         found = _trace.of_jax(lambda program=program: program(x).block_until_ready())["kinds"]
         assert max(found, key=found.__getitem__) == kind
