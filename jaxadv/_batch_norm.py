@@ -79,7 +79,7 @@ def spread_over(sharding: jax.sharding.Sharding | None) -> Iterator[None]:
         _spread.reset(token)
 
 
-def spread(equation: JaxprEqn) -> JaxprEqn:
+def with_spread(equation: JaxprEqn) -> JaxprEqn:
     """An equation of the primitive, in the form for the devices of `spread_over`."""
     found, x = _spread.get(), equation.outvars[0].aval
     assert isinstance(x, ShapedArray)

@@ -26,7 +26,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
-from ._batch_norm import batch_norm_p, spread
+from ._batch_norm import batch_norm_p, with_spread
 from ._convolution import conv_p, parameters
 
 _NESTED = (
@@ -143,7 +143,7 @@ def _each(value: Any, inside: Callable[[Any], Any]) -> Any:
 def _equation(equation: jex.JaxprEqn, inside: Callable[[Any], Any]) -> jex.JaxprEqn:
     name, params = equation.primitive.name, equation.params
     if name == batch_norm_p.name:
-        return spread(equation)
+        return with_spread(equation)
     if name == "conv_general_dilated":
         options = _options(equation)
         return equation if options is None else equation.replace(primitive=conv_p, params=options)

@@ -1,5 +1,6 @@
 """BatchNorm that exchanges its statistics once: what it computes, and where it is used."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxadv import _batch_norm, models, objectives, training
 from jaxadv._rewrite import fast_convolutions
@@ -150,7 +151,18 @@ def test_only_where_every_device_has_its_share_of_the_images():
     assert not forms(NamedSharding(explicit, PartitionSpec("batch")))
 
 
-def test_not_on_accelerators():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_not_on_accelerators(platform):
+    fields = ("id", "platform", "process_index", "device_kind")
+    fake = dataclasses.make_dataclass("Fake", fields, frozen=True)
+    devices = np.empty(2, object)
+    devices[:] = [fake(i, platform, 0, "fake") for i in range(2)]
+    mesh = Mesh(devices, ("batch",), axis_types=(AxisType.Auto,))
+    found = _batch_norm._spread_of(NamedSharding(mesh, PartitionSpec("batch")))
+    assert (found is not None) == (platform == "cpu")
+
+
+def test_not_without_devices():
     mesh = jax.sharding.AbstractMesh((2,), ("batch",), (AxisType.Auto,))
     assert not forms(NamedSharding(mesh, PartitionSpec("batch")))
 

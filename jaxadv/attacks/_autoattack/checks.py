@@ -117,6 +117,7 @@ def _repeatable(call: Forward, images: Array, logits: np.ndarray) -> Check:
 
 
 def _composition(call: Forward, images: Array, logits: np.ndarray, scale: float) -> Check:
+    """Whether images keep their logits among other images, and the last one alone."""
     others, rows = 1 - images, np.arange(len(images))
     trials: list[tuple[Array, Any, Any]] = []
     if len(images) == 1:
