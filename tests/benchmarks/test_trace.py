@@ -5,8 +5,12 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from benchmarks import _timing, _trace, summary
+
+# As an error it aborts Python from within jaxlib's reader of traces (Python 3.13, jaxlib 0.12).
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 
 HLO = """
 %region (a: f32[], b: f32[]) -> f32[] {
