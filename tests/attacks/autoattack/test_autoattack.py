@@ -124,15 +124,16 @@ def test_new_weights_need_no_new_compilation():
     def apply(weights, x):
         return x.reshape(x.shape[0], -1) @ weights
 
+    # No attack breaks more than 8 images, which are confirmed in one block of 8.
     def run(seed):
         weights = jax.random.normal(jax.random.key(seed), (54, 5))
         model = jax.tree_util.Partial(apply, weights)
         y = np.asarray(model(jnp.asarray(X)).argmax(1))
-        return autoattack(KEY, model, X, y, **SHORT | dict(eps=0.01 + 0.04 * seed))
+        return autoattack(KEY, model, X, y, **SHORT | dict(eps=0.01 + 0.01 * seed))
 
     programs = (_driver.begin, _driver.advance, _driver.logits_of)
     first, counts = run(0), [program._cache_size() for program in programs]
-    second = run(1)
+    second = run(2)
     assert [program._cache_size() for program in programs] == counts
     assert (first.robust != second.robust).any()
 

@@ -328,7 +328,7 @@ def test_it_trains_what_is_missing_and_skips_what_exists(monkeypatch, tmp_path, 
     first = report.stat().st_mtime_ns
     command(monkeypatch, "--scale=smoke", "--seeds=1", TWO)
     out = capsys.readouterr().out
-    assert "1 of 2 runs exist already" in out and "[1/1] AT+EnSGD on digits, seed 0" in out
+    assert "1 of 2 runs are already finished" in out and "[1/1] AT+EnSGD on digits, seed 0" in out
     assert report.stat().st_mtime_ns == first
     table = json.loads((tmp_path / "runs/table1-digits-smoke/table1.json").read_text())
     for method in ("at", "at_ensgd"):

@@ -92,7 +92,7 @@ def test_first_lines_say_what_runs(tmp_path, capsys, monkeypatch):
     first, second, third, *rest = capsys.readouterr().out.splitlines()
     num_parameters = 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
     for part in (
-        "cores, float32, mlp with",
+        "cores, 2 devices with 12 images each, float32, mlp with",
         f"{num_parameters:,} parameters",
         "15 minibatches of 24 in 3 epochs, about",
     ):
