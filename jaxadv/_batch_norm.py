@@ -4,43 +4,29 @@ r"""BatchNorm by the statistics of a minibatch, a primitive that may be spread o
 
 On several devices the mean must be exchanged before the squares around it are summed, and
 derivatives of both cost two exchanges more in every layer. On CPU an exchange takes as long as a
-small convolution. `spread_over` makes it one exchange forward and one in each derivative: a device
+small convolution. Here it is one exchange forward and one in each derivative: a device
 sums around the mean of its own images, and moments around different centers are combined exactly,
 
 .. math:: \sigma^2 = E_d[E_d[(x - c_d)^2] + 2 (c_d - c) E_d[x - c_d] + (c_d - c)^2] - (\mu - c)^2
 
-with the mean c of the centers. It is a primitive, not a context of the layer, because a layer under
-``jax.jit`` is traced once and called in several programs; :mod:`jaxadv._rewrite` sets its form.
+with the mean c of the centers. :mod:`jaxadv._spread` says on which devices.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import JaxprEqn, Primitive
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from ._spread import Spread
 from .types import Array
 
 Outputs = tuple[Array, Array, Array]
-
-
-class Spread(NamedTuple):
-    """The devices that share the images of a minibatch, and the axis of the mesh."""
-
-    mesh: Mesh
-    axis: str
-
-
-_spread: contextvars.ContextVar[Spread | None] = contextvars.ContextVar(
-    "spread_batch_norm", default=None
-)
 
 
 def batch_norm(x: Array, scale: Array, bias: Array, *, epsilon: float) -> Outputs:
@@ -64,40 +50,6 @@ def normalized(
     return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
 
 
-@contextlib.contextmanager
-def spread_over(sharding: jax.sharding.Sharding | None) -> Iterator[None]:
-    """BatchNorm of models that are traced inside exchanges once a layer, on several CPU devices.
-
-    Args:
-      sharding: of the images of a minibatch. Nothing changes unless it splits the first axis over
-        all devices of a mesh of CPUs.
-    """
-    token = _spread.set(_spread_of(sharding))
-    try:
-        yield
-    finally:
-        _spread.reset(token)
-
-
-def with_spread(equation: JaxprEqn) -> JaxprEqn:
-    """An equation of the primitive, in the form for the devices of `spread_over`."""
-    found, x = _spread.get(), equation.outvars[0].aval
-    assert isinstance(x, ShapedArray)
-    if found is None or x.shape[0] % found.mesh.size:
-        return equation
-    return equation.replace(params=equation.params | {"spread": found})
-
-
-def _spread_of(sharding: jax.sharding.Sharding | None) -> Spread | None:
-    if not isinstance(sharding, NamedSharding) or len(sharding.spec) != 1:
-        return None
-    mesh, [axis] = sharding.mesh, sharding.spec
-    split = isinstance(axis, str) and mesh.shape[axis] == mesh.size > 1
-    if not split or not isinstance(mesh, Mesh) or set(mesh.axis_types) != {AxisType.Auto}:
-        return None
-    return Spread(mesh, axis) if mesh.devices.flat[0].platform == "cpu" else None
-
-
 def _form(
     x: Array, scale: Array, bias: Array, *, epsilon: float, spread: Spread | None
 ) -> list[Array]:
@@ -108,7 +60,7 @@ def _form(
         return [normalized(x, mean, var, scale, bias, epsilon=epsilon), mean, var]
 
     if spread is not None:
-        everywhere, split = PartitionSpec(), PartitionSpec(spread.axis)
+        everywhere, split = PartitionSpec(), spread.rows()
         run = jax.shard_map(
             run,
             mesh=spread.mesh,

@@ -13,7 +13,7 @@ for, which need not be the one that traces:
   ``fori_loop`` and ``while_loop`` it does not, and they are 2 to 200 times slower
   (``benchmarks/conv.py``). So the *operands* are permuted instead, and 1x1 convolutions are
   matrix products. Groups are computed in the forms of :mod:`jaxadv._grouped`, few channels in those
-  of :mod:`jaxadv._channels`.
+  of :mod:`jaxadv._channels`, many channels with a 3x3 kernel in that of :mod:`jaxadv._winograd`.
 * Everywhere else: convolutions with dimension numbers, those of JAX's own derivatives.
 """
 
@@ -29,8 +29,10 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
 
-from . import _channels, _grouped
+from . import _channels, _grouped, _winograd
+from ._spread import Spread
 from .types import Array
 
 Pair: TypeAlias = tuple[int, int]
@@ -159,6 +161,7 @@ def _convolve(
     layout: Layout = LAYOUT,
     groups: int = 1,
     one_core: bool = False,
+    whole: bool = False,
 ) -> Array:
     """The missing array from the two others, given in the order images, kernel, result.
 
@@ -176,6 +179,7 @@ def _convolve(
       layout: of the three arrays.
       groups: of channels and of features.
       one_core: whether a core computes it while the others are busy.
+      whole: whether the arrays are a CPU's own, not to be split over several by the compiler.
     """
     sizes: dict[_Role, Pair] = {missing: size}
     first, second = _given(missing)
@@ -202,11 +206,16 @@ def _convolve(
         channels, features = _of_a_group(a, b, missing, groups)
         if groups > 1 and not _grouped.is_depthwise(channels, features):
             again = dict(missing=missing, size=size, strides=strides, padding=padding, maps=1)
-            again |= dict(precision=precision, explicit=True, dilation=dilation, one_core=one_core)
+            again |= dict(precision=precision, explicit=True, dilation=dilation)
+            again |= dict(one_core=one_core, whole=whole)
             dense = functools.partial(_convolve, **again)
             return restore(_grouped.blocks(a, b, missing, groups, channels, dense), missing)
         if is_product:
             return restore(_product(a, b, missing, size, strides, precision), missing)
+        if whole and groups == 1 and strides == dilation == (1, 1):
+            found = _winograd.computed(a, b, missing, size, padding, precision)
+            if found is not None:
+                return restore(found, missing)
         if missing == "images":
             a, b = b, lax.rev(a, _space("kernel", form))
         numbers, options = _geometry(missing, sizes, strides, padding, dilation, form)
@@ -361,6 +370,7 @@ def _adjoint(which: int, g: Array, a: Any, b: Any, *, missing: _Role, **params: 
 def _batch(args: tuple[Array, Array], dims: tuple[Any, Any], **params: Any) -> tuple[Array, int]:
     """Fold a batched operand into the axis that it shares with the result; map over two."""
     maps, missing, layout = params["maps"], params["missing"], params.get("layout", LAYOUT)
+    params.pop("spread", None)  # the images of one minibatch, not of several
     if None not in dims:
         both = (jnp.moveaxis(x, dim, 0) for x, dim in zip(args, dims, strict=True))
         return conv_p.bind(*both, **params | {"maps": maps + 1}), 0
@@ -383,7 +393,7 @@ def _batch(args: tuple[Array, Array], dims: tuple[Any, Any], **params: Any) -> t
 
 
 def _abstract(a: ShapedArray, b: ShapedArray, **params: Any) -> ShapedArray:
-    native = functools.partial(_convolve, **params | {"explicit": False})
+    native = functools.partial(_form, **params | {"explicit": False, "spread": None})
     return jax.make_jaxpr(native)(a, b).out_avals[0]
 
 
@@ -400,25 +410,87 @@ def sharing_cores() -> Iterator[None]:
         _sharing.reset(token)
 
 
+def split_over(
+    spread_of: Callable[[int], Spread | None],
+    images: Any,
+    kernel: Any,
+    result: Any,
+    **params: Any,
+) -> dict[str, Any]:
+    """The parameters of a forward convolution whose images several CPU devices share.
+
+    The compiler splits a convolution well, but not one of many operations.
+
+    Args:
+      spread_of: the devices that share so many images.
+      images: with shape and dtype.
+      kernel: with shape and dtype.
+      result: with shape and dtype.
+      params: those of the primitive.
+    """
+    plain = params["strides"] == params.get("dilation", (1, 1)) == (1, 1)
+    if params["missing"] != "result" or params["maps"] or not plain or "groups" in params:
+        return params
+    layout = params.get("layout", LAYOUT)
+    images_nhwc, kernel_hwio, result_nhwc = (
+        tuple(array.shape[axis] for axis in map(_of(role, layout).index, _of(role, LAYOUT)))
+        for role, array in zip(_ROLES, (images, kernel, result), strict=True)
+    )
+    spread = spread_of(images_nhwc[0])
+    if spread is None:
+        return params
+    images_nhwc, result_nhwc = (
+        (n // spread.mesh.size, *rest) for n, *rest in (images_nhwc, result_nhwc)
+    )
+    faster = _winograd.is_faster(
+        images_nhwc, result_nhwc, kernel_hwio[:2], images.dtype, params["precision"]
+    )
+    return params | {"spread": spread} if faster else params
+
+
+def _form(a: Array, b: Array, *, spread: Spread | None = None, **params: Any) -> Array:
+    """`_convolve`, or the primitive on every device."""
+    if spread is None:
+        return _convolve(a, b, **params)
+    missing, layout = params["missing"], params.get("layout", LAYOUT)
+
+    def local(a: Array, b: Array) -> Array:
+        found = conv_p.bind(a, b, **params)
+        return lax.psum(found, spread.axis) if missing == "kernel" else found
+
+    def spec(role: _Role) -> PartitionSpec:
+        return PartitionSpec() if role == "kernel" else spread.rows(_of(role, layout).index("N"))
+
+    return jax.shard_map(
+        local,
+        mesh=spread.mesh,
+        in_specs=tuple(map(spec, _given(missing))),
+        out_specs=spec(missing),
+        check_vma=False,
+    )(a, b)
+
+
 def _on_cpu(context: Any, a: Any, b: Any, **params: Any) -> Any:
     """The lowering for CPU. Programs for several CPU devices share the cores, too."""
     # Inside ``shard_map`` the mesh says how many devices there are.
-    spread: Any = context.module_context.axis_context
-    devices = getattr(spread, "num_devices", None) or getattr(spread.mesh, "size", 1)
-    one_core = _sharing.get() or devices > 1
-    form = functools.partial(_convolve, one_core=one_core)
-    rule = mlir.lower_fun(form, multiple_results=False)
-    return rule(context, a, b, **params | {"explicit": True})
+    within: Any = context.module_context.axis_context
+    devices = getattr(within, "num_devices", None) or getattr(within.mesh, "size", 1)
+    if params.get("spread") is None:
+        manual = getattr(within, "manual_axes", ())
+        alone = devices == 1 or bool(manual) and set(within.mesh.axis_names) <= set(manual)
+        params |= {"explicit": True, "one_core": _sharing.get() or devices > 1, "whole": alone}
+    rule = mlir.lower_fun(_form, multiple_results=False)
+    return rule(context, a, b, **params)
 
 
 conv_p = Primitive("jaxadv_conv")
 _STATIC = (
     "missing", "size", "strides", "padding", "maps", "precision", "explicit", "dilation", "layout",
-    "groups",
+    "groups", "spread",
 )  # fmt: skip
 conv_p.def_impl(jax.jit(conv_p.bind, static_argnames=_STATIC))
 conv_p.def_abstract_eval(_abstract)
-mlir.register_lowering(conv_p, mlir.lower_fun(_convolve, multiple_results=False))
+mlir.register_lowering(conv_p, mlir.lower_fun(_form, multiple_results=False))
 mlir.register_lowering(conv_p, _on_cpu, "cpu")
 ad.defbilinear(conv_p, *(functools.partial(_adjoint, which) for which in (0, 1)))
 batching.primitive_batchers[conv_p] = _batch

@@ -26,8 +26,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
-from ._batch_norm import batch_norm_p, with_spread
-from ._convolution import conv_p, parameters
+from ._batch_norm import batch_norm_p
+from ._convolution import conv_p, parameters, split_over
+from ._spread import spread_of
 
 _NESTED = (
     "jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "cond", "scan", "while",
@@ -143,10 +144,17 @@ def _each(value: Any, inside: Callable[[Any], Any]) -> Any:
 def _equation(equation: jex.JaxprEqn, inside: Callable[[Any], Any]) -> jex.JaxprEqn:
     name, params = equation.primitive.name, equation.params
     if name == batch_norm_p.name:
-        return with_spread(equation)
+        spread = spread_of(_aval(equation.outvars[0]).shape[0])
+        return equation if spread is None else equation.replace(params=params | {"spread": spread})
     if name == "conv_general_dilated":
         options = _options(equation)
-        return equation if options is None else equation.replace(primitive=conv_p, params=options)
+        if options is None:
+            return equation
+        equation = equation.replace(primitive=conv_p, params=options)
+    if equation.primitive is conv_p:
+        avals = map(_aval, (*equation.invars, *equation.outvars))
+        options = split_over(spread_of, *avals, **equation.params)
+        return equation if options == equation.params else equation.replace(params=options)
     if name in ("custom_jvp_call", "custom_vjp_call"):
         return _with_rule(equation, inside(params["call_jaxpr"]))
     if name not in _NESTED:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxadv import _batch_norm, models, objectives, training
+from jaxadv import _batch_norm, _spread, models, objectives, training
 from jaxadv._rewrite import fast_convolutions
+from jaxadv._spread import spread_over
 from tests.helpers import collectives
 
 MESH = jax.make_mesh((2,), ("batch",), (AxisType.Auto,))
@@ -43,7 +44,7 @@ def traced(x, scale, bias):
 def on_two_devices(function):
     """Compiled for images split over two devices, as in a training program."""
 
-    @_batch_norm.spread_over(ROWS)
+    @spread_over(ROWS)
     def run(*args):
         x = jax.lax.with_sharding_constraint(args[0], ROWS)
         return function(fast_convolutions(traced))(x, *args[1:])
@@ -126,14 +127,14 @@ def test_inside_other_transformations(wrap, x64):
         "remat of jit": lambda x: jax.checkpoint(jax.jit(first))(x[1]),
     }[wrap]
     expected = jax.jit(jax.grad(layer))(stacked)
-    run = _batch_norm.spread_over(ROWS)(lambda x: jax.grad(layer)(x))
+    run = spread_over(ROWS)(lambda x: jax.grad(layer)(x))
     np.testing.assert_allclose(jax.jit(run)(stacked), expected, rtol=1e-10, atol=1e-10)
 
 
 def forms(sharding, batch=8):
     """Whether a layer traced for a sharding exchanges once."""
     given = operands(dtype=np.float32, batch=batch)
-    run = _batch_norm.spread_over(sharding)(fast_convolutions(traced))
+    run = spread_over(sharding)(fast_convolutions(traced))
     [equation] = jax.make_jaxpr(run)(*given).eqns
     return equation.primitive.name == "shard_map" or equation.params["spread"] is not None
 
@@ -158,7 +159,7 @@ def test_not_on_accelerators(platform):
     devices = np.empty(2, object)
     devices[:] = [fake(i, platform, 0, "fake") for i in range(2)]
     mesh = Mesh(devices, ("batch",), axis_types=(AxisType.Auto,))
-    found = _batch_norm._spread_of(NamedSharding(mesh, PartitionSpec("batch")))
+    found = _spread._spread_of(NamedSharding(mesh, PartitionSpec("batch")))
     assert (found is not None) == (platform == "cpu")
 
 

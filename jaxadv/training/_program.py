@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._batch_norm import spread_over
 from .._devices import all_at_once, batch_axis, on_each_device
 from .._rewrite import fast_convolutions
+from .._spread import spread_over
 from .._transfers import on_host
 from ..augment import Augmentation
 from ..checks import check_count
@@ -105,7 +105,7 @@ class Program:
         self.attack_scale = attack_scale
         self.sharding = sharding
         self._axis, self._spread = None, all_at_once
-        self._batch_norm = lambda: spread_over(sharding if sync_batch_norm else None)
+        self._split_layers = lambda: spread_over(sharding if sync_batch_norm else None)
         if sharding is not None and not sync_batch_norm:
             self._axis = batch_axis(sharding, batch_size)
             self._spread = functools.partial(on_each_device, sharding=sharding)
@@ -205,7 +205,7 @@ class Program:
             ``num_steps`` is traced, at most an epoch of minibatches: one compilation serves all.
         """
 
-        @self._batch_norm()
+        @self._split_layers()
         def run(
             state: TrainState, data: Source, key: Key, num_steps: Array
         ) -> tuple[TrainState, Metrics]:
@@ -253,7 +253,7 @@ class Program:
             ``(state, data, key) -> (state, Metrics)``. ``state`` is donated.
         """
 
-        @self._batch_norm()
+        @self._split_layers()
         def run(state: TrainState, data: Source, key: Key) -> tuple[TrainState, Metrics]:
             num_steps = n_in + extra_minibatch
             minibatch = self._feed.minibatches(data, key, state, num_steps)
@@ -307,7 +307,7 @@ class Program:
             ``dry_feed`` of the EntropySGD code of Chaudhari et al.; docs/formulas.md D.7.
         """
 
-        @self._batch_norm()
+        @self._split_layers()
         def run(
             state: TrainState, data: Source, key: Key, first: Array | int, end: Array | int
         ) -> PyTree:
