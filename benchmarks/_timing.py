@@ -3,12 +3,17 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
+
+import jax
 
 
 def alternate(
     rivals: dict[str, Callable[[], object]],
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    untimed: int = 0,
 ) -> dict[str, list[float]]:
     """Times each call: one call of every rival per repeat, after one warm-up call each.
 
@@ -16,6 +21,9 @@ def alternate(
         rivals: functions that return when their work is done.
         repeats: number of measured calls of each.
         clock: in seconds; ``time.process_time`` for those of the CPU.
+        untimed: calls before each measured one. A virtual machine gives the memory that a rival
+            frees back to its host, and to fetch it again takes a large program's next call as long
+            as its work.
 
     Returns:
         The seconds of the measured calls by name, and under "name, first call" those of the
@@ -28,6 +36,8 @@ def alternate(
         # Reverse every other round, so that no rival always follows the same one.
         order = list(rivals) if repeat % 2 == 0 else list(rivals)[::-1]
         for name in order:
+            for _ in range(untimed):
+                rivals[name]()
             times[name].append(_seconds(rivals[name], clock))
     return times | first
 
@@ -36,6 +46,17 @@ def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
     started = clock()
     call()
     return clock() - started
+
+
+def operations(function: Callable, *args: Any) -> float:
+    """Floating-point operations of a call, as the compiler counts them before it optimizes.
+
+    A convolution counts as the sum of products that defines it, which not every form of
+    it on CPU computes one by one: so the program for another platform is counted.
+    """
+    lowered = jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",))
+    counted: Any = lowered.cost_analysis()
+    return float(counted["flops"])
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:

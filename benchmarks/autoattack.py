@@ -29,7 +29,7 @@ from . import _torch_resnet, _trace
 from ._checkpoints import jax_model, load_checkpoint, load_images, resnets, torch_model
 from ._reference import run_reference
 from ._report import provenance, save
-from ._timing import ratio, summary
+from ._timing import operations, ratio, summary
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 PROFILED = dict(number=16, num_steps=10, num_queries=200)
@@ -64,12 +64,10 @@ def parse(arguments=None):
 
 def mflop(model, x) -> dict[str, float]:
     """Operations an image of a forward pass, and of the backward pass to the images."""
-    count: Any = lambda function: jax.jit(function).lower(x).cost_analysis()
-    forward = count(model)["flops"]
     total: Any = lambda images: model(images).sum()
-    both = count(jax.grad(total))["flops"]
+    forward, both = (operations(function, x) for function in (model, jax.grad(total)))
     passes = {"forward": forward, "backward": both - forward}
-    return {name: float(flops) / len(x) / 1e6 for name, flops in passes.items()}
+    return {name: flops / len(x) / 1e6 for name, flops in passes.items()}
 
 
 def subject(options) -> tuple[Any, Callable, Any, Any, float]:

