@@ -128,8 +128,7 @@ def convolve(
 
 def kernel_gradient(images: Array, result: Array, *, padding: Pads) -> Array:
     """The adjoint in the kernel, 3x3, of NHWC images and a cotangent of the result."""
-    (number, *size, features), channels = result.shape, images.shape[3]
-    height, width = size
+    number, height, width, features = result.shape
     even = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
 
     def block(images: Array, result: Array) -> Array:
@@ -145,9 +144,7 @@ def kernel_gradient(images: Array, result: Array, *, padding: Pads) -> Array:
         sums = block(images, result)
     else:
         split = lambda x: x.reshape(number // rows, rows, *x.shape[1:])
-        zero = jnp.zeros((4, 4, channels, features), images.dtype)
-        add = lambda total, pair: (total + block(*pair), None)
-        sums, _ = lax.scan(add, zero, (split(images), split(result)))
+        sums = lax.map(lambda pair: block(*pair), (split(images), split(result))).sum(0)
     grid = _twice(_kernel_entries, [list(row) for row in sums])
     return jnp.stack([jnp.stack(row) for row in grid])
 

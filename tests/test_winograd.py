@@ -226,6 +226,25 @@ def test_left_to_the_compiler_if_a_device_has_too_few_images():
     assert has_convolutions(unspread, x, w)  # nothing says how it may be split
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_in_a_shard_map_of_ones_own(check):
+    x, w = operands((32, 32, 32, 64), 64)
+
+    def local(x, w):
+        found = gradients(ours)(x, w)
+        return found if check else (found[0], jax.lax.psum(found[1], "batch"))
+
+    rows, everywhere = PartitionSpec("batch"), PartitionSpec()
+    run = jax.shard_map(
+        local, mesh=MESH, in_specs=(rows, everywhere), out_specs=(rows, everywhere),
+        check_vma=check,
+    )  # fmt: skip
+    placed = jax.device_put(x, ROWS)
+    assert not has_convolutions(run, placed, w)
+    for found, true in zip(run(placed, w), jax.jit(gradients(plain))(x, w), strict=True):
+        np.testing.assert_allclose(found, true, rtol=0, atol=1e-5 * np.abs(true).max())
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_mapped_convolutions(inside):
     x, w = operands((16, 32, 32, 64), 64)

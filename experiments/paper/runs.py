@@ -1,12 +1,16 @@
 """The runs behind a table cell: their directories, and training the missing ones."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from .. import settings
 from ..evaluation.evaluate import evaluate
 from ..run.directory import RunDirectory
+from ..run.parallel import side_by_side
 from ..run.train import train_and_evaluate
 
 PaperValues = Mapping[str, tuple[float, float]]  # by method: mean and standard deviation, in %
@@ -106,14 +110,63 @@ def rows_at(table: Table, scale: str, dataset: str | None) -> tuple[Row, ...]:
     return (Row(f"{name}, {scale}", name),)
 
 
-def train_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None) -> None:
-    """Trains every cell whose run is not finished, resuming partial runs."""
+def train_missing(
+    cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None, *, jobs: int = 1
+) -> None:
+    """Trains every cell whose run is not finished, resuming partial runs.
+
+    Args:
+        cells: the runs.
+        methods: the paper's names by method.
+        data_dir: folder with the data sets.
+        jobs: processes that train side by side; they print a line for each finished run.
+    """
     missing = [cell for cell in cells if cell.report() is None]
     if len(missing) < len(cells):
         print(f"{len(cells) - len(missing)} of {len(cells)} runs are already finished")
+    jobs = min(jobs, len(missing))
+    if jobs > 1:
+        _train_side_by_side(missing, methods, data_dir, jobs)
+        return
     for number, cell in enumerate(missing, 1):
         print(f"\n[{number}/{len(missing)}] {cell.describe(methods)}")
         train_and_evaluate(cell.config(), cell.workdir(), data_dir=data_dir)
+
+
+def usual_jobs(dataset: str) -> int:
+    """Runs to train side by side: one a core where a run leaves the other cores idle, else 1.
+
+    That is the case of digits, whose images are too small to split a minibatch of.
+    """
+    if dataset != "digits" or jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _train_side_by_side(
+    missing: Sequence[Cell], methods: Mapping[str, str], data_dir: Any, jobs: int
+) -> None:
+    print(f"training {len(missing)} runs, {jobs} side by side")
+    for cell in missing:
+        cell.config()  # a configuration's mistake is one of this process
+    ended = 0
+
+    def finished(place: int, report: dict) -> None:
+        nonlocal ended
+        ended += 1
+        tested = report["test"]["selected"]
+        print(
+            f"[{ended}/{len(missing)}] {missing[place].describe(methods)}: "
+            f"clean {tested['clean']:.2f} %, {report['attack']} {tested['robust']:.2f} % of "
+            f"{tested['images']} images, {report['train_seconds']:.0f} s",
+            flush=True,
+        )
+
+    side_by_side(_train, [(cell, data_dir) for cell in missing], jobs, finished)
+
+
+def _train(cell: Cell, data_dir: Any) -> dict:
+    return train_and_evaluate(cell.config(), cell.workdir(), data_dir=data_dir, verbose=False)
 
 
 def judge_missing(cells: Sequence[Cell], methods: Mapping[str, str], data_dir: Any = None) -> None:

@@ -20,7 +20,7 @@ from ..reporting.curves import training_curves
 from ..run import environment
 from ..run.directory import RunDirectory, write_json
 from .markdown import SUMMARIES, to_markdown
-from .runs import Cell, Row, Table, is_judged, judge_missing, rows_at, train_missing
+from .runs import Cell, Row, Table, is_judged, judge_missing, rows_at, train_missing, usual_jobs
 
 
 def collect(
@@ -130,6 +130,12 @@ def _parser(table: Table) -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods", default=",".join(table.methods), help="comma-separated columns"
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs to train side by side; default: one a core for digits, else 1, "
+        "which uses all cores",
+    )
     parser.add_argument("--run", action="store_true", help="train missing runs at scale paper, too")
     parser.add_argument(
         "--autoattack", action="store_true", help="run AutoAttack on finished runs that lack it"
@@ -159,6 +165,8 @@ def _main(table: Table, options: argparse.Namespace) -> None:
         print(to_markdown(json.loads(options.from_json.read_text(encoding="utf-8"))))
         return
     check_count("--seeds", options.seeds, 1)
+    if options.jobs is not None:
+        check_count("--jobs", options.jobs, 1)
     methods = options.methods.split(",")
     for method in methods:
         if method not in table.methods:
@@ -171,7 +179,8 @@ def _main(table: Table, options: argparse.Namespace) -> None:
         for name in dict.fromkeys(row.dataset for row in rows):
             data.ensure(name, options.data_dir, download=options.download == "true")
     if (options.run or scale != "paper") and not options.no_run:
-        train_missing(cells, table.methods, options.data_dir)
+        jobs = options.jobs or usual_jobs(rows[0].dataset)
+        train_missing(cells, table.methods, options.data_dir, jobs=jobs)
     if options.autoattack:
         judge_missing(cells, table.methods, options.data_dir)
     result = collect(table, scale, rows, methods, seeds)

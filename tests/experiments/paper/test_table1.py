@@ -1,6 +1,7 @@
 """The tables: means over the runs that exist, the paper's numbers marked, missing commands."""
 
 import json
+import os
 import shlex
 import statistics
 
@@ -303,6 +304,7 @@ def test_a_run_of_other_fields_is_no_cell(monkeypatch, capsys):
     ("argument", "message"),
     [
         ("--seeds=0", "--seeds=0 must be an integer >= 1"),
+        ("--jobs=0", "--jobs=0 must be an integer >= 1"),
         ("--methods=at,sgd", "'sgd' is not one of at, at_ensgd"),
         ("--scale=tiny", "--scale='tiny' is not one of"),
         ("--scales=laptop", "unknown option --scales; did you mean --scale?"),
@@ -411,3 +413,27 @@ def test_curves_of_unequal_length_are_cut_to_what_all_have(tmp_path):
     assert data["epoch"] == [1, 2, 3] and data["seconds"] == [1.0, 2.0, 3.0]
     assert data["passes"] == [9.0, 18.0, 27.0]
     assert data["selection_robust_mean"] == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.slow
+def test_side_by_side_is_the_same_table(monkeypatch, tmp_path, capsys):
+    arguments = ["--scale=smoke", "--seeds=2", "--methods=at"]
+    found = {}
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        command(monkeypatch, *arguments, f"--jobs={jobs}")
+        rows = json.loads((folder / "runs/table1-digits-smoke/table1.json").read_text())["rows"]
+        runs_of = rows[0]["cells"]["at"]["runs"]
+        found[jobs] = [(run["seed"], run["robust"], run["clean"]) for run in runs_of]
+    assert found[1] == found[2] and len(found[1]) == 2
+    assert "training 2 runs, 2 side by side" in capsys.readouterr().out
+
+
+def test_side_by_side_is_for_small_images_on_cpu(monkeypatch):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert runs.usual_jobs("digits") == cores
+    assert runs.usual_jobs("cifar10") == 1
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert runs.usual_jobs("digits") == 1
