@@ -22,8 +22,7 @@ def alternate(
         repeats: number of measured calls of each.
         clock: in seconds; ``time.process_time`` for those of the CPU.
         untimed: calls before each measured one. A virtual machine gives the memory that a rival
-            frees back to its host, and to fetch it again takes a large program's next call as long
-            as its work.
+            frees back to its host, and the next call of a large program waits for it.
 
     Returns:
         The seconds of the measured calls by name, and under "name, first call" those of the

@@ -20,7 +20,7 @@ for, which need not be the one that traces (:mod:`jaxadv._convolution_forms`):
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ from ._convolution_forms import (
     operands_of,
     space_of,
 )
-from ._spread import Spread
+from ._spread import Spread, spread_of
 from .types import Array
 
 
@@ -179,19 +179,12 @@ def sharing_cores() -> Iterator[None]:
         _sharing.reset(token)
 
 
-def split_over(
-    spread_of: Callable[[int], Spread | None],
-    images: Any,
-    kernel: Any,
-    result: Any,
-    **params: Any,
-) -> dict[str, Any]:
+def split_over_devices(images: Any, kernel: Any, result: Any, **params: Any) -> dict[str, Any]:
     """The parameters of a forward convolution whose images several CPU devices share.
 
     The compiler splits a convolution well, but not one of many operations.
 
     Args:
-      spread_of: the devices that share so many images.
       images: with shape and dtype.
       kernel: with shape and dtype.
       result: with shape and dtype.

@@ -27,7 +27,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
 from ._batch_norm import batch_norm_p
-from ._convolution import conv_p, parameters, split_over
+from ._convolution import conv_p, parameters, split_over_devices
 from ._spread import spread_of
 
 _NESTED = (
@@ -153,7 +153,7 @@ def _equation(equation: jex.JaxprEqn, inside: Callable[[Any], Any]) -> jex.Jaxpr
         equation = equation.replace(primitive=conv_p, params=options)
     if equation.primitive is conv_p:
         avals = map(_aval, (*equation.invars, *equation.outvars))
-        options = split_over(spread_of, *avals, **equation.params)
+        options = split_over_devices(*avals, **equation.params)
         return equation if options == equation.params else equation.replace(params=options)
     if name in ("custom_jvp_call", "custom_vjp_call"):
         return _with_rule(equation, inside(params["call_jaxpr"]))

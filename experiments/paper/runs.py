@@ -134,21 +134,21 @@ def train_missing(
 
 
 def usual_jobs(dataset: str) -> int:
-    """Runs to train side by side: one a core where a run leaves the other cores idle, else 1.
+    """Runs to train side by side: one a core, at most 4, where a run leaves cores idle, else 1.
 
-    That is the case of digits, whose images are too small to split a minibatch of.
+    That is the case of digits, whose images are too small to split a minibatch of. A run takes a
+    gigabyte of memory.
     """
     if dataset != "digits" or jax.default_backend() != "cpu":
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(found or 1, 4)
 
 
 def _train_side_by_side(
     missing: Sequence[Cell], methods: Mapping[str, str], data_dir: Any, jobs: int
 ) -> None:
     print(f"training {len(missing)} runs, {jobs} side by side")
-    for cell in missing:
-        cell.config()  # a configuration's mistake is one of this process
     ended = 0
 
     def finished(place: int, report: dict) -> None:

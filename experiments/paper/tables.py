@@ -133,7 +133,7 @@ def _parser(table: Table) -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs",
         type=int,
-        help="runs to train side by side; default: one a core for digits, else 1, "
+        help="runs to train side by side; default: one a core, at most 4, for digits, else 1, "
         "which uses all cores",
     )
     parser.add_argument("--run", action="store_true", help="train missing runs at scale paper, too")
