@@ -1,11 +1,14 @@
 """The runs behind a table cell: their directories, and training the missing ones."""
 
+import itertools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from tqdm import tqdm
 
 from .. import settings
 from ..evaluation.evaluate import evaluate
@@ -148,21 +151,21 @@ def usual_jobs(dataset: str) -> int:
 def _train_side_by_side(
     missing: Sequence[Cell], methods: Mapping[str, str], data_dir: Any, jobs: int
 ) -> None:
-    print(f"training {len(missing)} runs, {jobs} side by side")
-    ended = 0
+    print(f"training {len(missing)} runs, {jobs} side by side", flush=True)
+    silent = not sys.stderr.isatty()
+    with tqdm(total=len(missing), unit="run", disable=silent, leave=False) as bar:
 
-    def finished(place: int, report: dict) -> None:
-        nonlocal ended
-        ended += 1
-        tested = report["test"]["selected"]
-        print(
-            f"[{ended}/{len(missing)}] {missing[place].describe(methods)}: "
-            f"clean {tested['clean']:.2f} %, {report['attack']} {tested['robust']:.2f} % of "
-            f"{tested['images']} images, {report['train_seconds']:.0f} s",
-            flush=True,
-        )
+        def finished(place: int, report: dict) -> None:
+            bar.update()
+            tested = report["test"]["selected"]
+            tqdm.write(
+                f"[{next(count)}/{len(missing)}] {missing[place].describe(methods)}: "
+                f"clean {tested['clean']:.2f} %, {report['attack']} {tested['robust']:.2f} % of "
+                f"{tested['images']} images, {report['train_seconds']:.0f} s"
+            )
 
-    side_by_side(_train, [(cell, data_dir) for cell in missing], jobs, finished)
+        count = itertools.count(1)
+        side_by_side(_train, [(cell, data_dir) for cell in missing], jobs, finished)
 
 
 def _train(cell: Cell, data_dir: Any) -> dict:
