@@ -11,10 +11,8 @@ with its convolutions replaced (:mod:`jaxadv._rewrite`); digests are those of th
 import contextlib
 import functools
 import hashlib
-import re
-import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import flax.errors
@@ -26,15 +24,10 @@ from jax.extend import core as jex
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.tree_util import Partial
 
+from ._program_key import ProgramKey, encode, exact, portable
 from ._rewrite import is_enabled, replaced
 from .types import Array, PyTree
 
-# Functions of these modules only wrap the user's derivative rules; they are recreated at every
-# trace, so look inside them instead of using them as part of the key.
-_MACHINERY = re.compile(
-    r"jax\._src\.(interpreters\..*|linear_util|custom_derivatives|api|api_util|core|ad_util|util|"
-    r"tree_util|custom_transpose)$"
-)
 _NESTED = ("jit", "pjit", "closed_call")  # calls that may be inlined to reach their constants
 
 
@@ -42,7 +35,7 @@ class Program:
     """The operations of a traced function. Programs with the same operations are equal.
 
     Derivative rules and callbacks do not appear among the operations: they are compared by content
-    (:func:`_rule_key`), and kept alive by the key.
+    (:mod:`jaxadv._program_key`), and kept alive by the key.
 
     Attributes:
         args: shapes and dtypes of the arguments, a tuple of pytrees of ``jax.ShapeDtypeStruct``.
@@ -50,7 +43,7 @@ class Program:
     """
 
     def __init__(
-        self, jaxpr: jex.Jaxpr, args: tuple, out: PyTree, key: "_Key", *, fast: bool
+        self, jaxpr: jex.Jaxpr, args: tuple, out: PyTree, key: "ProgramKey", *, fast: bool
     ) -> None:
         self._jaxpr, self._key = jaxpr, key
         self._evaluated = replaced(jaxpr) if fast else jaxpr
@@ -82,37 +75,7 @@ class Program:
 
     def describe(self) -> str:
         """The operations as text, the same in every process."""
-        return repr(_encode(self._jaxpr, _portable))
-
-
-class _Key:
-    """A nested tuple with a cached hash."""
-
-    def __init__(self, parts: tuple) -> None:
-        self._parts, self._hash = parts, hash(parts)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: Any) -> bool:
-        return self is other or (self._hash == other._hash and self._parts == other._parts)
-
-
-class _Same:
-    """Compares by identity, and keeps its object alive so that the identity stays unique."""
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-
-    def __hash__(self) -> int:
-        return id(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._value is other._value
-
-
-class Stable:
-    """Base class of objects that always do the same: a rule that uses one keeps its key."""
+        return repr(encode(self._jaxpr, portable))
 
 
 _programs: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -173,7 +136,7 @@ def trace(function: Callable, *args: PyTree, name: str = "logits_fn") -> Partial
             jaxpr, arrays = inlined.jaxpr, [*map(_as_argument, inlined.consts), *arrays]
     structure = (jax.tree.structure(abstract), jax.tree.structure(out))
     fast = is_enabled()
-    key = _Key((_encode(jaxpr, _exact), *structure, fast))
+    key = ProgramKey((encode(jaxpr, exact), *structure, fast))
     program = _programs.get(key)
     if program is None:
         program = _programs[key] = Program(jaxpr, abstract, out, key, fast=fast)
@@ -192,7 +155,7 @@ def digest(traced: Partial) -> str:
     sha.update(_derivative(program, traced.args[0]).encode())
     for leaf in jax.tree.leaves(traced):
         meaning = _meanings.get(id(leaf))
-        sha.update((repr(_portable(leaf)) if meaning is None else meaning()).encode())
+        sha.update((repr(portable(leaf)) if meaning is None else meaning()).encode())
     return sha.hexdigest()
 
 
@@ -209,7 +172,7 @@ def _derivative(program: Program, arrays: list) -> str:
         closed = jax.make_jaxpr(pull)(arrays, *program.args)
     except Exception:  # not differentiable: Square still works, and needs no derivative
         return ""
-    return repr(_encode(closed.jaxpr, _portable))
+    return repr(encode(closed.jaxpr, portable))
 
 
 @contextlib.contextmanager
@@ -301,155 +264,3 @@ def _inlined(jaxpr: jex.Jaxpr, arrays: list, leaves: list) -> list:
         return [read(atom) for atom in jaxpr.outvars]
 
     return evaluate(jaxpr, leaves)
-
-
-def _encode(jaxpr: jex.Jaxpr, leaf: Callable[[Any], Any]) -> tuple:
-    """A program as nested tuples; ``leaf`` encodes what is neither operation nor variable."""
-    numbers: dict = {}
-
-    def bind(variables: Sequence[jex.Var]) -> tuple:
-        first = len(numbers)
-        numbers.update((variable, first + n) for n, variable in enumerate(variables))
-        return tuple(leaf(variable.aval) for variable in variables)
-
-    def atom(value: jex.Var | jex.Literal) -> int | tuple:
-        if isinstance(value, jex.Literal):
-            return leaf(value.aval), _encode_value(value.val, leaf)
-        return numbers[value]
-
-    inputs = bind(jaxpr.constvars), bind(jaxpr.invars)
-    equations = []
-    for equation in jaxpr.eqns:
-        read = tuple(map(atom, equation.invars))
-        parameters = _encode_value(equation.params, leaf)
-        context = leaf(equation.ctx) if leaf is _portable else _context(equation.ctx)
-        equations.append((leaf(equation.primitive), read, parameters, context))
-        equations.append(bind(equation.outvars))
-    return inputs, tuple(equations), tuple(map(atom, jaxpr.outvars))
-
-
-def _context(context: Any) -> tuple:
-    """The context of an equation: device, mesh, precision of keys, metadata."""
-    names = [name for name in type(context).__slots__ if not name.startswith("__")]
-    return tuple(_exact(getattr(context, name, None)) for name in names)
-
-
-def _encode_value(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    if isinstance(value, jex.ClosedJaxpr):
-        constants = tuple(_encode_value(constant, leaf) for constant in value.consts)
-        return _encode(value.jaxpr, leaf), constants
-    if isinstance(value, jex.Jaxpr):
-        return _encode(value, leaf)
-    if isinstance(value, list) or type(value) is tuple:
-        return tuple(_encode_value(item, leaf) for item in value)
-    if isinstance(value, dict):
-        return tuple((name, _encode_value(value[name], leaf)) for name in sorted(value, key=str))
-    return leaf(value)
-
-
-def _exact(value: Any) -> Any:
-    """Equal where the values can stand for each other in a compiled program."""
-    if isinstance(value, np.ndarray | np.generic):
-        return str(value.dtype), value.shape, value.tobytes()
-    if isinstance(value, float | complex):
-        return type(value), repr(value)
-    if isinstance(value, types.FunctionType) or _is_wrapped(value):
-        return _rule_key(value, {})
-    try:
-        hash(value)
-    except TypeError:  # arrays among others
-        return _Same(value)
-    return type(value), value
-
-
-def _portable(value: Any) -> Any:
-    """Text that is the same in every process."""
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return str(value.dtype), _portable(np.asarray(jax.random.key_data(value)))
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        data = np.ascontiguousarray(value)
-        return str(data.dtype), data.shape, hashlib.sha256(data.tobytes()).hexdigest()
-    if isinstance(value, types.FunctionType) or _is_wrapped(value):
-        return "function"  # what it does shows in the derivative
-    return re.sub(r"0x[0-9a-f]+", "", str(value))
-
-
-def _is_wrapped(value: object) -> bool:
-    """Whether this is a function in the wrapping of JAX's own transformations."""
-    return hasattr(value, "f") and hasattr(value, "transforms")
-
-
-def _rule_key(value: Any, seen: dict) -> Any:
-    """The content of a derivative rule: its code, and what it closes over or reads by name.
-
-    JAX rewraps a rule at every trace, so its own wrappers are looked through. Arrays count by
-    identity. An object whose attributes might change makes the key unique: the program then
-    recompiles at every call, which is slow but never wrong.
-    """
-    if id(value) in seen:
-        return "again", seen[id(value)]
-    if _is_wrapped(value) or isinstance(value, types.FunctionType | functools.partial):
-        seen[id(value)] = len(seen)
-    inside = functools.partial(_rule_key, seen=seen)
-    if _is_wrapped(value):
-        arguments = (item for _, given in getattr(value, "transforms") for item in given)  # noqa: B009
-        carried = tuple(inside(item) for item in arguments if _carries_code(item))
-        return inside(getattr(value, "f")), carried  # noqa: B009
-    if isinstance(value, functools.partial):
-        keywords = tuple(sorted(value.keywords.items()))
-        return inside(value.func), inside(value.args), inside(keywords)
-    if isinstance(value, types.FunctionType):
-        return _function_key(value, inside)
-    if isinstance(value, types.MethodType):
-        return inside(value.__func__), inside(value.__self__)
-    if isinstance(value, jax.custom_jvp | jax.custom_vjp):
-        rules = (getattr(value, name, None) for name in ("fun", "jvp", "fwd", "bwd"))
-        return tuple(inside(rule) for rule in rules)
-    if isinstance(value, list | tuple):
-        return type(value), tuple(inside(item) for item in value)
-    if isinstance(value, dict):
-        return tuple((name, inside(item)) for name, item in value.items())
-    if isinstance(value, np.ndarray | np.generic | float | complex):
-        return _exact(value)
-    if isinstance(value, jax.Array | type | types.ModuleType | types.BuiltinFunctionType | Stable):
-        return _Same(value)
-    if value is None or isinstance(value, str | bytes | int | np.dtype | jax.tree_util.PyTreeDef):
-        return type(value), value
-    wrapped = getattr(value, "__wrapped__", None)  # a jitted function
-    return inside(wrapped) if wrapped is not None else _Same(object())
-
-
-def _function_key(function: types.FunctionType, inside: Callable[[Any], Any]) -> tuple:
-    closed = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    module = function.__module__ or ""
-    if _MACHINERY.match(module):
-        return tuple(inside(item) for item in closed if _carries_code(item))
-    read = []
-    if module.split(".")[0] not in ("jax", "numpy", "flax", "optax"):
-        space = function.__globals__
-        read = [space[name] for name in _names(function.__code__) if name in space]
-    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    return function.__code__, *(inside(item) for item in (*closed, *defaults, *read))
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names that a function and those inside it may read."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _carries_code(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_carries_code, value))
-    kinds = types.FunctionType | functools.partial | jax.custom_jvp | jax.custom_vjp
-    return isinstance(value, kinds) or _is_wrapped(value)

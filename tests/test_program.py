@@ -10,7 +10,8 @@ import pytest
 from flax import linen, nnx
 
 from jaxadv import _program
-from jaxadv._program import Stable, digest, give_meaning, trace
+from jaxadv._program import digest, give_meaning, trace
+from jaxadv._program_key import Stable
 
 POINTS = jnp.linspace(0, 1, 32).reshape(2, 16)
 

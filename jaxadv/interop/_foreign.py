@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from .._program import Stable, give_meaning
+from .._program import give_meaning
+from .._program_key import Stable
 from ..types import Array, Key
 
 
