@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _channels, _grouped, _winograd
+from ._winograd import Pads, Pair
 from .types import Array
 
-Pair: TypeAlias = tuple[int, int]
-Pads: TypeAlias = tuple[Pair, Pair]
 Layout: TypeAlias = tuple[str, str, str]  # of images, kernel and result, in JAX's letters
 
 Role: TypeAlias = Literal["images", "kernel", "result"]

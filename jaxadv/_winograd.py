@@ -15,16 +15,16 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 from jax import lax
 
 from .types import Array
 
-Pair = tuple[int, int]
-Pads = tuple[Pair, Pair]
-Grid = list[list[Array]]  # the entries of a tile, each an array over all tiles
+Pair: TypeAlias = tuple[int, int]
+Pads: TypeAlias = tuple[Pair, Pair]  # before and after the height, before and after the width
+Grid: TypeAlias = list[list[Array]]  # the entries of a tile, each an array over all tiles
 
 _CHANNELS = 32  # below, the transforms take as long as the products
 _TILES = 64  # below, the transform of the kernel does

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
@@ -108,6 +109,7 @@ def _serve(theirs: connection.Connection, work: Callable[..., Any], number: int,
             theirs.send((_STOPPED, getattr(error, "signum", signal.SIGINT)))
         signals.leave(error)
     except Exception as error:
+        error.add_note(f"in a process of its own:\n{traceback.format_exc()}")
         with contextlib.suppress(OSError):
             theirs.send((_FAILED, _sendable(error)))
 
@@ -117,5 +119,7 @@ def _sendable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        readable = RuntimeError(f"{type(error).__name__}: {error}")
+        readable.add_note(error.__notes__[-1])
+        return readable
     return error

@@ -62,8 +62,11 @@ def test_nothing_to_do():
     ],
 )
 def test_failures_are_raised_here(work, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         side_by_side(work, [()], 1, print)
+    if work is odd:  # where it was raised is not lost
+        (note,) = raised.value.__notes__
+        assert "in odd" in note and "raise Odd(1, 2)" in note
 
 
 def test_a_failure_interrupts_the_others(tmp_path):
