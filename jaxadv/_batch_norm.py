@@ -114,15 +114,22 @@ def _exchanged_once(spread: Spread) -> Callable[[Array], tuple[Array, Array]]:
 
 
 def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[list, list]:
-    moves = [not isinstance(t, ad.Zero) for t in tangents]
+    moves = tuple(not isinstance(t, ad.Zero) for t in tangents)
+    moving = [t for m, t in zip(moves, tangents, strict=True) if m]
+    return _along(primals, moving, moves=moves, **params)
+
+
+# Layers of one shape are traced once.
+@functools.partial(jax.jit, static_argnames=("moves", "epsilon", "spread"))
+def _along(primals: Any, tangents: Any, *, moves: tuple[bool, ...], **params: Any) -> Any:
+    """Values, and their derivative along the tangents of the operands that move."""
 
     def form(*moving: Array) -> list[Array]:
         given = iter(moving)
         every = [next(given) if m else x for m, x in zip(moves, primals, strict=True)]
         return _form(*every, **params)
 
-    of = lambda arrays: [a for m, a in zip(moves, arrays, strict=True) if m]
-    return jax.jvp(form, of(primals), of(tangents))
+    return jax.jvp(form, [x for m, x in zip(moves, primals, strict=True) if m], tangents)
 
 
 def _batch(args: Any, dims: Any, **params: Any) -> tuple[list, list]:
