@@ -29,6 +29,7 @@ class Run(NamedTuple):
     Attributes:
         apply_fn: the model in the form of :mod:`jaxadv.objectives`.
         make_state: () -> the initial TrainState.
+        shapes: of its arrays.
         program: performs the run's updates, phase by phase.
         refresh: (state, data, key) -> batch_stats for evaluation after a phase of EntropySGD, or
             None if training keeps them current.
@@ -39,6 +40,7 @@ class Run(NamedTuple):
 
     apply_fn: objectives.ApplyFn
     make_state: Callable[[], training.TrainState]
+    shapes: training.TrainState
     program: training.Program
     refresh: Callable | None
     predict: Callable[..., training.Predictions]
@@ -119,13 +121,17 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
         phases=phases.make_phases(config, num_batches, key_for(config, Stream.NOISE)),
     )
 
-    @jax.jit  # one program, traced once for the shapes and the arrays
+    # One program, traced once for the shapes and the arrays. It runs once, and LLVM's full effort
+    # would take three times as long to compile the random numbers of all layers, for the same bits.
+    effort = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+    @functools.partial(jax.jit, compiler_options=effort)
     def initial_state(key):
         variables = init_variables(module, key, task.dataset.image_shape)
         return training.TrainState.create(*variables, program)
 
-    make_state = functools.partial(initial_state, key_for(config, Stream.INIT))
-    shapes = jax.eval_shape(make_state)
+    key = key_for(config, Stream.INIT)
+    shapes: Any = initial_state.trace(key).out_info
     refresh = None
     if config.bn.slow_weights == "refresh" and shapes.batch_stats:
         if config.optimizer == "entropy_sgd":
@@ -143,7 +149,8 @@ def build(config: Config, task: Task, sharding: jax.sharding.Sharding | None = N
         accuracy.predict_all, predict_batch, batch_size=evaluation.batch_size
     )
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    return Run(apply_fn, make_state, program, refresh, predict, num_parameters, num_batches)
+    make_state = functools.partial(initial_state, key)
+    return Run(apply_fn, make_state, shapes, program, refresh, predict, num_parameters, num_batches)
 
 
 def _objectives(config: Config, apply_fn: objectives.ApplyFn):

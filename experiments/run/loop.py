@@ -34,9 +34,9 @@ class Trainer:
         epoch so far and the metrics of finished epochs.
     """
 
-    def __init__(self, config, directory, task, run, shapes, verbose, say, on_metrics=None):
+    def __init__(self, config, directory, task, run, verbose, say, on_metrics=None):
         self.config, self.directory, self.task, self.run = config, directory, task, run
-        self.shapes, self.verbose, self.say = shapes, verbose, say
+        self.verbose, self.say = verbose, say
         self.on_metrics = on_metrics
         self.key = key_for(config, Stream.TRAIN)
         self.placement = devices.everywhere(devices.data_sharding(config.batch_size))
@@ -87,7 +87,7 @@ class Trainer:
         data = hosts.from_writer(lambda: last.read_bytes() if last.is_file() else None)
         if data is None:
             return hosts.place(self.run.make_state(), self.placement)
-        state, self.record = checkpoints.load(last, self.shapes, data)
+        state, self.record = checkpoints.load(last, self.run.shapes, data)
         hosts.from_writer(self._check_record)
         self.step = int(state.step)
         self._write_metrics()

@@ -63,8 +63,7 @@ def train_and_evaluate(
     say = tqdm.write if verbose and hosts.is_writer() else lambda text: None
     task = load_task(config, data_dir)
     run = build.build(config, task, devices.data_sharding(config.batch_size))
-    shapes = jax.eval_shape(run.make_state)
-    state_bytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes))
+    state_bytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(run.shapes))
     hosts.check_equal(directory.digest(config), "the configuration")
     report = _from_writer(lambda: directory.report_of(config))
     if report is not None:
@@ -72,8 +71,8 @@ def train_and_evaluate(
     else:
         with contextlib.ExitStack() as held:
             _from_writer(lambda: held.enter_context(directory.held(config, 5 * state_bytes)))
-            Trainer(config, directory, task, run, shapes, verbose, say, on_metrics).train()
-            predictions = _final_predictions(config, directory, task, run, shapes)
+            Trainer(config, directory, task, run, verbose, say, on_metrics).train()
+            predictions = _final_predictions(config, directory, task, run)
             report = _from_writer(lambda: _finish(config, directory, task, run, predictions, say))
         if on_metrics is not None and report is not None and hosts.is_writer():
             tested = {
@@ -107,10 +106,10 @@ def _from_writer(read: Callable[[], dict | None]) -> dict | None:
     return None if data is None else json.loads(data)
 
 
-def _final_predictions(config, directory, task, run, shapes) -> dict[str, training.Predictions]:
+def _final_predictions(config, directory, task, run) -> dict[str, training.Predictions]:
     """Predictions for the test images by checkpoint, computed by all processes together."""
     parts = ("params", "batch_stats")
-    templates = (shapes.params, shapes.batch_stats)
+    templates = (run.shapes.params, run.shapes.batch_stats)
     found = {}
     for name, path in (("selected", directory.selected), ("last", directory.last)):
         data = hosts.from_writer(functools.partial(checkpoints.read_bytes, path))

@@ -113,7 +113,7 @@ def parts(path: Path, config, names: tuple[str, ...] = ("params", "batch_stats")
 def shapes(config):
     """The TrainState of a configuration, without its values."""
     task = load_task(config)
-    return jax.eval_shape(build.build(config, task).make_state)
+    return build.build(config, task).shapes
 
 
 def spans(config, batches):

@@ -21,7 +21,7 @@ def slow_unless(names, fast):
 
 def programs(run, task):
     """The compiled function of each phase and the shapes of its arguments."""
-    shapes = jax.eval_shape(run.make_state)
+    shapes = run.shapes
     train = task.train
     data = training.DeviceData(
         jax.ShapeDtypeStruct(train.images.shape, jnp.uint8),

@@ -4,7 +4,6 @@ import io
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -166,7 +165,7 @@ def test_training_from_the_files_has_the_bits_of_training_from_memory(folder, tm
     for stream in ("true", "false"):
         config, workdir = tiny(data__stream=stream), tmp_path / stream
         reports.append(train.train_and_evaluate(config, workdir, data_dir=folder, verbose=False))
-        shapes = jax.eval_shape(build.build(config, load_task(config, folder)).make_state)
+        shapes = build.build(config, load_task(config, folder)).shapes
         states.append(checkpoints.load(RunDirectory(workdir).last, shapes)[0])
     assert_bitwise(*states)
     assert reports[0]["test"] == reports[1]["test"]

@@ -29,6 +29,17 @@ def assemble(config):
     return task, built, data
 
 
+def test_initial_weights_do_not_depend_on_how_they_are_compiled():
+    config = tiny("at", model="small_convnet")
+    task, built, _ = assemble(config)
+    module, shape = build.build_model(config, task.dataset), task.dataset.image_shape
+    full = {"xla_backend_optimization_level": 3}  # that of a run, not of these tests
+    init = jax.jit(lambda key: build.init_variables(module, key, shape), compiler_options=full)
+    state = built.make_state()
+    assert_bitwise(state.params, init(key_for(config, Stream.INIT))[0])
+    assert jax.tree.map(np.shape, built.shapes) == jax.tree.map(np.shape, state)
+
+
 @pytest.mark.parametrize(
     ("method", "norm"),
     [(method, "linf") for method in CONFIGS]
