@@ -19,6 +19,38 @@ class Clock:
         self.marks[name], self.last = now - self.last, now
 
 
+class Compiler:
+    """Seconds in which JAX traces, lowers and compiles, by kind and by program.
+
+    Spans are reported as they end; those inside another one are not counted in it again.
+    """
+
+    KINDS = {
+        "/jax/core/compile/jaxpr_trace_duration": "tracing",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
+        "/jax/core/compile/backend_compile_duration": "compiling or loading",
+    }
+
+    def __init__(self):
+        self.kinds: dict[str, float] = collections.defaultdict(float)
+        self.programs: dict[str, float] = collections.defaultdict(float)
+        self.ended: list[tuple[float, float]] = []  # start and length, none inside another
+
+    def __call__(self, event: str, start: float, end: float, **named) -> None:
+        if kind := self.KINDS.get(event):
+            own = end - start
+            while self.ended and self.ended[-1][0] >= start:
+                own -= self.ended.pop()[1]
+            self.ended.append((start, end - start))
+            self.kinds[kind] += own
+            self.programs[f"{kind}, {named.get('fun_name', '')}"] += own
+
+    def with_the_rest(self, marks: dict[str, float]) -> dict[str, float]:
+        """All seconds up to now by kind; what is not compiling runs."""
+        known = {"imports": marks["import"], "data": marks["data"], **self.kinds}
+        return known | {"running": sum(marks.values()) - sum(known.values())}
+
+
 class Counter(logging.Handler):
     """Counts compiled programs and cache hits."""
 
@@ -48,6 +80,8 @@ def main() -> None:
     counter, logger = Counter(), logging.getLogger("jax")
     logger.addHandler(counter)
     logger.propagate = False
+    compiler = Compiler()
+    jax.monitoring.register_event_time_span_listener(compiler)
     jax.devices()
     clock.mark("import")
     config = settings.load_config(method, scale, dataset)
@@ -58,13 +92,18 @@ def main() -> None:
     data = jax.device_put(training.DeviceData(*map(jax.numpy.asarray, task.train)), place)
     state = jax.device_put(run.make_state(), place)
     clock.mark("build")
+    found = {}
     for name in ("first step", "next step"):
         count = run.program.call_length(int(state.step), left=run.batches_per_epoch, at_most=1)
         key = tasks.key_for(config, tasks.Stream.TRAIN)
         state, _ = run.program.advance(state, data, key, count)
         jax.block_until_ready(state)
         clock.mark(name)
-    print(json.dumps({"seconds": clock.marks, **counter.counts}))
+        found = found or {
+            "kinds": compiler.with_the_rest(clock.marks),
+            "slowest": dict(sorted(compiler.programs.items(), key=lambda item: -item[1])[:8]),
+        }
+    print(json.dumps({"seconds": clock.marks, **counter.counts, **found}))
 
 
 if __name__ == "__main__":

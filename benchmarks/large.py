@@ -6,7 +6,8 @@ At 224x224 pixels the state of an attack is a dozen arrays of the size of the im
 alternates with a loop of as many forward and backward passes on the same images, which does nothing
 else, in CPU seconds; the ratio is 1 if the attack costs nothing of its own. The networks are two
 convolutions (strides 4 and 2) and a ResNet-50, with random weights, evaluated ``--rows`` images at
-a time, as AutoAttack does on CPU. Radii are so small that every image survives.
+a time, as AutoAttack does on CPU. Radii are so small that every image survives. ``--profile``
+traces two more calls of each, see ``_trace.py``.
 """
 
 import functools
@@ -19,6 +20,7 @@ from flax import linen
 from experiments.cli.options import Parser
 from jaxadv import attacks, models
 
+from . import _trace
 from ._report import provenance, save
 from ._timing import alternate, ratio, summary
 
@@ -46,6 +48,7 @@ def parse(arguments=None):
     parser.add_argument("--rows", type=int, default=1, help="images in a call")
     parser.add_argument("--num_steps", type=int, default=10, help="of APGD-CE and FAB-T")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="also trace where the time goes")
     parser.add_argument("--output", help="JSON")
     return parser.parse_args(arguments)
 
@@ -112,6 +115,10 @@ def measure(options, name: str, size: tuple[int, ...]) -> list[dict]:
             row["MiB an image"] = bytes_used / options.rows / 2**20
             print(f"{name:9} {norm:4} {attack:8} {row['ratio']['median']:6.2f} times the passes, "
                   f"{row['MiB an image']:7.1f} MiB an image", flush=True)  # fmt: skip
+            if options.profile:
+                label = f"{attack}, {norm}, {name}"
+                traced = {"attack": f"jaxadv, {label}", "passes": f"jaxadv, passes of {label}"}
+                row["profile"] = _trace.of_all({traced[what]: rivals[what] for what in traced})
             found.append(row)
     return found
 

@@ -7,11 +7,14 @@ A fresh process imports, reads the data, builds, and takes its first two steps, 
 cache folder and once with the cache the first one left; that is repeated with new folders. Prints
 the seconds of each part and how many programs were compiled rather than found in the cache.
 (tests/experiments/run/test_train.py checks that a whole run compiles no more.) Beside them the
-seconds of ``import jaxadv`` and of the entry point's ``--help``.
+seconds of ``import jaxadv`` and of the entry point's ``--help``. In the JSON "kinds" are the
+seconds up to the end of the first step by what JAX does in them, "slowest" those of the slowest
+programs.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -82,6 +85,13 @@ def main(arguments=None) -> dict:
             times.setdefault(name, []).append(seconds_of(*words))
     times |= {name: [first_minibatch(row) for row in found] for name, found in runs.items()}
     report = {**provenance(options), **runs, "seconds": summary(times)}
+    report["profile"] = {
+        f"jaxadv, {name} cache": {
+            "kinds": {kind: statistics.median(row["kinds"][kind] for row in found)
+                      for kind in found[0]["kinds"]}
+        }
+        for name, found in runs.items()
+    }  # fmt: skip
     for name, row in report["seconds"].items():
         print(f"{name}: {row['median']:.2f} s ({row['least']:.2f} to {row['greatest']:.2f})")
     save(report, options.output)

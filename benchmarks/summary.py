@@ -216,6 +216,7 @@ def _profiles(report):
     """One row for every call that was traced."""
     options = report["options"]
     parts = [("", report)] + [(f", width {n['width']}", n) for n in report.get("networks", ())]
+    parts += [("", row) for row in report.get("rows", ())]
     for part, found in parts:
         for label, one in found.get("profile", {}).items():
             side, _, call = label.partition(", ")
@@ -231,8 +232,12 @@ def _traced(options) -> str:
     """What was traced, in words."""
     if "starts" in options:
         return f"theory.trained_smoothness, {options['norm'].capitalize()}, a snapshot"
+    if "norms" in options:
+        return f"{options['size']}x{options['size']} pixels"
     if "widths" in options:
         return "norm of the attack Jacobian, PreActResNet-18"
+    if "dataset" in options:
+        return f"time to the first minibatch, {options['dataset']}, {options['method']}"
     if "methods" in options:
         return f"training, width {options['width']}, batch {options['batch_size']}"
     network = _parity_tables.network(options | {"num_steps": 100, "num_queries": 5000})
@@ -281,7 +286,8 @@ _MEASURES = {
     "streaming": _streaming,
 }
 _RATES = {"rates": _gflops}
-_PROFILES = dict.fromkeys(("training", "traces", "matrix", "smoothness"), _profiles)
+_TRACED = ("training", "traces", "matrix", "smoothness", "startup", "large")
+_PROFILES = dict.fromkeys(_TRACED, _profiles)
 
 
 def render(results: pathlib.Path = RESULTS) -> dict[str, str]:
