@@ -116,7 +116,7 @@ def measure(options, name: str, size: tuple[int, ...]) -> list[dict]:
             print(f"{name:9} {norm:4} {attack:8} {row['ratio']['median']:6.2f} times the passes, "
                   f"{row['MiB an image']:7.1f} MiB an image", flush=True)  # fmt: skip
             if options.profile:
-                label = f"{attack}, {norm}, {name}"
+                label = f"{attack}, {norm}"
                 traced = {"attack": f"jaxadv, {label}", "passes": f"jaxadv, passes of {label}"}
                 row["profile"] = _trace.of_all({traced[what]: rivals[what] for what in traced})
             found.append(row)

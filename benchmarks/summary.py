@@ -180,12 +180,14 @@ def _fresh(report):
         yield f"`{name}`, environment", f"{found['median']:.0f} MB"
 
 
+_LARGE = {"small": "two convolutions", "resnet50": "ResNet-50"}  # networks
+
+
 def _large(report):
-    names = {"small": "two convolutions", "resnet50": "ResNet-50"}
     pixels, rows = report["options"]["size"], report["options"]["rows"]
     for row in report["rows"]:
         what = (
-            f"{row['attack']}, {row['norm']}, {names[row['network']]}, {pixels}x{pixels} pixels, "
+            f"{row['attack']}, {row['norm']}, {_LARGE[row['network']]}, {pixels}x{pixels} pixels, "
             f"{rows} a block"
         )
         cost = f"{_spread(row['ratio'])} times its passes, {row['MiB an image']:.1f} MiB an image"
@@ -216,10 +218,12 @@ def _profiles(report):
     """One row for every call that was traced."""
     options = report["options"]
     parts = [("", report)] + [(f", width {n['width']}", n) for n in report.get("networks", ())]
-    parts += [("", row) for row in report.get("rows", ())]
+    parts += [(f", {_LARGE[row['network']]}", row) for row in report.get("rows", ())]
     for part, found in parts:
         for label, one in found.get("profile", {}).items():
             side, _, call = label.partition(", ")
+            if call.startswith("passes"):  # beside which an attack on large images is timed
+                continue
             what = f"{_traced(options)}{part}{f', {call}' if call else ''}"
             text = shares(one["kinds"])
             if "starts" in options:  # of several programs
